@@ -1,0 +1,41 @@
+"""The way Python web applications talk to PostgreSQL: one configuration, one cache, three frameworks."""
+
+from ._config import load_config
+from ._connection import ConnectionHandle
+from ._connection_async import AsyncConnectionHandle
+from ._database import Database, UnitOfWork
+from ._database_async import AsyncDatabase, AsyncUnitOfWork
+from ._lease import Lease
+from ._lease_async import AsyncLease
+from ._manager import PGConnectionManager
+from ._secrets import redact_config
+from .errors import (
+    ConfigError,
+    EnvInterpolationError,
+    GivenBackError,
+    PgmonkeyError,
+    PoolClosedError,
+    PoolFullError,
+    PoolTimeoutError,
+)
+
+__all__ = [
+    "AsyncConnectionHandle",
+    "AsyncDatabase",
+    "AsyncLease",
+    "AsyncUnitOfWork",
+    "ConfigError",
+    "ConnectionHandle",
+    "Database",
+    "EnvInterpolationError",
+    "GivenBackError",
+    "Lease",
+    "PGConnectionManager",
+    "PgmonkeyError",
+    "PoolClosedError",
+    "PoolFullError",
+    "PoolTimeoutError",
+    "UnitOfWork",
+    "load_config",
+    "redact_config",
+]

@@ -1,0 +1,90 @@
+"""What waiting means in asyncio.  `_colour` offers the same names to threads."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from collections.abc import Awaitable, Callable
+from typing import Any, Generic, TypeVar
+
+from ._config import Kind
+
+T = TypeVar("T")
+Lock = asyncio.Lock
+POOL_KIND: Kind = "async_pool"
+
+
+def current_loop() -> object | None:
+    """Return the running event loop: what is opened on one loop cannot be used on another."""
+    return asyncio.get_running_loop()
+
+
+def is_over(loop: object | None) -> bool:
+    """Tell whether *loop* is closed, so that what belongs to it is of no use any more."""
+    return isinstance(loop, asyncio.AbstractEventLoop) and loop.is_closed()
+
+
+def cannot_wait(error: BaseException | None) -> bool:
+    """Tell whether *error* is being handled where awaiting is forbidden: a coroutine that is being closed."""
+    return isinstance(error, GeneratorExit)
+
+
+class Waiter(Generic[T]):
+    """A place in a queue: one task waits, anybody delivers."""
+
+    def __init__(self) -> None:
+        self.result: T | None = None
+        self._thread = threading.get_ident()
+        self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def wait(self, timeout: float) -> None:
+        """Wait until something is delivered, at most *timeout* seconds."""
+        await asyncio.wait([self._future], timeout=timeout)
+
+    def deliver(self, result: T) -> None:
+        """Set the result and wake the waiter, from whatever thread."""
+        self.result = result
+        loop = self._future.get_loop()
+        if loop.is_closed():
+            return
+        if threading.get_ident() == self._thread:
+            self._wake()
+        else:
+            loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        if not self._future.done():
+            self._future.set_result(None)
+
+
+class Ticker:
+    """Call a method of an object again and again, for as long as the object lives and the loop runs.
+
+    A timer rather than a task between the calls, so that nothing is pending when a loop is closed.
+    """
+
+    def __init__(self, method: Callable[[], Awaitable[float]]) -> None:
+        self._method: Any = weakref.WeakMethod(method)
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = self._loop.call_later(0, self._tick)
+        self._task: asyncio.Task[None] | None = None
+
+    def _tick(self) -> None:
+        self._task = self._loop.create_task(self._run())
+
+    async def _run(self) -> None:
+        method = self._method()
+        if method is not None and self._timer is not None:
+            delay = await method()
+            if self._timer is not None:
+                self._timer = self._loop.call_later(delay, self._tick)
+
+    def stop(self) -> None:
+        """Stop for good; safe to call from any thread and after the loop was closed."""
+        timer, task, self._timer = self._timer, self._task, None
+        if timer is None or self._loop.is_closed():
+            return
+        for handle in (timer, task):
+            if handle is not None:
+                self._loop.call_soon_threadsafe(handle.cancel)

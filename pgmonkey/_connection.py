@@ -1,0 +1,139 @@
+# Generated from _connection_async.py by tools/twins.py: change that file, then run the tool.
+
+"""What `get_database_connection` returns: something to write ``with`` before."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from types import FrameType, TracebackType
+from typing import Any
+
+from psycopg import Connection
+
+from ._blueprint import blueprint
+from ._colour import current_loop, is_over
+from ._config import Config, Kind
+from ._entries import Entries
+from ._lease import Lease
+from ._pool import Pool
+
+
+class ConnectionHandle:
+    """A database, as one connection or as a pool of them.
+
+    ``with handle as conn`` lends a psycopg connection for the block: committed when the block ends, rolled back
+    when it raises, given back in any case.  Blocks of a pool may be nested and run side by side, each on a connection
+    of its own.  Blocks of a single connection wait for each other; one inside another is a savepoint of it.
+    """
+
+    def __init__(self, config: Config, kind: Kind) -> None:
+        self.kind: Kind = kind
+        """``normal``, ``pool``, ``async`` or ``pool``."""
+        self._plan = blueprint(config, kind)
+        self._pool = Pool(self._plan)
+        self._loop = current_loop()
+        self._entries: Entries[Lease | _Nested] = Entries()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "open"
+        return f"<{type(self).__module__}.{type(self).__qualname__} {self._plan.name!r} {state}>"
+
+    def open(self) -> None:
+        """Connect now rather than at the first borrow; raise what psycopg raises when the server cannot be reached."""
+        if self._plan.settings.open is not False:
+            self._pool.open()
+
+    def borrow(self, *, timeout: float | None = None, autocommit: bool | None = None) -> Lease:
+        """Lend a connection until the lease is finished, which is up to the caller.
+
+        *timeout* is in seconds and defaults to the pool's; *autocommit* defaults to the configuration's.
+        """
+        pooled = self._pool.borrow(timeout)
+        return Lease(self._pool, pooled, self._plan.autocommit if autocommit is None else autocommit)
+
+    @contextmanager
+    def connection(self, *, timeout: float | None = None, autocommit: bool | None = None) -> Iterator[Connection[Any]]:
+        """Lend a connection for a block, as ``with handle`` does, with the options of `borrow`."""
+        lease = self.borrow(timeout=timeout, autocommit=autocommit)
+        try:
+            yield lease.connection
+        except BaseException as error:
+            lease.finish(error)
+            raise
+        lease.finish()
+
+    def __enter__(self) -> Connection[Any]:
+        return self._enter(sys._getframe(1))
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        return self._exit(self._entries.pop(sys._getframe(1)), exc)
+
+    def _enter(self, frame: FrameType) -> Connection[Any]:
+        outer = self._outer() if self._plan.single else None
+        entry = self.borrow() if outer is None else _Nested.begin(outer)
+        if isinstance(entry, Lease) and self._plan.single:
+            _blocks.set((*(lease for lease in _blocks.get() if lease.active), entry))
+        self._entries.push(frame, entry)
+        return entry.connection
+
+    def _exit(self, entry: Lease | _Nested, error: BaseException | None) -> None:
+        entry.finish(error)
+
+    def _outer(self) -> Lease | None:
+        return next((lease for lease in _blocks.get() if lease.active and lease.pool is self._pool), None)
+
+    def close(self) -> None:
+        """Close what is idle now and what is lent when it comes back."""
+        self._pool.close(f"{self.kind} connection closed; ask get_database_connection() again")
+
+    def terminate(self) -> None:
+        """Close everything now."""
+        self._pool.terminate()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the handle was closed."""
+        return self._pool.closed
+
+    @property
+    def usable_here(self) -> bool:
+        """Whether the handle is open and belongs to the running event loop; threads share every loop-less handle."""
+        return not self._pool.closed and self._loop is current_loop()
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether the event loop that the handle belongs to is closed."""
+        return is_over(self._loop)
+
+    def stats(self) -> dict[str, int]:
+        """Return counters named as in psycopg_pool: sizes in connections, times in milliseconds."""
+        return self._pool.stats()
+
+
+_blocks: ContextVar[tuple[Lease, ...]] = ContextVar("pgmonkey_blocks", default=())
+"""The single connections whose blocks the current context is in."""
+
+
+class _Nested:
+    """A block inside a block of the same single connection: a savepoint."""
+
+    def __init__(self, connection: Connection[Any], stack: ExitStack) -> None:
+        self.connection = connection
+        self._stack = stack
+
+    @classmethod
+    def begin(cls, outer: Lease) -> _Nested:
+        stack = ExitStack()
+        stack.enter_context(outer.connection.transaction())
+        return cls(outer.connection, stack)
+
+    def finish(self, error: BaseException | None = None) -> None:
+        if error is None:
+            self._stack.close()
+        else:
+            self._stack.__exit__(type(error), error, error.__traceback__)

@@ -1,0 +1,139 @@
+"""What `get_database_connection` returns: something to write ``async with`` before."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import AsyncExitStack, asynccontextmanager
+from contextvars import ContextVar
+from types import FrameType, TracebackType
+from typing import Any
+
+from psycopg import AsyncConnection
+
+from ._blueprint import blueprint
+from ._colour_async import current_loop, is_over
+from ._config import Config, Kind
+from ._entries import Entries
+from ._lease_async import AsyncLease
+from ._pool_async import AsyncPool
+
+
+class AsyncConnectionHandle:
+    """A database, as one connection or as a pool of them.
+
+    ``async with handle as conn`` lends a psycopg connection for the block: committed when the block ends, rolled back
+    when it raises, given back in any case.  Blocks of a pool may be nested and run side by side, each on a connection
+    of its own.  Blocks of a single connection wait for each other; one inside another is a savepoint of it.
+    """
+
+    def __init__(self, config: Config, kind: Kind) -> None:
+        self.kind: Kind = kind
+        """``normal``, ``pool``, ``async`` or ``async_pool``."""
+        self._plan = blueprint(config, kind)
+        self._pool = AsyncPool(self._plan)
+        self._loop = current_loop()
+        self._entries: Entries[AsyncLease | _Nested] = Entries()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "open"
+        return f"<{type(self).__module__}.{type(self).__qualname__} {self._plan.name!r} {state}>"
+
+    async def open(self) -> None:
+        """Connect now rather than at the first borrow; raise what psycopg raises when the server cannot be reached."""
+        if self._plan.settings.open is not False:
+            await self._pool.open()
+
+    async def borrow(self, *, timeout: float | None = None, autocommit: bool | None = None) -> AsyncLease:
+        """Lend a connection until the lease is finished, which is up to the caller.
+
+        *timeout* is in seconds and defaults to the pool's; *autocommit* defaults to the configuration's.
+        """
+        pooled = await self._pool.borrow(timeout)
+        return AsyncLease(self._pool, pooled, self._plan.autocommit if autocommit is None else autocommit)
+
+    @asynccontextmanager
+    async def connection(
+        self, *, timeout: float | None = None, autocommit: bool | None = None
+    ) -> AsyncIterator[AsyncConnection[Any]]:
+        """Lend a connection for a block, as ``async with handle`` does, with the options of `borrow`."""
+        lease = await self.borrow(timeout=timeout, autocommit=autocommit)
+        try:
+            yield lease.connection
+        except BaseException as error:
+            await lease.finish(error)
+            raise
+        await lease.finish()
+
+    def __aenter__(self) -> Awaitable[AsyncConnection[Any]]:
+        return self._enter(sys._getframe(1))
+
+    def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> Awaitable[None]:
+        return self._exit(self._entries.pop(sys._getframe(1)), exc)
+
+    async def _enter(self, frame: FrameType) -> AsyncConnection[Any]:
+        outer = self._outer() if self._plan.single else None
+        entry = await self.borrow() if outer is None else await _Nested.begin(outer)
+        if isinstance(entry, AsyncLease) and self._plan.single:
+            _blocks.set((*(lease for lease in _blocks.get() if lease.active), entry))
+        self._entries.push(frame, entry)
+        return entry.connection
+
+    async def _exit(self, entry: AsyncLease | _Nested, error: BaseException | None) -> None:
+        await entry.finish(error)
+
+    def _outer(self) -> AsyncLease | None:
+        return next((lease for lease in _blocks.get() if lease.active and lease.pool is self._pool), None)
+
+    def close(self) -> None:
+        """Close what is idle now and what is lent when it comes back."""
+        self._pool.close(f"{self.kind} connection closed; ask get_database_connection() again")
+
+    def terminate(self) -> None:
+        """Close everything now."""
+        self._pool.terminate()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the handle was closed."""
+        return self._pool.closed
+
+    @property
+    def usable_here(self) -> bool:
+        """Whether the handle is open and belongs to the running event loop; threads share every loop-less handle."""
+        return not self._pool.closed and self._loop is current_loop()
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether the event loop that the handle belongs to is closed."""
+        return is_over(self._loop)
+
+    def stats(self) -> dict[str, int]:
+        """Return counters named as in psycopg_pool: sizes in connections, times in milliseconds."""
+        return self._pool.stats()
+
+
+_blocks: ContextVar[tuple[AsyncLease, ...]] = ContextVar("pgmonkey_blocks", default=())
+"""The single connections whose blocks the current context is in."""
+
+
+class _Nested:
+    """A block inside a block of the same single connection: a savepoint."""
+
+    def __init__(self, connection: AsyncConnection[Any], stack: AsyncExitStack) -> None:
+        self.connection = connection
+        self._stack = stack
+
+    @classmethod
+    async def begin(cls, outer: AsyncLease) -> _Nested:
+        stack = AsyncExitStack()
+        await stack.enter_async_context(outer.connection.transaction())
+        return cls(outer.connection, stack)
+
+    async def finish(self, error: BaseException | None = None) -> None:
+        if error is None:
+            await self._stack.aclose()
+        else:
+            await self._stack.__aexit__(type(error), error, error.__traceback__)

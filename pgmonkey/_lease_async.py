@@ -1,0 +1,115 @@
+"""A lease: one connection in the hands of one borrower, given back exactly once and clean."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.errors import InFailedSqlTransaction
+from psycopg.pq import ConnStatus, TransactionStatus
+
+from ._blueprint import CLEAN
+from ._colour_async import cannot_wait
+from ._lending import lend, take_back
+from ._pool_async import AsyncPool, AsyncPooled
+
+logger = logging.getLogger("pgmonkey")
+
+_CLEAN = CLEAN.encode()
+
+
+class AsyncLease:
+    """A borrowed connection.  Whoever holds the lease calls `finish`; a lease that is merely dropped is abandoned."""
+
+    def __init__(self, pool: AsyncPool, pooled: AsyncPooled, autocommit: bool) -> None:
+        self.connection: AsyncConnection[Any] = lend(pooled.connection, autocommit)
+        """The psycopg connection; unusable once the lease is finished."""
+        self.pool = pool
+        self._pooled: AsyncPooled | None = pooled
+        if pool.plan.settings.close_returns:
+            self.connection.__dict__["close"] = self.finish
+
+    @property
+    def active(self) -> bool:
+        """Whether the connection is still the borrower's."""
+        return self._pooled is not None
+
+    async def finish(self, error: BaseException | None = None, *, clean: bool = True) -> None:
+        """Commit, or roll back when there is an *error*; clean the session; give the connection back.
+
+        Commit and cleaning travel together, in one round trip.  *clean* is False where the borrower knows that nothing
+        was left in the session.  Raises what makes the COMMIT fail; the connection is given back all the same.  A
+        second call does nothing.
+        """
+        pooled, self._pooled = self._pooled, None
+        if pooled is None:
+            return
+        try:
+            if cannot_wait(error):
+                pooled.close()
+            elif error is None:
+                await self._commit(pooled, clean)
+            else:
+                await self._roll_back(pooled, clean)
+            if self.pool.plan.settings.reset is not None and pooled.connection.pgconn.status == ConnStatus.OK:
+                await self.pool.plan.settings.reset(pooled.connection)
+        finally:
+            take_back(self.connection)
+            self.pool.give_back(pooled)
+
+    def abandon(self) -> None:
+        """Close the connection, whatever it is doing, and give its place back.  Never waits."""
+        pooled, self._pooled = self._pooled, None
+        if pooled is not None:
+            take_back(self.connection)
+            pooled.close()
+            self.pool.give_back(pooled)
+
+    def __del__(self) -> None:
+        """Take back what a dead thread or a forgotten variable held."""
+        if getattr(self, "_pooled", None) is not None:
+            self.abandon()
+
+    async def _commit(self, pooled: AsyncPooled, clean: bool) -> None:
+        status = pooled.connection.pgconn.transaction_status
+        if status == TransactionStatus.INTRANS:
+            try:
+                await self._send(pooled, b"COMMIT", clean)
+            except psycopg.Error:
+                if clean and pooled.connection.pgconn.transaction_status == TransactionStatus.IDLE:
+                    await self._send(pooled, b"", clean)
+                raise
+        elif status == TransactionStatus.INERROR:
+            await self._roll_back(pooled, clean)
+            raise InFailedSqlTransaction(
+                "nothing was committed: a statement of this transaction failed and its error was ignored"
+            )
+        elif status == TransactionStatus.ACTIVE:
+            pooled.close()
+            raise psycopg.OperationalError("nothing was committed: a statement was still running at the end")
+        elif status == TransactionStatus.IDLE:
+            await self._send(pooled, b"", clean)
+        elif self.connection.broken:
+            raise psycopg.OperationalError("nothing was committed: the connection was lost")
+
+    async def _roll_back(self, pooled: AsyncPooled, clean: bool) -> None:
+        status = pooled.connection.pgconn.transaction_status
+        try:
+            if status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
+                await self._send(pooled, b"ROLLBACK", clean)
+            elif status == TransactionStatus.IDLE:
+                await self._send(pooled, b"", clean)
+            elif status == TransactionStatus.ACTIVE:
+                pooled.close()
+        except psycopg.Error as error:
+            # The borrower is handling a more important error; the server rolls back what it loses.
+            logger.debug("closing a connection that could not be rolled back: %s", error)
+            pooled.close()
+
+    async def _send(self, pooled: AsyncPooled, statement: bytes, clean: bool) -> None:
+        pooled.connection.prepare_threshold = self.pool.plan.connect.get("prepare_threshold", 5)
+        message = b"; ".join(filter(None, [statement, _CLEAN if clean else b""]))
+        if message:
+            await pooled.connection.execute(message, prepare=False)

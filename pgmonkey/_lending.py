@@ -1,0 +1,97 @@
+"""Lend a pooled connection so that it can be taken back for certain.
+
+A borrower gets a connection object of its own over the pooled one's libpq connection: a real `psycopg.Connection` with
+its own handlers, row factory and isolation level.  Taking it back removes the libpq connection from that object, so
+that whoever kept it, or a cursor made from it, gets an error and never somebody else's transaction.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import weakref
+from collections import deque
+from functools import lru_cache, partial
+from types import CodeType, FrameType
+from typing import Any, TypeVar
+
+from psycopg import BaseConnection
+from psycopg.adapt import AdaptersMap
+
+from .errors import GivenBackError
+
+C = TypeVar("C", bound="BaseConnection[Any]")
+
+_TAKEN_BACK = ("pgconn", "lock")
+_OURS = ("pgmonkey", "flask_pgmonkey", "fastapi_pgmonkey", "django_pgmonkey", "contextlib")
+
+
+class _Lent:
+    """What a lent connection does differently from psycopg's own."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _TAKEN_BACK:
+            raise GivenBackError(
+                "this connection was given back to its pool and is no longer yours; borrow another one"
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __repr__(self) -> str:
+        if "pgconn" not in self.__dict__:
+            return f"<{type(self).__module__}.{type(self).__qualname__} [GIVEN BACK] at 0x{id(self):x}>"
+        return super().__repr__()
+
+    def __del__(self) -> None:
+        """Say nothing: the pool closes what it owns."""
+
+
+@lru_cache
+def lendable(connection_class: Any) -> Any:
+    """Return the subclass of *connection_class* that a pool connects with and lends."""
+    name = connection_class.__name__
+    return type(name, (_Lent, connection_class), {"__module__": connection_class.__module__})
+
+
+def lend(pooled: C, autocommit: bool) -> C:
+    """Return a connection for one borrower over the libpq connection of *pooled*."""
+    lent = object.__new__(type(pooled))
+    state: dict[str, Any] = lent.__dict__
+    state.update(pooled.__dict__)
+    state["_autocommit"] = autocommit
+    state["_notice_handlers"] = list(state["_notice_handlers"])
+    state["_notify_handlers"] = list(state["_notify_handlers"])
+    state["_notifies_backlog"] = deque()
+    if state["_adapters"]:
+        state["_adapters"] = AdaptersMap(state["_adapters"])
+    # psycopg hands notices and notifications to the object that the libpq connection names here.
+    reference: Any = weakref.ref(lent)
+    lent.pgconn.notice_handler = partial(BaseConnection._notice_handler, reference)
+    lent.pgconn.notify_handler = partial(BaseConnection._notify_handler, reference)
+    return lent
+
+
+def take_back(lent: BaseConnection[Any]) -> None:
+    """Make *lent*, and every cursor made from it, unusable."""
+    for name in _TAKEN_BACK:
+        lent.__dict__.pop(name, None)
+
+
+class Place:
+    """Where in the program a connection was borrowed."""
+
+    __slots__ = ("_code", "_line")
+
+    def __init__(self, code: CodeType, line: int) -> None:
+        self._code = code
+        self._line = line
+
+    @classmethod
+    def here(cls) -> Place:
+        """Return the nearest calling place outside pgmonkey."""
+        frame: FrameType = sys._getframe(1)
+        while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _OURS:
+            frame = frame.f_back
+        return cls(frame.f_code, frame.f_lineno)
+
+    def __str__(self) -> str:
+        return f"{os.path.relpath(self._code.co_filename)}:{self._line} ({self._code.co_name})"

@@ -1,0 +1,47 @@
+"""Tell whether an idle connection is still alive, without asking the server."""
+
+from __future__ import annotations
+
+import select
+
+import psycopg
+from psycopg import pq
+
+
+def is_alive(pgconn: pq.abc.PGconn) -> bool:
+    """Tell whether the idle connection *pgconn* can be lent, at the cost of one ``poll`` when nothing has arrived.
+
+    What the server sent meanwhile is read and parsed: notifications and changed parameters are fine, the end of the
+    stream or a FATAL error (57P01, a time-out of the session) is not.
+    """
+    if pgconn.status != pq.ConnStatus.OK:
+        return False
+    if not _readable(pgconn.socket):
+        return True
+    fatal = False
+
+    def notice(result: pq.abc.PGresult) -> None:
+        nonlocal fatal
+        fatal = fatal or result.error_field(pq.DiagnosticField.SEVERITY_NONLOCALIZED) in (b"FATAL", b"PANIC")
+
+    previous, pgconn.notice_handler = pgconn.notice_handler, notice
+    try:
+        while not fatal and _readable(pgconn.socket):
+            pgconn.consume_input()
+            if pgconn.is_busy():  # also what makes libpq parse what it read
+                return False
+            while pgconn.notifies():
+                pass
+    except psycopg.OperationalError:
+        return False
+    finally:
+        pgconn.notice_handler = previous
+    return not fatal and pgconn.status == pq.ConnStatus.OK
+
+
+def _readable(socket: int) -> bool:
+    if hasattr(select, "poll"):  # select() cannot watch descriptors from 1024 on
+        poller = select.poll()
+        poller.register(socket, select.POLLIN)
+        return bool(poller.poll(0))
+    return bool(select.select([socket], [], [], 0)[0])

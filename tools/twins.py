@@ -1,0 +1,89 @@
+"""Write the synchronous twin of every asynchronous source: ``python tools/twins.py``, or ``--check`` to only compare.
+
+A file ``NAME_async.py`` is the source and ``NAME.py`` beside it the twin, except for the hand-written pairs below.
+The check fails on a twin that is stale, one whose source is gone, and a rule that nothing uses.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("pgmonkey", "tests")
+BY_HAND = {"_colour_async.py"}
+HEADER = "# Generated from {source} by tools/twins.py: change that file, then run the tool.\n"
+
+RULES = {
+    r"\basync (def|with|for)\b": r"\1",
+    r"\bawait ": "",
+    r"\b__a(enter|exit)__\b": r"__\1__",
+    r"\basynccontextmanager\b": "contextmanager",
+    r"\benter_async_context\b": "enter_context",
+    r"\baclose\b": "close",
+    r"\basync_pool\b": "pool",
+    r"\b(_?)Async(?=[A-Z])": r"\1",
+    r"(?<=\w)_async\b": "",
+}
+
+
+def twin(text: str, used: set[str]) -> str:
+    """Return the synchronous twin of *text*; add to *used* the rules that applied."""
+    text = _unwrap_awaitables(text)
+    for pattern, replacement in RULES.items():
+        text, count = re.subn(pattern, replacement, text)
+        if count:
+            used.add(pattern)
+    return text
+
+
+def _unwrap_awaitables(text: str) -> str:
+    while (start := text.find("Awaitable[")) >= 0:
+        depth, end = 1, start + len("Awaitable[")
+        while depth:
+            depth += {"[": 1, "]": -1}.get(text[end], 0)
+            end += 1
+        text = text[:start] + text[start + len("Awaitable[") : end - 1] + text[end:]
+    return text
+
+
+def tidy(path: Path, text: str) -> str:
+    """Return *text* with unused imports removed and formatted as ruff formats the rest of the tree."""
+    ruff = [sys.executable, "-m", "ruff"]
+    name = ["--stdin-filename", str(path)]
+    for command in (["check", "--select=F401,I", "--fix", "--quiet", *name, "-"], ["format", "--quiet", *name, "-"]):
+        run = subprocess.run([*ruff, *command], input=text, capture_output=True, text=True, cwd=ROOT, check=True)
+        text = run.stdout
+    return text
+
+
+def main(arguments: list[str]) -> int:
+    """Write or check every twin; return the exit status."""
+    problems: list[str] = []
+    used: set[str] = set()
+    twins: set[Path] = set()
+    for folder in FOLDERS:
+        for source in sorted((ROOT / folder).rglob("*_async.py")):
+            if source.name in BY_HAND:
+                continue
+            target = source.with_name(source.name.replace("_async.py", ".py"))
+            twins.add(target)
+            header = HEADER.format(source=source.name)
+            text = tidy(target, header + "\n" + twin(source.read_text(), used))
+            if "--check" not in arguments:
+                target.write_text(text)
+            elif not target.exists() or target.read_text() != text:
+                problems.append(f"{target.relative_to(ROOT)} is stale: run python tools/twins.py")
+    for folder in FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            if path not in twins and path.read_text().startswith(HEADER[:15]):
+                problems.append(f"{path.relative_to(ROOT)} has no source any more: delete it")
+    problems += [f"the rule {rule} is not used: delete it" for rule in RULES if rule not in used]
+    print("\n".join(problems) or f"{len(twins)} twins are fresh")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
