@@ -12,6 +12,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from psycopg import Connection
+from psycopg.abc import AdaptContext
 
 from ._blueprint import blueprint
 from ._colour import current_loop, is_over
@@ -46,13 +47,17 @@ class ConnectionHandle:
         if self._plan.settings.open is not False:
             self._pool.open()
 
-    def borrow(self, *, timeout: float | None = None, autocommit: bool | None = None) -> Lease:
+    def borrow(
+        self, *, timeout: float | None = None, autocommit: bool | None = None, context: AdaptContext | None = None
+    ) -> Lease:
         """Lend a connection until the lease is finished, which is up to the caller.
 
-        *timeout* is in seconds and defaults to the pool's; *autocommit* defaults to the configuration's.
+        *timeout* is in seconds and defaults to the pool's; *autocommit* defaults to the configuration's; *context* is
+        where the connection's type adapters come from, psycopg's own by default.
         """
         pooled = self._pool.borrow(timeout)
-        return Lease(self._pool, pooled, self._plan.autocommit if autocommit is None else autocommit)
+        autocommit = self._plan.autocommit if autocommit is None else autocommit
+        return Lease(self._pool, pooled, autocommit, context)
 
     @contextmanager
     def connection(self, *, timeout: float | None = None, autocommit: bool | None = None) -> Iterator[Connection[Any]]:

@@ -10,6 +10,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from psycopg import AsyncConnection
+from psycopg.abc import AdaptContext
 
 from ._blueprint import blueprint
 from ._colour_async import current_loop, is_over
@@ -44,13 +45,17 @@ class AsyncConnectionHandle:
         if self._plan.settings.open is not False:
             await self._pool.open()
 
-    async def borrow(self, *, timeout: float | None = None, autocommit: bool | None = None) -> AsyncLease:
+    async def borrow(
+        self, *, timeout: float | None = None, autocommit: bool | None = None, context: AdaptContext | None = None
+    ) -> AsyncLease:
         """Lend a connection until the lease is finished, which is up to the caller.
 
-        *timeout* is in seconds and defaults to the pool's; *autocommit* defaults to the configuration's.
+        *timeout* is in seconds and defaults to the pool's; *autocommit* defaults to the configuration's; *context* is
+        where the connection's type adapters come from, psycopg's own by default.
         """
         pooled = await self._pool.borrow(timeout)
-        return AsyncLease(self._pool, pooled, self._plan.autocommit if autocommit is None else autocommit)
+        autocommit = self._plan.autocommit if autocommit is None else autocommit
+        return AsyncLease(self._pool, pooled, autocommit, context)
 
     @asynccontextmanager
     async def connection(

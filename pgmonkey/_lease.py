@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 from psycopg import Connection
+from psycopg.abc import AdaptContext
 from psycopg.errors import InFailedSqlTransaction
 from psycopg.pq import ConnStatus, TransactionStatus
 
@@ -25,8 +26,13 @@ _CLEAN = CLEAN.encode()
 class Lease:
     """A borrowed connection.  Whoever holds the lease calls `finish`; a lease that is merely dropped is abandoned."""
 
-    def __init__(self, pool: Pool, pooled: Pooled, autocommit: bool) -> None:
-        self.connection: Connection[Any] = lend(pooled.connection, autocommit)
+    def __init__(self, pool: Pool, pooled: Pooled, autocommit: bool, context: AdaptContext | None = None) -> None:
+        self.connection: Connection[Any] = lend(
+            pooled.connection,
+            autocommit=autocommit,
+            prepare_threshold=pool.plan.connect.get("prepare_threshold", 5),
+            context=context,
+        )
         """The psycopg connection; unusable once the lease is finished."""
         self.pool = pool
         self._pooled: Pooled | None = pooled
@@ -111,7 +117,6 @@ class Lease:
             pooled.close()
 
     def _send(self, pooled: Pooled, statement: bytes, clean: bool) -> None:
-        pooled.connection.prepare_threshold = self.pool.plan.connect.get("prepare_threshold", 5)
         message = b"; ".join(filter(None, [statement, _CLEAN if clean else b""]))
         if message:
             pooled.connection.execute(message, prepare=False)

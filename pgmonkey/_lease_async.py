@@ -7,6 +7,7 @@ from typing import Any
 
 import psycopg
 from psycopg import AsyncConnection
+from psycopg.abc import AdaptContext
 from psycopg.errors import InFailedSqlTransaction
 from psycopg.pq import ConnStatus, TransactionStatus
 
@@ -23,8 +24,15 @@ _CLEAN = CLEAN.encode()
 class AsyncLease:
     """A borrowed connection.  Whoever holds the lease calls `finish`; a lease that is merely dropped is abandoned."""
 
-    def __init__(self, pool: AsyncPool, pooled: AsyncPooled, autocommit: bool) -> None:
-        self.connection: AsyncConnection[Any] = lend(pooled.connection, autocommit)
+    def __init__(
+        self, pool: AsyncPool, pooled: AsyncPooled, autocommit: bool, context: AdaptContext | None = None
+    ) -> None:
+        self.connection: AsyncConnection[Any] = lend(
+            pooled.connection,
+            autocommit=autocommit,
+            prepare_threshold=pool.plan.connect.get("prepare_threshold", 5),
+            context=context,
+        )
         """The psycopg connection; unusable once the lease is finished."""
         self.pool = pool
         self._pooled: AsyncPooled | None = pooled
@@ -109,7 +117,6 @@ class AsyncLease:
             pooled.close()
 
     async def _send(self, pooled: AsyncPooled, statement: bytes, clean: bool) -> None:
-        pooled.connection.prepare_threshold = self.pool.plan.connect.get("prepare_threshold", 5)
         message = b"; ".join(filter(None, [statement, _CLEAN if clean else b""]))
         if message:
             await pooled.connection.execute(message, prepare=False)

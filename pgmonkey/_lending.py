@@ -16,6 +16,7 @@ from types import CodeType, FrameType
 from typing import Any, TypeVar
 
 from psycopg import BaseConnection
+from psycopg.abc import AdaptContext
 from psycopg.adapt import AdaptersMap
 
 from .errors import GivenBackError
@@ -52,8 +53,11 @@ def lendable(connection_class: Any) -> Any:
     return type(name, (_Lent, connection_class), {"__module__": connection_class.__module__})
 
 
-def lend(pooled: C, autocommit: bool) -> C:
-    """Return a connection for one borrower over the libpq connection of *pooled*."""
+def lend(pooled: C, *, autocommit: bool, prepare_threshold: int | None, context: AdaptContext | None) -> C:
+    """Return a connection for one borrower over the libpq connection of *pooled*.
+
+    *context* is where its type adapters come from, *pooled* itself when None.
+    """
     lent = object.__new__(type(pooled))
     state: dict[str, Any] = lent.__dict__
     state.update(pooled.__dict__)
@@ -61,12 +65,14 @@ def lend(pooled: C, autocommit: bool) -> C:
     state["_notice_handlers"] = list(state["_notice_handlers"])
     state["_notify_handlers"] = list(state["_notify_handlers"])
     state["_notifies_backlog"] = deque()
-    if state["_adapters"]:
-        state["_adapters"] = AdaptersMap(state["_adapters"])
+    adapters = state["_adapters"] if context is None else context.adapters
+    if adapters:
+        state["_adapters"] = AdaptersMap(adapters)
     # psycopg hands notices and notifications to the object that the libpq connection names here.
     reference: Any = weakref.ref(lent)
     lent.pgconn.notice_handler = partial(BaseConnection._notice_handler, reference)
     lent.pgconn.notify_handler = partial(BaseConnection._notify_handler, reference)
+    lent.prepare_threshold = prepare_threshold  # kept where prepared statements are, which all borrowers share
     return lent
 
 

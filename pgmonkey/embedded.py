@@ -36,7 +36,7 @@ from psycopg import sql
 
 from .errors import PgmonkeyError
 
-__all__ = ["EmbeddedError", "Server", "find_binaries"]
+__all__ = ["EmbeddedError", "Server", "die_with_parent", "find_binaries"]
 
 SUPERUSER = "postgres"
 
@@ -231,7 +231,7 @@ class Server:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C in the terminal is for us; we stop the server ourselves
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                preexec_fn=die_with_parent,
                 **_as_account(),
             )
         self._wait_until_ready(log)
@@ -259,9 +259,13 @@ def _free_port() -> int:
         return port
 
 
-def _die_with_parent() -> None:
-    # prctl(PR_SET_PDEATHSIG, SIGINT): the kernel stops the server when the thread that started it is gone.
-    ctypes.CDLL(None).prctl(1, signal.SIGINT)
+def die_with_parent() -> None:
+    """Have this process get SIGINT when the thread that started it is gone; for `subprocess.Popen(preexec_fn=)`.
+
+    Does nothing on systems other than Linux.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGINT)  # 1 is PR_SET_PDEATHSIG, see prctl(2)
 
 
 def _as_account() -> dict[str, Any]:

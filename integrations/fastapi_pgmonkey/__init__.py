@@ -1,0 +1,12 @@
+"""PostgreSQL for FastAPI: ``FastAPI(lifespan=db.lifespan)``, ``Depends(db.connection)``."""
+
+try:
+    import fastapi  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "fastapi_pgmonkey needs FastAPI: pip install 'pgmonkey[fastapi]'", name=error.name
+    ) from error
+
+from ._app import PGMonkey
+
+__all__ = ["PGMonkey"]

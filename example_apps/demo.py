@@ -1,0 +1,144 @@
+"""Serve the three shops side by side, over one PostgreSQL that this starts: ``python -m example_apps.demo``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+
+import psycopg
+
+from pgmonkey.embedded import Server, die_with_parent
+
+from . import shop
+
+DATABASE = "shop"
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Stop(Exception):
+    """Somebody asked the demo to end."""
+
+
+def commands(ports: list[int]) -> dict[str, list[str]]:
+    gunicorn = [sys.executable, "-m", "gunicorn", "--worker-class", "gthread", "--threads", "8", "--no-control-socket"]
+    flask, fastapi, django = (f"127.0.0.1:{port}" for port in ports)
+    return {
+        "Flask": [*gunicorn, "--bind", flask, "example_apps.flask_orders:create_app()"],
+        "FastAPI": [
+            *(sys.executable, "-m", "uvicorn", "--log-level", "warning"),
+            *("--host", "127.0.0.1", "--port", fastapi.rpartition(":")[2], "example_apps.fastapi_orders:app"),
+        ],
+        "Django": [*gunicorn, "--bind", django, "example_apps.django_orders.wsgi"],
+    }
+
+
+@contextmanager
+def serve(name: str, command: list[str], environ: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with open(log, "wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for the demo, which stops them in order
+            preexec_fn=die_with_parent,
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def wait_for(name: str, url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except (urllib.error.URLError, OSError) as error:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"{name} does not answer ({error}); its log:\n{log.read_text()}") from None
+            time.sleep(0.05)
+
+
+def environment(server: Server) -> dict[str, str]:
+    return {
+        **os.environ,
+        "SHOP_HOST": server.host,
+        "SHOP_PORT": str(server.port),
+        "SHOP_USER": server.user,
+        "SHOP_PASSWORD": server.password,
+        "SHOP_DATABASE": DATABASE,
+        "SHOP_SECRET_KEY": secrets.token_urlsafe(),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, default=8001, help="the first of three ports (default: 8001)")
+    options = parser.parse_args()
+    started = time.monotonic()
+    parent = os.getppid()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
+    try:
+        with ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pgmonkey-demo-")))
+            server = stack.enter_context(Server())
+            server.create_database(DATABASE)
+            with psycopg.connect(server.dsn(DATABASE)) as connection:
+                connection.execute(shop.SCHEMA)
+                connection.execute(shop.SEED)
+            environ = environment(server)
+            ports = [options.port, options.port + 1, options.port + 2]
+            running: dict[str, subprocess.Popen[bytes]] = {}
+            for name, command in commands(ports).items():
+                log = folder / f"{name}.log"
+                environ["SHOP_NAME"] = f"{name} shop"
+                running[name] = stack.enter_context(serve(name, command, environ, log))
+            for name, port in zip(running, ports, strict=True):
+                wait_for(name, f"http://127.0.0.1:{port}/", running[name], folder / f"{name}.log")
+            print(f"PostgreSQL {server.version}  {server.dsn(DATABASE)}")
+            for name, port in zip(running, ports, strict=True):
+                print(f"{name:10}  http://127.0.0.1:{port}/")
+            print(
+                f"Ready after {time.monotonic() - started:.1f} s. Ctrl-C ends the demo and removes its data.",
+                flush=True,
+            )
+            while os.getppid() == parent:  # whoever started the demo may have been killed
+                for name, process in running.items():
+                    if process.poll() is not None:
+                        raise SystemExit(f"{name} ended; its log:\n{(folder / f'{name}.log').read_text()}")
+                time.sleep(0.2)
+    except Stop:
+        print("Stopped.")
+    return 0
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    raise Stop
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""One transaction a request, committed or rolled back by the status of the response; 503 when the pool is exhausted."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from django.db import connections
+from django.db.utils import OperationalError
+from django.http import HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
+
+from pgmonkey import PoolFullError, PoolTimeoutError
+
+from .base import DatabaseWrapper
+
+logger = logging.getLogger("pgmonkey")
+
+_RETRY_AFTER = "1"
+
+
+class TransactionMiddleware:
+    """Make a request one transaction on each database that it uses.
+
+    A connection is borrowed, and its transaction begun, when the request first needs it.  It is committed before the
+    response leaves when the status is below 400, and rolled back otherwise.  A COMMIT that fails is an exception like
+    one of the view.  Use it instead of ATOMIC_REQUESTS, which borrows for every request and commits returned errors.
+    """
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self._get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        """Run one request."""
+        wrappers = [connection for connection in connections.all() if isinstance(connection, DatabaseWrapper)]
+        for wrapper in wrappers:
+            wrapper.begin_request()
+        commit = False
+        try:
+            response = self._get_response(request)
+            commit = response.status_code < 400
+        finally:
+            for wrapper in wrappers:
+                wrapper.end_request(commit=commit)
+        return response
+
+    def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
+        """Answer 503 when no connection came free in time."""
+        cause = exception.__cause__
+        if isinstance(exception, OperationalError) and isinstance(cause, (PoolTimeoutError, PoolFullError)):
+            logger.warning("%s", cause)
+            return HttpResponse(
+                "The database is busy, please try again.", status=503, headers={"Retry-After": _RETRY_AFTER}
+            )
+        return None

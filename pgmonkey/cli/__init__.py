@@ -1,0 +1,52 @@
+"""The command ``pgmonkey``.  Exit status: 0 done, 1 failed with one line that says why, 2 wrong usage."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import TextIO
+
+import psycopg
+
+from .._secrets import redact_text
+from ..errors import PgmonkeyError
+from . import pgconfig
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line *arguments*, those of the process when None; return the exit status."""
+    parser = argparse.ArgumentParser(prog="pgmonkey", description="PostgreSQL connections from one YAML file.")
+    groups = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
+    pgconfig.add_commands(groups)
+    options = parser.parse_args(arguments)
+    warnings.showwarning = _show_warning
+    warnings.simplefilter("default", DeprecationWarning)
+    try:
+        status: int = options.run(options)
+    except (PgmonkeyError, psycopg.Error, OSError) as error:
+        return _fail(error)
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def _fail(error: Exception) -> int:
+    # Servers explain themselves in several lines.
+    text = " ".join(redact_text(str(error)).split()) or type(error).__name__
+    print(f"pgmonkey: {text}", file=sys.stderr)
+    return 1
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    print(f"pgmonkey: warning: {message}", file=sys.stderr)

@@ -1,0 +1,145 @@
+"""The code that ``pgmonkey pgconfig generate-code`` prints: it runs as it is, and holds no secret."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from textwrap import indent
+from typing import Any
+
+from .._blueprint import startup_options
+from .._config import Config, Kind
+from .._secrets import is_sensitive
+from .._yaml import read_document
+
+_REFERENCE = re.compile(r"\$\{([^}:]*)(?::-([^}]*))?\}")
+_SYNC = """\
+with {handle} as conn:
+    with conn.cursor() as cur:
+        cur.execute("SELECT version();")
+        print(cur.fetchone())
+"""
+_ASYNC = """\
+async with {handle} as conn:
+    async with conn.cursor() as cur:
+        await cur.execute("SELECT version();")
+        print(await cur.fetchone())
+"""
+_MAIN = """\
+
+async def main():
+{body}
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+def pgmonkey_code(path: str, kind: Kind, flags: Mapping[str, bool]) -> str:
+    """Return code that connects to the configuration at *path* with pgmonkey."""
+    arguments = ", ".join([repr(path), repr(kind), *(f"{name}={value}" for name, value in flags.items())])
+    name = "pool" if kind.endswith("pool") else "connection"
+    if kind in ("normal", "pool"):
+        return (
+            "from pgmonkey import PGConnectionManager\n\n"
+            "manager = PGConnectionManager()\n"
+            f"{name} = manager.get_database_connection({arguments})\n\n" + _SYNC.format(handle=name)
+        )
+    body = (
+        "manager = PGConnectionManager()\n"
+        f"{name} = await manager.get_database_connection({arguments})\n" + _ASYNC.format(handle=name)
+    ) + "await manager.clear_cache_async()\n"
+    return "import asyncio\n\nfrom pgmonkey import PGConnectionManager\n\n" + _MAIN.format(body=indent(body, "    "))
+
+
+def psycopg_code(path: str, kind: Kind, config: Config, *, resolve_env: bool) -> str:
+    """Return code that connects as the configuration at *path* says, with psycopg and psycopg_pool alone."""
+    settings = _Settings(path, kind, config, resolve_env)
+    is_async, pooled = kind in ("async", "async_pool"), kind in ("pool", "async_pool")
+    prefix, connect = ("Async" if is_async else ""), "psycopg.AsyncConnection" if is_async else "psycopg"
+    if pooled:
+        opening = f"psycopg_pool.{prefix}ConnectionPool({settings.pool_arguments(prefix)})"
+        use = _ASYNC.format(handle="pool.connection()") if is_async else _SYNC.format(handle="pool.connection()")
+        body = f"{'async ' if is_async else ''}with {opening} as pool:\n" + indent(use, "    ")
+    else:
+        opening = f"{'await ' if is_async else ''}{connect}.connect(**settings)"
+        body = _ASYNC.format(handle=opening) if is_async else _SYNC.format(handle=opening)
+    imports = settings.imports + (["import asyncio"] if is_async else [])
+    third = ["import psycopg_pool" if pooled else "import psycopg", *settings.third_party]
+    head = "\n".join(sorted(imports, key=lambda line: line.startswith("from"))) + ("\n\n" if imports else "")
+    head += "\n".join(sorted(third)) + "\n\n" + settings.code + "\n"
+    return head + (_MAIN.format(body=indent(body, "    ")) if is_async else body)
+
+
+class _Settings:
+    """``settings = {...}``: literals, references to the environment, and secrets read from the file when it runs."""
+
+    def __init__(self, path: str, kind: Kind, config: Config, resolve_env: bool) -> None:
+        self.imports: list[str] = []
+        self.third_party: list[str] = []
+        is_async = kind in ("async", "async_pool")
+        self._pool = config.async_pool_settings if is_async else config.pool_settings
+        document: dict[str, Any] = read_document(path).values
+        self._in_file = 'document["connection_settings"]'
+        if "postgresql" in document:
+            document, self._in_file = document["postgresql"], 'document["postgresql"]["connection_settings"]'
+        raw = document["connection_settings"]
+        values: dict[str, str] = {}
+        for key, value in {**config.connect, **config.arguments}.items():
+            values[key] = self._expression(key, raw.get(key, value), resolve_env)
+        parameters = config.async_settings if is_async else config.sync_settings
+        if parameters:
+            values["options"] = repr(startup_options(config.connect.get("options", ""), parameters))
+        lines = "".join(f"    {key!r}: {value},\n" for key, value in values.items())
+        reading = ""
+        if self.third_party:
+            reading = f'with open({path!r}, encoding="utf-8") as file:\n    document = yaml.safe_load(file)\n'
+        self.code = f"{reading}settings = {{\n{lines}}}\n"
+
+    def pool_arguments(self, prefix: str) -> str:
+        """Return the arguments of psycopg_pool's pool."""
+        skipped = ("open", "check_on_checkout", "kwargs", "close_returns", "connection_class")
+        arguments = {
+            name: value
+            for name, value in vars(self._pool).items()
+            if name not in skipped and value is not None and not callable(value)
+        }
+        parts = ["kwargs=settings", *(f"{name}={value!r}" for name, value in arguments.items())]
+        if prefix:
+            parts.append("open=False")
+        if self._pool.check_on_checkout:
+            parts.append(f"check=psycopg_pool.{prefix}ConnectionPool.check_connection")
+        return ", ".join(parts)
+
+    def _need(self, imports: list[str], line: str) -> None:
+        if line not in imports:
+            imports.append(line)
+
+    def _expression(self, key: str, value: Any, resolve_env: bool) -> str:
+        if resolve_env and isinstance(value, Mapping):
+            kind, target = next(iter(value.items()))
+            self._need(self.imports, "import os" if kind == "from_env" else "from pathlib import Path")
+            if kind == "from_env":
+                return f"os.environ[{target!r}]"
+            return f'Path({target!r}).read_text(encoding="utf-8").removesuffix("\\n")'
+        if resolve_env and isinstance(value, str) and "${" in value:
+            self._need(self.imports, "import os")
+            return self._interpolated(value)
+        if is_sensitive(key) or key == "conninfo":
+            self._need(self.third_party, "import yaml")
+            return f"{self._in_file}[{key!r}]"
+        return repr(value)
+
+    @staticmethod
+    def _interpolated(text: str) -> str:
+        parts: list[str] = []
+        end = 0
+        for match in _REFERENCE.finditer(text):
+            if match.start() > end:
+                parts.append(repr(text[end : match.start()]))
+            name, default = match.groups()
+            parts.append(f"os.environ[{name!r}]" if default is None else f"os.environ.get({name!r}, {default!r})")
+            end = match.end()
+        if end < len(text):
+            parts.append(repr(text[end:]))
+        return " + ".join(parts)

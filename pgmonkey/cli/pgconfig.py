@@ -1,0 +1,161 @@
+"""``pgmonkey pgconfig``: create, test and use configuration files."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+from contextlib import AsyncExitStack, ExitStack
+from importlib import resources
+from pathlib import Path
+from time import perf_counter
+from typing import Any, cast
+
+import psycopg
+
+from .._config import KINDS, Config, Kind
+from .._connection import ConnectionHandle
+from .._connection_async import AsyncConnectionHandle
+from .._manager import PGConnectionManager
+from ..errors import ConfigError
+from . import _codegen
+
+
+def add_commands(groups: Any) -> None:
+    """Add the group ``pgconfig`` to the command line."""
+    group = groups.add_parser("pgconfig", help="create, test and use configuration files")
+    commands = group.add_subparsers(title="commands", dest="pgconfig_command", required=True, metavar="COMMAND")
+
+    create = commands.add_parser("create", help="write a configuration file to start from")
+    create.add_argument("--type", choices=["pg"], default="pg", help="kind of database (default: pg)")
+    _add_file(create)
+    create.set_defaults(run=_create)
+
+    test = commands.add_parser("test", help="connect as a configuration file says, and report")
+    _add_file(test)
+    _add_options(test)
+    test.set_defaults(run=_test)
+
+    code = commands.add_parser("generate-code", help="print Python code that connects with a configuration file")
+    _add_file(code)
+    _add_options(code)
+    code.add_argument(
+        "--library",
+        choices=["pgmonkey", "psycopg"],
+        default="pgmonkey",
+        help="what the code uses (default: pgmonkey); psycopg stands for psycopg and psycopg_pool alone",
+    )
+    code.set_defaults(run=_generate_code)
+
+
+def _add_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--connconfig", "--filepath", dest="path", type=Path, required=True, help="path of the configuration file"
+    )
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--connection-type", choices=KINDS, help="override the file's connection_type")
+    parser.add_argument(
+        "--resolve-env", action="store_true", help="resolve ${VAR}, from_env and from_file references in the file"
+    )
+    parser.add_argument(
+        "--allow-sensitive-defaults",
+        action="store_true",
+        help="allow ${VAR:-default} for passwords and the like (with --resolve-env)",
+    )
+
+
+def _create(options: argparse.Namespace) -> int:
+    template = resources.files("pgmonkey").joinpath("cli/template.yaml").read_text(encoding="utf-8")
+    try:
+        options.path.parent.mkdir(parents=True, exist_ok=True)
+        # A password will be written into it.
+        with open(options.path, "x", encoding="utf-8", opener=_open_private) as stream:
+            stream.write(template)
+    except FileExistsError:
+        raise ConfigError(f"{options.path}: the file exists already and was left as it is") from None
+    print(f"{options.path}: written; edit it, then: pgmonkey pgconfig test --connconfig {options.path}")
+    return 0
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _load(options: argparse.Namespace, manager: PGConnectionManager) -> Config:
+    return manager.load(
+        options.path,
+        resolve_env=options.resolve_env,
+        allow_sensitive_defaults=options.allow_sensitive_defaults,
+    )
+
+
+def _test(options: argparse.Namespace) -> int:
+    manager = PGConnectionManager()
+    config = _load(options, manager)
+    kind: Kind = options.connection_type or config.kind
+    started = perf_counter()
+    if kind in ("async", "async_pool"):
+        info, held = asyncio.run(_connect_async(options, manager, kind))
+    else:
+        info, held = _connect(options, manager, kind)
+    elapsed = (perf_counter() - started) * 1000
+    held_text = f", {held} connections held at once" if held > 1 else ""
+    print(f"{options.path}: {kind}: connected to {info} in {elapsed:.0f} ms{held_text}")
+    return 0
+
+
+def _held(size: int | None) -> int:
+    return 2 if size is not None and size > 1 else 1
+
+
+def _describe(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> str:
+    info = connection.info
+    version = info.parameter_status("server_version")
+    return f"{info.dbname} at {info.host}:{info.port} as {info.user} (PostgreSQL {version})"
+
+
+def _connect(options: argparse.Namespace, manager: PGConnectionManager, kind: Kind) -> tuple[str, int]:
+    handle: ConnectionHandle = manager.get_database_connection(
+        options.path,
+        cast(Any, kind),
+        resolve_env=options.resolve_env,
+        allow_sensitive_defaults=options.allow_sensitive_defaults,
+    )
+    with ExitStack() as stack:
+        held = _held(handle.stats()["pool_max"])
+        for _ in range(held):
+            connection = stack.enter_context(handle.connection())
+            connection.execute("SELECT 1")
+        description = _describe(connection)
+    manager.clear_cache()
+    return description, held
+
+
+async def _connect_async(options: argparse.Namespace, manager: PGConnectionManager, kind: Kind) -> tuple[str, int]:
+    handle: AsyncConnectionHandle = await manager.get_database_connection(
+        options.path,
+        cast(Any, kind),
+        resolve_env=options.resolve_env,
+        allow_sensitive_defaults=options.allow_sensitive_defaults,
+    )
+    async with AsyncExitStack() as stack:
+        held = _held(handle.stats()["pool_max"])
+        for _ in range(held):
+            connection = await stack.enter_async_context(handle.connection())
+            await connection.execute("SELECT 1")
+        description = _describe(connection)
+    await manager.clear_cache_async()
+    return description, held
+
+
+def _generate_code(options: argparse.Namespace) -> int:
+    config = _load(options, PGConnectionManager())
+    kind: Kind = options.connection_type or config.kind
+    flags = {name: True for name in ("resolve_env", "allow_sensitive_defaults") if getattr(options, name)}
+    if options.library == "pgmonkey":
+        print(_codegen.pgmonkey_code(str(options.path), kind, flags), end="")
+    else:
+        print(_codegen.psycopg_code(str(options.path), kind, config, resolve_env=options.resolve_env), end="")
+    return 0
