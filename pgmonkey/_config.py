@@ -227,22 +227,20 @@ class _Checker:
         known = libpq_keywords()
         connect: dict[str, str] = {}
         arguments: dict[str, Any] = {}
+        if section.get("conninfo"):
+            connect.update(self._conninfo("connection_settings.conninfo", section["conninfo"]))
         for key, value in section.items():
             path = f"connection_settings.{key}"
             if key == "prepare_threshold" and value is None:
                 arguments[key] = None  # psycopg's way to say: never prepare
-            if value is None or value == "":
+            if value is None or value == "" or key == "conninfo":
                 continue
-            if key == "conninfo":
-                connect.update(self._conninfo(path, value))
-            elif key in known:
+            if key in known:
                 connect[key] = self._keyword(path, key, value)
             elif key in _ARGUMENTS:
                 arguments[key] = self._argument(path, key, value)
             else:
                 self._unknown(path, key, known | set(_ARGUMENTS))
-        for key in known & section.keys() & connect.keys():
-            connect[key] = self._keyword(f"connection_settings.{key}", key, section[key])
         return connect, arguments
 
     def _conninfo(self, path: str, value: Any) -> dict[str, str]:

@@ -75,7 +75,7 @@ def file_signature(path: str | os.PathLike[str]) -> tuple[int, int, int]:
     """Return what changes when a file does: modification time in nanoseconds, size in bytes, inode."""
     try:
         stat = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):
         return (-1, -1, -1)
     return (stat.st_mtime_ns, stat.st_size, stat.st_ino)
 

@@ -15,6 +15,7 @@ import yaml
 from .errors import ConfigError
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_COLLECTIONS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 _MERGE = "tag:yaml.org,2002:merge"
 _MAX_NODES = 10_000
 _MAX_DEPTH = 20
@@ -59,15 +60,16 @@ def read_document(path: str | os.PathLike[str]) -> Document:
         finally:
             loader.dispose()
     except yaml.YAMLError as error:
-        raise ConfigError(_explain(source, error)) from None
+        raise ConfigError(_explain(source, text, error)) from None
     return document
 
 
-def _explain(source: str, error: yaml.YAMLError) -> str:
+def _explain(source: str, text: str, error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     location = f"{source}:{mark.line + 1}" if mark else source
     problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be parsed"
-    cure = "; indent with spaces, not tabs" if "'\\t'" in problem else ""
+    line = text.splitlines()[mark.line : mark.line + 1] if mark else []
+    cure = "; indent with spaces, not tabs" if line and line[0].lstrip(" ").startswith("\t") else ""
     return f"{location}: not valid YAML: {problem}{cure}"
 
 
@@ -84,6 +86,8 @@ class _Builder:
                 f"{self._document.source}:{node.start_mark.line + 1}: the document is too large or too deep once its "
                 f"aliases are expanded (at most {_MAX_NODES} values, {_MAX_DEPTH} levels)"
             )
+        if not isinstance(node, yaml.ScalarNode) and node.tag not in _COLLECTIONS:
+            raise self._not_allowed(node)
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path, depth)
         if isinstance(node, yaml.SequenceNode):
@@ -120,13 +124,14 @@ class _Builder:
                 raise ConfigError(f"{self._document.source}:{line}: '<<' merges mappings only")
             yield built
 
+    def _not_allowed(self, node: Any) -> ConfigError:
+        line = node.start_mark.line + 1
+        return ConfigError(f"{self._document.source}:{line}: the tag {node.tag!r} is not allowed; use plain values")
+
     def _scalar(self, node: Any) -> Any:
         try:
             return self._loader.construct_object(node)
         except yaml.constructor.ConstructorError:
-            raise ConfigError(
-                f"{self._document.source}:{node.start_mark.line + 1}: the tag {node.tag!r} is not allowed; "
-                "only plain YAML values are"
-            ) from None
+            raise self._not_allowed(node) from None
         except ValueError as error:
             raise ConfigError(f"{self._document.source}:{node.start_mark.line + 1}: {error}") from None

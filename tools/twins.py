@@ -23,6 +23,7 @@ RULES = {
     r"\basynccontextmanager\b": "contextmanager",
     r"\benter_async_context\b": "enter_context",
     r"\baclose\b": "close",
+    r"\b__anext__\b": "__next__",
     r"\basync_pool\b": "pool",
     r"\b(_?)Async(?=[A-Z])": r"\1",
     r"(?<=\w)_async\b": "",

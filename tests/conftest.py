@@ -1,0 +1,139 @@
+"""A real PostgreSQL for every test: one server a run, one database a test."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import yaml
+from psycopg import sql
+
+import pgmonkey
+from pgmonkey.embedded import Server
+
+ROOT = Path(__file__).resolve().parent.parent
+ON_CI = bool(os.environ.get("CI"))
+_numbers = itertools.count(1)
+_server: Server | None = None
+
+
+class GivenServer(Server):
+    """The server that PGMONKEY_TEST_DSN names; it is neither started nor stopped."""
+
+    def start(self) -> None:
+        with psycopg.connect(os.environ["PGMONKEY_TEST_DSN"]) as connection:
+            info = connection.info
+            self.host, self.port, self.user, self.password = info.host, info.port, info.user, info.password
+            self.version = info.parameter_status("server_version") or ""
+
+    def stop(self) -> None:
+        """Leave it running."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    global _server
+    if os.environ.get("PGMONKEY_TEST_INSTALLED") and Path(pgmonkey.__file__).is_relative_to(ROOT / "pgmonkey"):
+        raise pytest.UsageError(f"the source tree is tested instead of the wheel: {pgmonkey.__file__}")
+    if not config.option.collectonly:
+        _server = GivenServer() if os.environ.get("PGMONKEY_TEST_DSN") else Server()
+        _server.start()
+
+
+def pytest_unconfigure() -> None:
+    if _server is not None:
+        _server.stop()
+
+
+def pytest_report_header() -> list[str]:
+    version = _server.version if _server is not None else "not started"
+    implementation = psycopg.pq.__impl__
+    return [
+        f"PostgreSQL {version}; psycopg {psycopg.__version__} ({implementation}), libpq {psycopg.pq.version()}",
+        f"pgmonkey from {Path(pgmonkey.__file__).parent}",
+    ]
+
+
+@pytest.fixture(scope="session")
+def server() -> Server:
+    assert _server is not None
+    return _server
+
+
+@pytest.fixture
+def new_database(server: Server) -> Iterator[Callable[[], str]]:
+    """A function that makes a fresh database and returns its name."""
+    made: list[str] = []
+
+    def make() -> str:
+        name = f"test_{os.getpid()}_{next(_numbers)}"
+        server.create_database(name)
+        made.append(name)
+        return name
+
+    yield make
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
+        for name in made:
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def dbname(new_database: Callable[[], str]) -> str:
+    return new_database()
+
+
+@pytest.fixture
+def config(server: Server, dbname: str) -> dict[str, Any]:
+    """A configuration for a fresh database."""
+    pool = {"min_size": 1, "max_size": 4, "timeout": 10}
+    return {**server.config(dbname), "pool_settings": dict(pool), "async_pool_settings": dict(pool)}
+
+
+@pytest.fixture
+def config_file(config: dict[str, Any], tmp_path: Path) -> Path:
+    """The same configuration as a file."""
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def observer(server: Server, dbname: str) -> Iterator[psycopg.Connection[Any]]:
+    """A connection of psycopg's own to the test's database, to see what others left there."""
+    with psycopg.connect(server.dsn(dbname), autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def backends(observer: psycopg.Connection[Any]) -> Callable[[], list[tuple[int, str]]]:
+    """A function that returns the (pid, state) of every backend in the test's database but the observer's."""
+
+    def look() -> list[tuple[int, str]]:
+        return observer.execute(
+            "SELECT pid, state FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+        ).fetchall()
+
+    return look
+
+
+@pytest.fixture(scope="session")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the example apps in it and nothing else, so that they import the installed packages."""
+    folder = tmp_path_factory.mktemp("examples")
+    shutil.copytree(ROOT / "example_apps", folder / "example_apps", ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _clean_cache() -> Iterator[None]:
+    """End each test with nothing in the process's cache."""
+    yield
+    from pgmonkey._cache import cache
+
+    cache.close()

