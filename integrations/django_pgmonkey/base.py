@@ -35,7 +35,10 @@ class _Pools:
             return known[1]
         with self._lock:
             manager = self._managers.setdefault(alias, PGConnectionManager())
-            manager.clear_cache()
+            # Another thread may have done it by now, and its pool is not to be closed.
+            if known is not None and self._handles.get(alias) is known:
+                del self._handles[alias]
+                manager.clear_cache()
         handle = manager.get_database_connection_from_dict(config, "pool")
         self._handles[alias] = (config, handle)
         return handle

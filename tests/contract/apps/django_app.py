@@ -1,0 +1,118 @@
+"""The contract's endpoints on Django: settings, views and WSGI application in one file."""
+
+import contextlib
+import json
+import os
+import sys
+import time
+from typing import Any
+
+from django.conf import settings
+from django.core.wsgi import get_wsgi_application
+from django.db import DatabaseError, IntegrityError, connection
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
+from django.urls import path
+
+settings.configure(
+    SECRET_KEY="contract",
+    ALLOWED_HOSTS=["*"],
+    ROOT_URLCONF=__name__,
+    DATABASES={"default": {"ENGINE": "django_pgmonkey", "OPTIONS": {"config": os.environ["CONTRACT_CONFIG"]}}},
+    MIDDLEWARE=["django_pgmonkey.middleware.TransactionMiddleware"],
+    USE_TZ=True,
+    LOGGING_CONFIG=None,
+)
+
+
+def handler500(request: HttpRequest) -> HttpResponse:
+    if isinstance(sys.exc_info()[1], IntegrityError):
+        return JsonResponse({"handled": True}, status=409)
+    return HttpResponse(status=500)
+
+
+def run(query: str, *params: Any) -> Any:
+    with connection.cursor() as cursor:
+        cursor.execute(query, params or None)
+        return cursor.fetchone()[0] if cursor.description else None
+
+
+def insert(request: HttpRequest) -> None:
+    run("INSERT INTO t VALUES (%s)", int(request.GET["a"]))
+
+
+def nothing(request: HttpRequest) -> HttpResponse:
+    return JsonResponse({})
+
+
+def stats(request: HttpRequest) -> HttpResponse:
+    pool: Any = connection.pool  # type: ignore[attr-defined]
+    return JsonResponse(pool.stats())
+
+
+def write(request: HttpRequest) -> HttpResponse:
+    insert(request)
+    return JsonResponse({}, status=int(request.GET["status"]))
+
+
+def redirected(request: HttpRequest) -> HttpResponse:
+    insert(request)
+    return HttpResponseRedirect("/nothing")
+
+
+def refuse(request: HttpRequest) -> HttpResponse:
+    from django.core.exceptions import BadRequest, PermissionDenied
+    from django.http import Http404
+
+    insert(request)
+    raise {400: BadRequest, 403: PermissionDenied, 404: Http404}[int(request.GET["status"])]
+
+
+def crash(request: HttpRequest) -> HttpResponse:
+    insert(request)
+    raise RuntimeError("crashed")
+
+
+def deferred(request: HttpRequest) -> HttpResponse:
+    insert(request)
+    insert(request)
+    return JsonResponse({}, status=201)
+
+
+def late(request: HttpRequest) -> HttpResponse:
+    run("INSERT INTO late VALUES (%s)", int(request.GET["a"]))
+    return JsonResponse({}, status=201)
+
+
+def ignored(request: HttpRequest) -> HttpResponse:
+    insert(request)
+    with contextlib.suppress(DatabaseError):
+        run("SELECT * FROM missing")
+    return JsonResponse({}, status=201)
+
+
+def own(request: HttpRequest) -> HttpResponse:
+    run("SELECT set_config('contract.who', %s, true)", request.GET["who"])
+    before = run("SELECT pg_backend_pid()")
+    time.sleep(float(request.GET["sleep"]))
+    who = run("SELECT current_setting('contract.who', true)")
+    return JsonResponse({"who": who, "pids": [before, run("SELECT pg_backend_pid()")]})
+
+
+def dirty(request: HttpRequest) -> HttpResponse:
+    for statement in json.loads(request.body):
+        run(statement)
+    return JsonResponse({})
+
+
+def value(request: HttpRequest) -> HttpResponse:
+    return JsonResponse({"value": run(json.loads(request.body))})
+
+
+urlpatterns = [
+    path("redirect", redirected),
+    *(
+        path(view.__name__, view)
+        for view in (nothing, stats, write, refuse, crash, deferred, late, ignored, own, dirty, value)
+    ),
+]
+application = get_wsgi_application()

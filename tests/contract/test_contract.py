@@ -1,0 +1,170 @@
+"""What every adapter promises, asked over HTTP.  P1 to P9 are the promises as docs/promises.md numbers them."""
+
+from __future__ import annotations
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from .conftest import App
+
+
+def at_once(workers: int, function: Any, arguments: list[Any]) -> list[Any]:
+    with ThreadPoolExecutor(workers) as executor:
+        return list(executor.map(function, arguments))
+
+
+@pytest.mark.parametrize("status", [200, 201, 202])
+def test_p1_an_acknowledged_write_is_there_when_the_answer_is(app: App, status: int) -> None:
+    for a in range(20):
+        assert app.post("/write", a=a, status=status).status_code == status
+        assert app.rows() == list(range(a + 1)), "visible to everybody once the client has its answer"
+
+
+def test_p1_a_redirect_commits(app: App) -> None:
+    assert app.post("/redirect", a=1).status_code == 302
+    assert app.rows() == [1]
+
+
+def test_p1_a_failing_commit_reaches_the_applications_error_handler(app: App) -> None:
+    for a in range(20):
+        answer = app.post("/deferred", a=a)
+        assert answer.status_code == 409
+        assert answer.json() == {"handled": True}
+    assert app.rows() == []
+
+
+def test_p1_a_failing_commit_without_a_handler_is_a_500(app: App) -> None:
+    for a in range(20):
+        assert app.post("/late", a=a).status_code == 500
+    assert app.observer.execute("SELECT count(*) FROM late").fetchone() == (0,)
+
+
+def test_p1_an_ignored_error_is_no_success(app: App) -> None:
+    assert app.post("/ignored", a=1).status_code == 500
+    assert app.rows() == []
+
+
+@pytest.mark.parametrize("status", [400, 404, 409, 422, 500, 503])
+def test_p2_a_returned_refusal_rolls_back(app: App, status: int) -> None:
+    assert app.post("/write", a=1, status=status).status_code == status
+    assert app.rows() == []
+
+
+@pytest.mark.parametrize("status", [400, 403, 404])
+def test_p2_a_raised_refusal_rolls_back(app: App, status: int) -> None:
+    assert app.post("/refuse", a=1, status=status).status_code == status
+    assert app.rows() == []
+
+
+def test_p2_an_exception_rolls_back(app: App) -> None:
+    assert app.post("/crash", a=1).status_code == 500
+    assert app.rows() == []
+
+
+def test_p1_p2_rows_are_the_acknowledged_writes_exactly(app: App) -> None:
+    rng = random.Random(7)
+    choices = [("/write", 201), ("/write", 200), ("/write", 409), ("/crash", 500), ("/deferred", 409), ("/refuse", 404)]
+    calls = [(a, *rng.choice(choices)) for a in range(200)]
+
+    def call(arguments: tuple[int, str, int]) -> int | None:
+        a, path, status = arguments
+        answer = app.post(path, a=a, status=status)
+        assert answer.status_code == status
+        return a if answer.is_success else None
+
+    acknowledged = [a for a in at_once(20, call, calls) if a is not None]
+    assert app.rows() == sorted(acknowledged)
+    assert 20 < len(acknowledged) < 150
+
+
+def test_p3_a_request_that_does_not_need_the_database_borrows_nothing(app: App) -> None:
+    before = app.stats()["requests_num"]
+    for _ in range(5):
+        assert app.get("/nothing").status_code == 200
+    assert app.stats()["requests_num"] == before
+
+
+OWN = {"flask": ["/own"], "django": ["/own"], "fastapi": ["/own", "/own-sync", "/bare"]}
+
+
+def test_p4_every_request_has_a_connection_of_its_own(app: App) -> None:
+    for path in OWN[app.framework]:
+
+        def call(i: int, path: str = path) -> Any:
+            answer = app.get(path, who=f"request {i}", sleep=0.02)
+            assert answer.status_code == 200
+            return answer.json()
+
+        answers = at_once(20, call, list(range(120)))
+        assert [answer["who"] for answer in answers] == [f"request {i}" for i in range(120)], path
+        assert all(len(set(answer["pids"])) == 1 for answer in answers), path
+        app.settle()
+        stats = app.stats()
+        assert stats["pool_available"] == stats["pool_size"], path
+
+
+def test_p4_three_nested_blocks_in_a_synchronous_dependency(app: App) -> None:
+    if app.framework != "fastapi":
+        return  # only FastAPI has dependencies
+
+    def call(i: int) -> Any:
+        answer = app.post("/bare-nested", a=3 * i)
+        assert answer.status_code == 200
+        return answer.json()["pids"]
+
+    assert all(len(set(pids)) == 3 for pids in at_once(7, call, list(range(40))))
+    app.settle()
+    assert app.rows() == list(range(120))
+
+
+def test_p5_connections_come_back_after_exceptions(app: App) -> None:
+    def call(a: int) -> int:
+        return app.post(["/crash", "/late", "/ignored"][a % 3], a=a).status_code
+
+    assert set(at_once(20, call, list(range(90)))) == {500}
+    app.settle()
+    stats = app.stats()
+    assert stats["pool_available"] == stats["pool_size"]
+
+
+def test_p6_what_a_request_leaves_in_its_session_is_gone(app: App) -> None:
+    statements = [
+        "SET search_path TO pg_catalog",
+        "SELECT set_config('contract.left', 'behind', false)",
+        "CREATE TEMPORARY TABLE left_behind (a int)",
+        "SELECT pg_advisory_lock(42)",
+        "LISTEN gossip",
+    ]
+    assert app.post("/dirty", json=statements).status_code == 200
+    look = (
+        "SELECT current_setting('search_path') || coalesce(current_setting('contract.left', true), '')"
+        " || coalesce(to_regclass('pg_temp.left_behind')::text, '')"
+        " || (SELECT count(*) FROM pg_listening_channels())"
+    )
+    values = {app.post("/value", json=look).json()["value"] for _ in range(10)}
+    assert values == {'"$user", public0'}
+    locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
+    assert app.observer.execute(locks).fetchone() == (0,)
+
+
+def test_p7_connections_that_died_while_idle_are_replaced_unnoticed(app: App) -> None:
+    at_once(8, lambda i: app.get("/own", who=str(i), sleep=0.05), list(range(8)))
+    app.settle()
+    app.observer.execute(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    for i in range(20):
+        assert app.get("/own", who=str(i), sleep=0).status_code == 200
+
+
+def test_p9_an_exhausted_pool_is_a_503_with_retry_after(small_app: App) -> None:
+    answers = at_once(12, lambda i: small_app.get("/own", who=str(i), sleep=0.4), list(range(24)))
+    assert {answer.status_code for answer in answers} == {200, 503}
+    assert all("retry-after" in answer.headers for answer in answers if answer.status_code == 503)
+    small_app.settle()
+    assert small_app.get("/own", who="after", sleep=0).status_code == 200
