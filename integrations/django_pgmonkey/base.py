@@ -60,6 +60,8 @@ class _Closed(Exception):
 class DatabaseWrapper(postgresql.DatabaseWrapper):
     """A connection of Django, borrowed when it first needs one and given back when Django closes it."""
 
+    _request: _RequestTransaction | None = None
+
     def __init__(self, settings_dict: dict[str, Any], alias: str = "default") -> None:
         super().__init__(settings_dict, alias)
         self._lease: Lease | None = None
@@ -67,7 +69,6 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
         if settings_dict["NAME"] == "":
             # Test databases are named after it.
             settings_dict["NAME"] = self._yaml["connection_settings"].get("dbname", "")
-        self._request: _RequestTransaction | None = None
 
     @staticmethod
     def _load(options: dict[str, Any]) -> dict[str, Any]:
@@ -154,6 +155,17 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
                 f"DATABASES[{self.alias!r}]: isolation_level: {level!r} is not a psycopg.IsolationLevel"
             ) from None
 
+    def ensure_connection(self) -> None:
+        """Connect unless connected."""
+        if self._request is None or self.connection is not None:
+            super().ensure_connection()
+            return
+        self._request.connecting = True
+        try:
+            super().ensure_connection()
+        finally:
+            self._request.connecting = False
+
     def connect(self) -> None:
         """Connect, and begin the transaction that the middleware asked for."""
         super().connect()
@@ -187,6 +199,17 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
 
     # -- the request's transaction, for the middleware ----------------------------------------------------------------
 
+    @property
+    def in_atomic_block(self) -> bool:
+        """Whether a transaction is open; begins the request's, because who asks is about to act upon the answer."""
+        if self._request is not None:
+            self._request.prepare()
+        return self._in_atomic_block
+
+    @in_atomic_block.setter
+    def in_atomic_block(self, value: bool) -> None:
+        self._in_atomic_block = value
+
     def begin_request(self) -> None:
         """Make what follows one transaction, which begins when the connection is first needed."""
         self._request = _RequestTransaction(self)
@@ -201,9 +224,17 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
 
 
 class _RequestTransaction:
+    """What the middleware asked for: an atomic block that begins when the connection is first needed."""
+
     def __init__(self, wrapper: DatabaseWrapper) -> None:
         self._wrapper = wrapper
         self._atomic: Atomic | None = None
+        self.connecting = False
+
+    def prepare(self) -> None:
+        """Connect, and so begin, unless that is under way or done: an inner atomic block must find this one open."""
+        if self._atomic is None and not self.connecting:
+            self._wrapper.ensure_connection()
 
     def begin(self) -> None:
         if self._atomic is None:

@@ -1,0 +1,132 @@
+"""The same order desk three times over one database."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import psycopg
+import pytest
+
+if TYPE_CHECKING:
+    from .conftest import Demo
+
+SHOPS = ("Flask", "FastAPI", "Django")
+COFFEE, TEAPOT, MUG, UMBRELLA = 1, 2, 3, 4
+STOCK = {COFFEE: 1000, TEAPOT: 25, MUG: 500, UMBRELLA: 1}
+
+
+@pytest.fixture
+def database(demo: Demo) -> Iterator[psycopg.Connection[Any]]:
+    """The shops' database, emptied of orders and with its first stock."""
+    with psycopg.connect(demo.dsn, autocommit=True) as connection:
+        connection.execute("TRUNCATE purchase, line RESTART IDENTITY")
+        connection.execute(
+            "UPDATE product SET stock = CASE id WHEN 1 THEN 1000 WHEN 2 THEN 25 WHEN 3 THEN 500 ELSE 1 END"
+        )
+        yield connection
+
+
+@pytest.fixture(params=SHOPS)
+def shop(request: pytest.FixtureRequest, demo: Demo, database: object) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=demo.urls[request.param]) as client:
+        yield client
+
+
+def order(customer: str, *lines: tuple[int, int]) -> dict[str, Any]:
+    return {"customer": customer, "lines": [{"product_id": p, "quantity": q} for p, q in lines]}
+
+
+def test_an_order_is_written_and_seen_by_all_shops(
+    shop: httpx.Client, demo: Demo, database: psycopg.Connection[Any]
+) -> None:
+    answer = shop.post("/api/orders", json=order("Ann", (COFFEE, 2), (MUG, 1)))
+    assert answer.status_code == 201
+    assert answer.json() == {"id": 1, "customer": "Ann", "total_cents": 2980}
+    lines = database.execute("SELECT product_id, quantity, price_cents FROM line ORDER BY id").fetchall()
+    assert lines == [(COFFEE, 2, 890), (MUG, 1, 1200)]
+    assert database.execute("SELECT stock FROM product WHERE id = 1").fetchone() == (998,)
+    for url in demo.urls.values():
+        found = httpx.get(f"{url}api/orders/1").json()
+        assert (found["customer"], found["total_cents"]) == ("Ann", 2980)
+        assert [line["name"] for line in found["lines"]] == ["Coffee, 250 g", "Mug"]
+        assert "Ann" in httpx.get(url).text
+        assert "29.80" in httpx.get(f"{url}orders/1").text
+        assert [entry["id"] for entry in httpx.get(f"{url}api/orders").json()["orders"]] == [1]
+
+
+@pytest.mark.parametrize("lines", [[(UMBRELLA, 2)], [(COFFEE, 5), (UMBRELLA, 2)], [(99, 1)]])
+def test_what_is_not_in_stock_is_refused_and_leaves_nothing(
+    lines: list[tuple[int, int]], shop: httpx.Client, database: psycopg.Connection[Any]
+) -> None:
+    answer = shop.post("/api/orders", json=order("Bob", *lines))
+    assert answer.status_code == 409
+    assert "left" in answer.json()["detail"]
+    assert database.execute("SELECT count(*) FROM purchase").fetchone() == (0,)
+    assert database.execute("SELECT stock FROM product WHERE id = 1").fetchone() == (1000,)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"", b"{", b"[]", b"null", b'{"customer": "A"}', b'{"customer": "A", "lines": []}'),
+        b'{"customer": "", "lines": [{"product_id": 1, "quantity": 1}]}',
+        b'{"customer": "A\\u0000", "lines": [{"product_id": 1, "quantity": 1}]}',
+        b'{"customer": "A", "lines": [1]}',
+        b'{"customer": "A", "lines": [{"product_id": 1, "quantity": -1}]}',
+        b'{"customer": "A", "lines": [{"product_id": "1", "quantity": true}]}',
+        b'{"customer": "A", "lines": [{"product_id": 99999999999999999999, "quantity": 1}]}',
+    ],
+)
+def test_nonsense_is_a_422(body: bytes, shop: httpx.Client, database: psycopg.Connection[Any]) -> None:
+    answer = shop.post("/api/orders", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 422
+    assert answer.json()["detail"]
+    assert database.execute("SELECT count(*) FROM purchase").fetchone() == (0,)
+
+
+def test_what_is_missing_is_a_404(shop: httpx.Client) -> None:
+    assert shop.get("/orders/12345").status_code == 404
+    assert shop.get("/api/orders/12345").status_code == 404
+
+
+def test_the_form_places_an_order(shop: httpx.Client, database: psycopg.Connection[Any]) -> None:
+    page = shop.get("/").text
+    fields = {"customer": "Cleo", "quantity-2": "1", "quantity-3": "0"}
+    if "csrfmiddlewaretoken" in page:
+        fields["csrfmiddlewaretoken"] = page.split('name="csrfmiddlewaretoken" value="')[1].partition('"')[0]
+    answer = shop.post("/orders", data=fields)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/orders/1")
+    fields["quantity-4"] = "7"
+    answer = shop.post("/orders", data=fields)
+    assert answer.status_code == 409
+    assert "There are not 7 of product 4 left." in answer.text
+    assert shop.post("/orders", data={**fields, "customer": " "}).status_code == 400
+    assert database.execute("SELECT customer FROM purchase").fetchall() == [("Cleo",)]
+
+
+def test_the_export_streams_all_orders(shop: httpx.Client, database: psycopg.Connection[Any]) -> None:
+    customers = "SELECT 'x,\"' || i, i FROM generate_series(1, 5000) i"
+    database.execute(f"INSERT INTO purchase (customer, total_cents) {customers}")
+    answer = shop.get("/orders.csv")
+    assert answer.headers["content-type"].startswith("text/csv")
+    rows = list(csv.reader(io.StringIO(answer.text)))
+    assert rows[0] == ["id", "customer", "placed_at", "total_cents"]
+    assert [row[0] for row in rows[1:]] == [str(i) for i in range(1, 5001)]
+    assert rows[5000][1] == 'x,"5000'
+
+
+def test_the_last_umbrella_is_sold_once(demo: Demo, database: psycopg.Connection[Any]) -> None:
+    def buy(i: int) -> int:
+        url = demo.urls[SHOPS[i % 3]]
+        return httpx.post(f"{url}api/orders", json=order(f"buyer {i}", (UMBRELLA, 1)), timeout=20).status_code
+
+    with ThreadPoolExecutor(12) as executor:
+        statuses = list(executor.map(buy, range(30)))
+    assert sorted(set(statuses)) == [201, 409]
+    assert statuses.count(201) == 1
+    assert database.execute("SELECT count(*) FROM purchase").fetchone() == (1,)
