@@ -152,7 +152,7 @@ def typing(session):
     session.install("-e", ".[binary,flask,fastapi,django]", *group("tests"), *group("gates"))
     session.run("mypy", *(f"--package={package}" for package in PACKAGES), env={"MYPYPATH": "integrations"})
     session.run("mypy", "tests")
-    session.run("pyright", env={"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"})
+    session.run("pyright", f"--pythonpath={session.virtualenv.bin}/python", env={"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"})
 
 
 @nox.session

@@ -23,17 +23,21 @@ class Handle(Protocol):
     @property
     def kind(self) -> str:
         """One of the four kinds."""
+        ...
 
     @property
     def usable_here(self) -> bool:
         """Whether it is open and belongs to the running event loop."""
+        ...
 
     @property
     def orphaned(self) -> bool:
         """Whether its event loop is closed, so that nobody can use it any more."""
+        ...
 
     def close(self) -> None:
         """Close what is idle now and what is lent when it comes back."""
+        ...
 
     def terminate(self) -> None:
         """Close everything now."""

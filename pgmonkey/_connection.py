@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, cast
 
 from psycopg import Connection
 from psycopg.abc import AdaptContext
@@ -71,12 +71,15 @@ class ConnectionHandle:
         lease.finish()
 
     def __enter__(self) -> Connection[Any]:
-        return self._enter(sys._getframe(1))
+        # Not async functions: only here is the caller's frame the one that the block is in.
+        entering: Connection[Any] = cast(Any, self._enter(sys._getframe(1)))
+        return entering
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        return self._exit(self._entries.pop(sys._getframe(1)), exc)
+        exiting: None = cast(Any, self._exit(self._entries.pop(sys._getframe(1)), exc))
+        return exiting
 
     def _enter(self, frame: FrameType) -> Connection[Any]:
         outer = self._outer() if self._plan.single else None
@@ -86,7 +89,7 @@ class ConnectionHandle:
         self._entries.push(frame, entry)
         return entry.connection
 
-    def _exit(self, entry: Lease | _Nested, error: BaseException | None) -> None:
+    def _exit(self, entry: Lease | _Nested, error: BaseException | None) -> Any:
         entry.finish(error)
 
     def _outer(self) -> Lease | None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
-from types import FrameType, TracebackType
-from typing import Any
+from types import CoroutineType, FrameType, TracebackType
+from typing import Any, cast
 
 from psycopg import AsyncConnection
 from psycopg.abc import AdaptContext
@@ -70,13 +70,16 @@ class AsyncConnectionHandle:
             raise
         await lease.finish()
 
-    def __aenter__(self) -> Awaitable[AsyncConnection[Any]]:
-        return self._enter(sys._getframe(1))
+    def __aenter__(self) -> CoroutineType[Any, Any, AsyncConnection[Any]]:
+        # Not async functions: only here is the caller's frame the one that the block is in.
+        entering: CoroutineType[Any, Any, AsyncConnection[Any]] = cast(Any, self._enter(sys._getframe(1)))
+        return entering
 
     def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> Awaitable[None]:
-        return self._exit(self._entries.pop(sys._getframe(1)), exc)
+    ) -> CoroutineType[Any, Any, None]:
+        exiting: CoroutineType[Any, Any, None] = cast(Any, self._exit(self._entries.pop(sys._getframe(1)), exc))
+        return exiting
 
     async def _enter(self, frame: FrameType) -> AsyncConnection[Any]:
         outer = self._outer() if self._plan.single else None
@@ -86,7 +89,7 @@ class AsyncConnectionHandle:
         self._entries.push(frame, entry)
         return entry.connection
 
-    async def _exit(self, entry: AsyncLease | _Nested, error: BaseException | None) -> None:
+    async def _exit(self, entry: AsyncLease | _Nested, error: BaseException | None) -> Any:
         await entry.finish(error)
 
     def _outer(self) -> AsyncLease | None:

@@ -10,13 +10,16 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any, Union
 
 import psycopg
 from psycopg import Connection, Cursor, IsolationLevel
 from psycopg.errors import QueryCanceled
 from psycopg.rows import RowFactory
 from psycopg.sql import SQL, Composable, Composed
+
+if TYPE_CHECKING:
+    from typing_extensions import LiteralString
 
 from ._blueprint import leaves_state
 from ._colour import POOL_KIND, Lock
@@ -25,7 +28,8 @@ from ._lease import Lease
 from ._manager import PGConnectionManager
 from .errors import GivenBackError
 
-Statement = str | bytes | SQL | Composed
+# Text that comes from the program: as psycopg, let type checkers refuse what comes from elsewhere.
+Statement = Union["LiteralString", bytes, SQL, Composed]
 Params = Sequence[Any] | Mapping[str, Any] | None
 
 _STOPPED = QueryCanceled("the stream was closed before its end")
@@ -273,11 +277,9 @@ class UnitOfWork:
 
 
 def _leaves_state(query: Statement) -> bool:
-    if isinstance(query, bytes):
-        query = query.decode(errors="replace")
-    elif isinstance(query, Composable):
-        query = query.as_string(None)
-    return not isinstance(query, str) or leaves_state(query)
+    if isinstance(query, Composable):
+        return leaves_state(query.as_string(None))
+    return leaves_state(query.decode(errors="replace") if isinstance(query, bytes) else query)
 
 
 def _level(name: str) -> IsolationLevel:

@@ -127,7 +127,7 @@ class Server:
         self._folder = Path(folder).absolute() if folder is not None else None
         self._settings = dict(settings or {})
         self._temporary: Path | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[Any] | None = None
         self._bin = Path()
 
     def __enter__(self) -> Server:

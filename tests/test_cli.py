@@ -152,7 +152,7 @@ def test_generated_code_is_nothing_but_code_and_runs(
     path = tmp_path / "it's config.yaml"
     path.write_text(yaml.safe_dump({"postgresql": config} if wrapped else config))
     env = {"PGM_USER": "postgres"}
-    arguments = ["--connconfig", path, "--connection-type", kind, "--library", library, "--resolve-env"]
+    arguments = ["--connconfig", str(path), "--connection-type", kind, "--library", library, "--resolve-env"]
     printed = subprocess.run(
         [sys.executable, "-m", "pgmonkey", "pgconfig", "generate-code", *arguments],
         capture_output=True,

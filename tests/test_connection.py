@@ -176,7 +176,7 @@ def test_what_a_borrower_leaves_does_not_reach_the_next(config: dict[str, Any], 
         pool = get(config)
         with pool as connection:
             pid = connection.info.backend_pid
-            connection.row_factory = dict_row  # type: ignore[assignment]
+            connection.row_factory = dict_row
             connection.prepare_threshold = 0
             connection.add_notice_handler(print)
             connection.execute("SET search_path TO pg_catalog")

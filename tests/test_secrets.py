@@ -63,7 +63,11 @@ def test_sensitive_defaults_can_be_allowed(tmp_path: Path) -> None:
     ],
 )
 def test_sensitive_keys_are_masked(key: str) -> None:
-    config = {"connection_settings": {key: "hunter2", "host": "h"}, "list": [{key: "hunter2"}], key: ["hunter2"]}
+    config: dict[str, Any] = {
+        "connection_settings": {key: "hunter2", "host": "h"},
+        "list": [{key: "hunter2"}],
+        key: ["hunter2"],
+    }
     redacted = redact_config(config)
     assert "hunter2" not in repr(redacted)
     assert redacted["connection_settings"] == {key: REDACTED, "host": "h"}

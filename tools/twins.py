@@ -41,12 +41,13 @@ def twin(text: str, used: set[str]) -> str:
 
 
 def _unwrap_awaitables(text: str) -> str:
-    while (start := text.find("Awaitable[")) >= 0:
-        depth, end = 1, start + len("Awaitable[")
+    """Replace ``Awaitable[X]`` and ``CoroutineType[Any, Any, X]`` by X."""
+    while match := re.search(r"\b(Awaitable\[|CoroutineType\[Any, Any, )", text):
+        depth, end = 1, match.end()
         while depth:
             depth += {"[": 1, "]": -1}.get(text[end], 0)
             end += 1
-        text = text[:start] + text[start + len("Awaitable[") : end - 1] + text[end:]
+        text = text[: match.start()] + text[match.end() : end - 1] + text[end:]
     return text
 
 

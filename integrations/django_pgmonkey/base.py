@@ -200,14 +200,14 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
     # -- the request's transaction, for the middleware ----------------------------------------------------------------
 
     @property
-    def in_atomic_block(self) -> bool:
+    def in_atomic_block(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether a transaction is open; begins the request's, because who asks is about to act upon the answer."""
         if self._request is not None:
             self._request.prepare()
         return self._in_atomic_block
 
     @in_atomic_block.setter
-    def in_atomic_block(self, value: bool) -> None:
+    def in_atomic_block(self, value: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self._in_atomic_block = value
 
     def begin_request(self) -> None:

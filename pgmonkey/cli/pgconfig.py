@@ -106,8 +106,8 @@ def _test(options: argparse.Namespace) -> int:
     return 0
 
 
-def _held(size: int | None) -> int:
-    return 2 if size is not None and size > 1 else 1
+def _held(most: int) -> int:
+    return min(most, 2)
 
 
 def _describe(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> str:
@@ -125,10 +125,10 @@ def _connect(options: argparse.Namespace, manager: PGConnectionManager, kind: Ki
     )
     with ExitStack() as stack:
         held = _held(handle.stats()["pool_max"])
-        for _ in range(held):
-            connection = stack.enter_context(handle.connection())
+        connections = [stack.enter_context(handle.connection()) for _ in range(held)]
+        for connection in connections:
             connection.execute("SELECT 1")
-        description = _describe(connection)
+        description = _describe(connections[0])
     manager.clear_cache()
     return description, held
 
@@ -142,10 +142,10 @@ async def _connect_async(options: argparse.Namespace, manager: PGConnectionManag
     )
     async with AsyncExitStack() as stack:
         held = _held(handle.stats()["pool_max"])
-        for _ in range(held):
-            connection = await stack.enter_async_context(handle.connection())
+        connections = [await stack.enter_async_context(handle.connection()) for _ in range(held)]
+        for connection in connections:
             await connection.execute("SELECT 1")
-        description = _describe(connection)
+        description = _describe(connections[0])
     await manager.clear_cache_async()
     return description, held
 

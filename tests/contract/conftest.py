@@ -16,6 +16,7 @@ import httpx
 import psycopg
 import pytest
 import yaml
+from psycopg import sql
 
 from pgmonkey.embedded import Server, die_with_parent
 
@@ -115,7 +116,7 @@ def running(framework: str, server: Server, dbname: str, pool: dict[str, Any]) -
                 process.terminate()
                 process.wait(20)
         with psycopg.connect(server.dsn(), autocommit=True) as connection:
-            connection.execute(f"DROP DATABASE {dbname} WITH (FORCE)")
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(dbname)))
 
 
 def wait_until_served(client: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -391,7 +391,7 @@ def test_a_pool_serves_threads_and_a_normal_connection_serves_them_in_turn(folde
 def test_cache_info(folder: Path) -> None:
     manager = PGConnectionManager()
     for kind in ("normal", "pool"):
-        manager.get_database_connection(folder / "config.yaml", kind)  # type: ignore[call-overload]
+        manager.get_database_connection(folder / "config.yaml", kind)
     info = manager.cache_info
     assert info["size"] == 2
     assert sorted(info["connection_types"].values()) == ["normal", "pool"]
