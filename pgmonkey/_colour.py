@@ -47,16 +47,16 @@ class Waiter(Generic[T]):
 
 
 class Ticker:
-    """Call a method of an object again and again in a daemon thread, for as long as the object lives."""
+    """Call a method of an object again and again in a daemon thread, until it returns None or the object is gone."""
 
-    def __init__(self, method: Callable[[], float]) -> None:
+    def __init__(self, method: Callable[[], float | None]) -> None:
         self._method: Any = weakref.WeakMethod(method)
         self._stopped = threading.Event()
         threading.Thread(target=self._run, name="pgmonkey-maintenance", daemon=True).start()
 
     def _run(self) -> None:
-        delay = 0.0
-        while not self._stopped.wait(delay):
+        delay: float | None = 0.0
+        while delay is not None and not self._stopped.wait(delay):
             method = self._method()
             if method is None:
                 return

@@ -59,12 +59,12 @@ class Waiter(Generic[T]):
 
 
 class Ticker:
-    """Call a method of an object again and again, for as long as the object lives and the loop runs.
+    """Call a method of an object again and again, until it returns None, for as long as the object lives.
 
     A timer rather than a task between the calls, so that nothing is pending when a loop is closed.
     """
 
-    def __init__(self, method: Callable[[], Awaitable[float]]) -> None:
+    def __init__(self, method: Callable[[], Awaitable[float | None]]) -> None:
         self._method: Any = weakref.WeakMethod(method)
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = self._loop.call_later(0, self._tick)
@@ -77,7 +77,7 @@ class Ticker:
         method = self._method()
         if method is not None and self._timer is not None:
             delay = await method()
-            if self._timer is not None:
+            if delay is not None and self._timer is not None:
                 self._timer = self._loop.call_later(delay, self._tick)
 
     def stop(self) -> None:

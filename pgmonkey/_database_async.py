@@ -254,10 +254,14 @@ class AsyncUnitOfWork:
         """Return the connection of this unit, borrowed at the first call."""
         if self._lease is None:
             async with self._borrowing:
-                if self.finished:
-                    raise GivenBackError("this unit of work is finished, and its connection was given back")
+                if self._lease is None and not self.finished:
+                    lease = await self.database._borrow(autocommit=False)
+                    if self.finished:  # meanwhile, by another task of the request
+                        lease.abandon()
+                    else:
+                        self._lease = lease
                 if self._lease is None:
-                    self._lease = await self.database._borrow(autocommit=False)
+                    raise GivenBackError("this unit of work is finished, and its connection was given back")
         return self._lease.connection
 
     @property

@@ -16,7 +16,7 @@ from psycopg.pq import ConnStatus, TransactionStatus
 from ._blueprint import CLEAN
 from ._colour import cannot_wait
 from ._lending import lend, take_back
-from ._pool import Pool, Pooled
+from ._pool import Pool, PooledConnection
 
 logger = logging.getLogger("pgmonkey")
 
@@ -26,7 +26,9 @@ _CLEAN = CLEAN.encode()
 class Lease:
     """A borrowed connection.  Whoever holds the lease calls `finish`; a lease that is merely dropped is abandoned."""
 
-    def __init__(self, pool: Pool, pooled: Pooled, autocommit: bool, context: AdaptContext | None = None) -> None:
+    def __init__(
+        self, pool: Pool, pooled: PooledConnection, autocommit: bool, context: AdaptContext | None = None
+    ) -> None:
         self.connection: Connection[Any] = lend(
             pooled.connection,
             autocommit=autocommit,
@@ -35,7 +37,7 @@ class Lease:
         )
         """The psycopg connection; unusable once the lease is finished."""
         self.pool = pool
-        self._pooled: Pooled | None = pooled
+        self._pooled: PooledConnection | None = pooled
         if pool.plan.settings.close_returns:
             self.connection.__dict__["close"] = self.finish
 
@@ -80,7 +82,7 @@ class Lease:
         if getattr(self, "_pooled", None) is not None:
             self.abandon()
 
-    def _commit(self, pooled: Pooled, clean: bool) -> None:
+    def _commit(self, pooled: PooledConnection, clean: bool) -> None:
         status = pooled.connection.pgconn.transaction_status
         if status == TransactionStatus.INTRANS:
             try:
@@ -102,7 +104,7 @@ class Lease:
         elif self.connection.broken:
             raise psycopg.OperationalError("nothing was committed: the connection was lost")
 
-    def _roll_back(self, pooled: Pooled, clean: bool) -> None:
+    def _roll_back(self, pooled: PooledConnection, clean: bool) -> None:
         status = pooled.connection.pgconn.transaction_status
         try:
             if status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
@@ -116,7 +118,7 @@ class Lease:
             logger.debug("closing a connection that could not be rolled back: %s", error)
             pooled.close()
 
-    def _send(self, pooled: Pooled, statement: bytes, clean: bool) -> None:
+    def _send(self, pooled: PooledConnection, statement: bytes, clean: bool) -> None:
         message = b"; ".join(filter(None, [statement, _CLEAN if clean else b""]))
         if message:
             pooled.connection.execute(message, prepare=False)

@@ -14,7 +14,7 @@ from psycopg.pq import ConnStatus, TransactionStatus
 from ._blueprint import CLEAN
 from ._colour_async import cannot_wait
 from ._lending import lend, take_back
-from ._pool_async import AsyncPool, AsyncPooled
+from ._pool_async import AsyncPool, AsyncPooledConnection
 
 logger = logging.getLogger("pgmonkey")
 
@@ -25,7 +25,7 @@ class AsyncLease:
     """A borrowed connection.  Whoever holds the lease calls `finish`; a lease that is merely dropped is abandoned."""
 
     def __init__(
-        self, pool: AsyncPool, pooled: AsyncPooled, autocommit: bool, context: AdaptContext | None = None
+        self, pool: AsyncPool, pooled: AsyncPooledConnection, autocommit: bool, context: AdaptContext | None = None
     ) -> None:
         self.connection: AsyncConnection[Any] = lend(
             pooled.connection,
@@ -35,7 +35,7 @@ class AsyncLease:
         )
         """The psycopg connection; unusable once the lease is finished."""
         self.pool = pool
-        self._pooled: AsyncPooled | None = pooled
+        self._pooled: AsyncPooledConnection | None = pooled
         if pool.plan.settings.close_returns:
             self.connection.__dict__["close"] = self.finish
 
@@ -80,7 +80,7 @@ class AsyncLease:
         if getattr(self, "_pooled", None) is not None:
             self.abandon()
 
-    async def _commit(self, pooled: AsyncPooled, clean: bool) -> None:
+    async def _commit(self, pooled: AsyncPooledConnection, clean: bool) -> None:
         status = pooled.connection.pgconn.transaction_status
         if status == TransactionStatus.INTRANS:
             try:
@@ -102,7 +102,7 @@ class AsyncLease:
         elif self.connection.broken:
             raise psycopg.OperationalError("nothing was committed: the connection was lost")
 
-    async def _roll_back(self, pooled: AsyncPooled, clean: bool) -> None:
+    async def _roll_back(self, pooled: AsyncPooledConnection, clean: bool) -> None:
         status = pooled.connection.pgconn.transaction_status
         try:
             if status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
@@ -116,7 +116,7 @@ class AsyncLease:
             logger.debug("closing a connection that could not be rolled back: %s", error)
             pooled.close()
 
-    async def _send(self, pooled: AsyncPooled, statement: bytes, clean: bool) -> None:
+    async def _send(self, pooled: AsyncPooledConnection, statement: bytes, clean: bool) -> None:
         message = b"; ".join(filter(None, [statement, _CLEAN if clean else b""]))
         if message:
             await pooled.connection.execute(message, prepare=False)

@@ -12,8 +12,9 @@ import sys
 import weakref
 from collections import deque
 from functools import lru_cache, partial
+from time import monotonic
 from types import CodeType, FrameType
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from psycopg import BaseConnection
 from psycopg.abc import AdaptContext
@@ -101,3 +102,20 @@ class Place:
 
     def __str__(self) -> str:
         return f"{os.path.relpath(self._code.co_filename)}:{self._line} ({self._code.co_name})"
+
+
+class Pooled(Generic[C]):
+    """One connection of a pool, with what the pool knows about it; times as `time.monotonic` gives them."""
+
+    __slots__ = ("borrowed_at", "connection", "expires", "idle_since", "place")
+
+    def __init__(self, connection: C, max_lifetime: float) -> None:
+        self.connection = connection
+        self.expires = monotonic() + max_lifetime
+        self.idle_since = 0.0
+        self.borrowed_at = monotonic()
+        self.place: Place | None = None
+
+    def close(self) -> None:
+        """Close the socket at once; the server ends the session and rolls back what was open."""
+        self.connection.pgconn.finish()

@@ -25,7 +25,7 @@ from psycopg.pq import TransactionStatus
 from . import _forks
 from ._blueprint import Blueprint
 from ._colour import Ticker, Waiter
-from ._lending import Place, lendable
+from ._lending import Place, Pooled, lendable
 from ._liveness import is_alive
 from .errors import PoolClosedError, PoolFullError, PoolTimeoutError
 
@@ -35,21 +35,7 @@ _TICK = 5.0
 _RETRY = 1.0
 
 
-class Pooled:
-    """One connection of a pool, with what the pool knows about it."""
-
-    __slots__ = ("borrowed_at", "connection", "expires", "idle_since", "place")
-
-    def __init__(self, connection: Connection[Any], max_lifetime: float) -> None:
-        self.connection = connection
-        self.expires = monotonic() + max_lifetime
-        self.idle_since = 0.0
-        self.borrowed_at = monotonic()
-        self.place: Place | None = None
-
-    def close(self) -> None:
-        """Close the socket at once; the server ends the session and rolls back what was open."""
-        self.connection.pgconn.finish()
+PooledConnection = Pooled[Connection[Any]]
 
 
 class _Room:
@@ -62,7 +48,7 @@ class _Closed:
 
 _ROOM = _Room()
 _CLOSED = _Closed()
-_Delivery = Pooled | _Room | _Closed
+_Delivery = PooledConnection | _Room | _Closed
 
 
 class Pool:
@@ -83,15 +69,15 @@ class Pool:
 
     def _reset_state(self) -> None:
         self._lock = threading.Lock()
-        self._idle: list[Pooled] = []
-        self._lent: set[Pooled] = set()
+        self._idle: list[PooledConnection] = []
+        self._lent: set[PooledConnection] = set()
         self._waiters: deque[Waiter[_Delivery]] = deque()
         self._size = 0
         self._ticker: Ticker | None = None
 
     # -- borrow and give back -------------------------------------------------------------------------------------
 
-    def borrow(self, timeout: float | None = None) -> Pooled:
+    def borrow(self, timeout: float | None = None) -> PooledConnection:
         """Return a live connection that is the caller's until `give_back`.
 
         *timeout* is in seconds, the pool's own when None.  Raises `PoolTimeoutError`, `PoolFullError`,
@@ -102,10 +88,10 @@ class Pool:
         pooled.place = Place.here()
         return pooled
 
-    def _checkout(self, timeout: float) -> Pooled:
+    def _checkout(self, timeout: float) -> PooledConnection:
         deadline = monotonic() + timeout
+        self._counts["requests_num"] += 1
         while True:
-            self._counts["requests_num"] += 1
             with self._lock:
                 if self._close_reason:
                     raise PoolClosedError(f"{self._name}: {self._close_reason}")
@@ -124,7 +110,7 @@ class Pool:
                 return pooled
             self._drop(pooled)
 
-    def _pop_idle(self) -> Pooled | None:
+    def _pop_idle(self) -> PooledConnection | None:
         while self._idle:
             pooled = self._idle.pop()
             if is_alive(pooled.connection.pgconn) and monotonic() < pooled.expires:
@@ -145,7 +131,7 @@ class Pool:
         self._counts["requests_queued"] += 1
         return waiter
 
-    def _wait(self, waiter: Waiter[_Delivery], timeout: float, deadline: float) -> Pooled | None:
+    def _wait(self, waiter: Waiter[_Delivery], timeout: float, deadline: float) -> PooledConnection | None:
         started = monotonic()
         try:
             waiter.wait(deadline - started)
@@ -177,7 +163,7 @@ class Pool:
         elif delivery is not None and not isinstance(delivery, _Closed):
             self.give_back(delivery)
 
-    def give_back(self, pooled: Pooled) -> None:
+    def give_back(self, pooled: PooledConnection) -> None:
         """Take a connection back: hand it to the first waiter, keep it, or close it when it is not fit to be kept.
 
         Never waits, so nothing can interrupt it half-way.
@@ -203,7 +189,7 @@ class Pool:
         pooled.close()
         self._free_room()
 
-    def _drop(self, pooled: Pooled) -> None:
+    def _drop(self, pooled: PooledConnection) -> None:
         with self._lock:
             self._lent.discard(pooled)
             self._counts["connections_lost"] += 1
@@ -219,7 +205,7 @@ class Pool:
 
     # -- connections ----------------------------------------------------------------------------------------------
 
-    def _connect(self) -> Pooled:
+    def _connect(self) -> PooledConnection:
         """Make a connection for which there is room already, and count it as lent."""
         try:
             pooled = self._make()
@@ -230,17 +216,17 @@ class Pool:
             raise
         with self._lock:
             self._lent.add(pooled)
-            if self._ticker is None and not self._close_reason:
+            if self._ticker is None and self._size != self._settings.min_size and not self._close_reason:
                 self._ticker = Ticker(self.maintain)
         return pooled
 
-    def _make(self) -> Pooled:
+    def _make(self) -> PooledConnection:
         self._counts["connections_num"] += 1
         started = monotonic()
         # The pooled object is always in autocommit; what is lent over it has the mode that was asked for.
         connection: Connection[Any] = self._class.connect(autocommit=True, **self.plan.connect)
         self._counts["connections_ms"] += int((monotonic() - started) * 1000)
-        pooled = Pooled(connection, self._settings.max_lifetime)
+        pooled = PooledConnection(connection, self._settings.max_lifetime)
         if self._settings.configure is not None:
             try:
                 self._settings.configure(connection)
@@ -252,7 +238,7 @@ class Pool:
         self._last_error = None
         return pooled
 
-    def _passes_check(self, pooled: Pooled) -> bool:
+    def _passes_check(self, pooled: PooledConnection) -> bool:
         try:
             if self._settings.check_on_checkout:
                 pooled.connection.execute("SELECT 1")
@@ -265,8 +251,12 @@ class Pool:
             raise
         return True
 
-    def maintain(self) -> float:
-        """Fill up to ``min_size``, close what is too old or idle too long; return the seconds until the next time."""
+    def maintain(self) -> float | None:
+        """Fill up to ``min_size``, close what is too old or idle too long.
+
+        Return the seconds until the next time, or None when there is nothing to do before another connection is made:
+        a pool that is settled has no thread, which would trouble those who fork.
+        """
         self._close_old()
         while self._grow():
             try:
@@ -276,6 +266,10 @@ class Pool:
                 return _RETRY
             self._failing_since = None
             self.give_back(pooled)
+        with self._lock:
+            if self._size <= self._settings.min_size:
+                self._ticker = None
+                return None
         return min(_TICK, self._settings.max_idle / 4, self._settings.max_lifetime / 4)
 
     def _grow(self) -> bool:
@@ -286,7 +280,7 @@ class Pool:
 
     def _close_old(self) -> None:
         now = monotonic()
-        old: list[Pooled] = []
+        old: list[PooledConnection] = []
         with self._lock:
             for pooled in list(self._idle):  # the ones idle longest come first
                 surplus = self._size > self._settings.min_size and now - pooled.idle_since >= self._settings.max_idle

@@ -23,7 +23,7 @@ from psycopg.pq import TransactionStatus
 from . import _forks
 from ._blueprint import Blueprint
 from ._colour_async import Ticker, Waiter
-from ._lending import Place, lendable
+from ._lending import Place, Pooled, lendable
 from ._liveness import is_alive
 from .errors import PoolClosedError, PoolFullError, PoolTimeoutError
 
@@ -33,21 +33,7 @@ _TICK = 5.0
 _RETRY = 1.0
 
 
-class AsyncPooled:
-    """One connection of a pool, with what the pool knows about it."""
-
-    __slots__ = ("borrowed_at", "connection", "expires", "idle_since", "place")
-
-    def __init__(self, connection: AsyncConnection[Any], max_lifetime: float) -> None:
-        self.connection = connection
-        self.expires = monotonic() + max_lifetime
-        self.idle_since = 0.0
-        self.borrowed_at = monotonic()
-        self.place: Place | None = None
-
-    def close(self) -> None:
-        """Close the socket at once; the server ends the session and rolls back what was open."""
-        self.connection.pgconn.finish()
+AsyncPooledConnection = Pooled[AsyncConnection[Any]]
 
 
 class _Room:
@@ -60,7 +46,7 @@ class _Closed:
 
 _ROOM = _Room()
 _CLOSED = _Closed()
-_Delivery = AsyncPooled | _Room | _Closed
+_Delivery = AsyncPooledConnection | _Room | _Closed
 
 
 class AsyncPool:
@@ -81,15 +67,15 @@ class AsyncPool:
 
     def _reset_state(self) -> None:
         self._lock = threading.Lock()
-        self._idle: list[AsyncPooled] = []
-        self._lent: set[AsyncPooled] = set()
+        self._idle: list[AsyncPooledConnection] = []
+        self._lent: set[AsyncPooledConnection] = set()
         self._waiters: deque[Waiter[_Delivery]] = deque()
         self._size = 0
         self._ticker: Ticker | None = None
 
     # -- borrow and give back -------------------------------------------------------------------------------------
 
-    async def borrow(self, timeout: float | None = None) -> AsyncPooled:
+    async def borrow(self, timeout: float | None = None) -> AsyncPooledConnection:
         """Return a live connection that is the caller's until `give_back`.
 
         *timeout* is in seconds, the pool's own when None.  Raises `PoolTimeoutError`, `PoolFullError`,
@@ -100,10 +86,10 @@ class AsyncPool:
         pooled.place = Place.here()
         return pooled
 
-    async def _checkout(self, timeout: float) -> AsyncPooled:
+    async def _checkout(self, timeout: float) -> AsyncPooledConnection:
         deadline = monotonic() + timeout
+        self._counts["requests_num"] += 1
         while True:
-            self._counts["requests_num"] += 1
             with self._lock:
                 if self._close_reason:
                     raise PoolClosedError(f"{self._name}: {self._close_reason}")
@@ -122,7 +108,7 @@ class AsyncPool:
                 return pooled
             self._drop(pooled)
 
-    def _pop_idle(self) -> AsyncPooled | None:
+    def _pop_idle(self) -> AsyncPooledConnection | None:
         while self._idle:
             pooled = self._idle.pop()
             if is_alive(pooled.connection.pgconn) and monotonic() < pooled.expires:
@@ -143,7 +129,7 @@ class AsyncPool:
         self._counts["requests_queued"] += 1
         return waiter
 
-    async def _wait(self, waiter: Waiter[_Delivery], timeout: float, deadline: float) -> AsyncPooled | None:
+    async def _wait(self, waiter: Waiter[_Delivery], timeout: float, deadline: float) -> AsyncPooledConnection | None:
         started = monotonic()
         try:
             await waiter.wait(deadline - started)
@@ -175,7 +161,7 @@ class AsyncPool:
         elif delivery is not None and not isinstance(delivery, _Closed):
             self.give_back(delivery)
 
-    def give_back(self, pooled: AsyncPooled) -> None:
+    def give_back(self, pooled: AsyncPooledConnection) -> None:
         """Take a connection back: hand it to the first waiter, keep it, or close it when it is not fit to be kept.
 
         Never waits, so nothing can interrupt it half-way.
@@ -201,7 +187,7 @@ class AsyncPool:
         pooled.close()
         self._free_room()
 
-    def _drop(self, pooled: AsyncPooled) -> None:
+    def _drop(self, pooled: AsyncPooledConnection) -> None:
         with self._lock:
             self._lent.discard(pooled)
             self._counts["connections_lost"] += 1
@@ -217,7 +203,7 @@ class AsyncPool:
 
     # -- connections ----------------------------------------------------------------------------------------------
 
-    async def _connect(self) -> AsyncPooled:
+    async def _connect(self) -> AsyncPooledConnection:
         """Make a connection for which there is room already, and count it as lent."""
         try:
             pooled = await self._make()
@@ -228,17 +214,17 @@ class AsyncPool:
             raise
         with self._lock:
             self._lent.add(pooled)
-            if self._ticker is None and not self._close_reason:
+            if self._ticker is None and self._size != self._settings.min_size and not self._close_reason:
                 self._ticker = Ticker(self.maintain)
         return pooled
 
-    async def _make(self) -> AsyncPooled:
+    async def _make(self) -> AsyncPooledConnection:
         self._counts["connections_num"] += 1
         started = monotonic()
         # The pooled object is always in autocommit; what is lent over it has the mode that was asked for.
         connection: AsyncConnection[Any] = await self._class.connect(autocommit=True, **self.plan.connect)
         self._counts["connections_ms"] += int((monotonic() - started) * 1000)
-        pooled = AsyncPooled(connection, self._settings.max_lifetime)
+        pooled = AsyncPooledConnection(connection, self._settings.max_lifetime)
         if self._settings.configure is not None:
             try:
                 await self._settings.configure(connection)
@@ -250,7 +236,7 @@ class AsyncPool:
         self._last_error = None
         return pooled
 
-    async def _passes_check(self, pooled: AsyncPooled) -> bool:
+    async def _passes_check(self, pooled: AsyncPooledConnection) -> bool:
         try:
             if self._settings.check_on_checkout:
                 await pooled.connection.execute("SELECT 1")
@@ -263,8 +249,12 @@ class AsyncPool:
             raise
         return True
 
-    async def maintain(self) -> float:
-        """Fill up to ``min_size``, close what is too old or idle too long; return the seconds until the next time."""
+    async def maintain(self) -> float | None:
+        """Fill up to ``min_size``, close what is too old or idle too long.
+
+        Return the seconds until the next time, or None when there is nothing to do before another connection is made:
+        a pool that is settled has no thread, which would trouble those who fork.
+        """
         self._close_old()
         while self._grow():
             try:
@@ -274,6 +264,10 @@ class AsyncPool:
                 return _RETRY
             self._failing_since = None
             self.give_back(pooled)
+        with self._lock:
+            if self._size <= self._settings.min_size:
+                self._ticker = None
+                return None
         return min(_TICK, self._settings.max_idle / 4, self._settings.max_lifetime / 4)
 
     def _grow(self) -> bool:
@@ -284,7 +278,7 @@ class AsyncPool:
 
     def _close_old(self) -> None:
         now = monotonic()
-        old: list[AsyncPooled] = []
+        old: list[AsyncPooledConnection] = []
         with self._lock:
             for pooled in list(self._idle):  # the ones idle longest come first
                 surplus = self._size > self._settings.min_size and now - pooled.idle_since >= self._settings.max_idle

@@ -40,9 +40,11 @@ def pytest_configure(config: pytest.Config) -> None:
     global _server
     if os.environ.get("PGMONKEY_TEST_INSTALLED") and Path(pgmonkey.__file__).is_relative_to(ROOT / "pgmonkey"):
         raise pytest.UsageError(f"the source tree is tested instead of the wheel: {pgmonkey.__file__}")
+    # With xdist, the controller has the server, and its workers are given it.
     if not config.option.collectonly:
         _server = GivenServer() if os.environ.get("PGMONKEY_TEST_DSN") else Server()
         _server.start()
+        os.environ["PGMONKEY_TEST_DSN"] = _server.dsn()
 
 
 def pytest_unconfigure() -> None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -171,7 +172,8 @@ def test_use_after_giving_back_is_an_error(config: dict[str, Any]) -> None:
 
 
 def test_what_a_borrower_leaves_does_not_reach_the_next(config: dict[str, Any], observer: Observer) -> None:
-    observer.execute("CREATE ROLE pgm_other")
+    role = f"other_{os.getpid()}"
+    observer.execute(f"CREATE ROLE {role}")
     try:
         pool = get(config)
         with pool as connection:
@@ -186,7 +188,7 @@ def test_what_a_borrower_leaves_does_not_reach_the_next(config: dict[str, Any], 
             connection.execute("CREATE TEMPORARY TABLE mine (a int)")
             connection.execute("LISTEN gossip")
             connection.execute("DECLARE held CURSOR WITH HOLD FOR SELECT 1")
-            connection.execute("SET ROLE pgm_other")
+            connection.execute(f"SET ROLE {role}")
         with pool as connection:
             assert connection.info.backend_pid == pid
             assert value(connection, "SHOW search_path") == '"$user", public'
@@ -200,7 +202,7 @@ def test_what_a_borrower_leaves_does_not_reach_the_next(config: dict[str, Any], 
             assert connection.prepare_threshold == 5
             assert connection._notice_handlers == []
     finally:
-        observer.execute("DROP ROLE pgm_other")
+        observer.execute(f"DROP ROLE {role}")
 
 
 def test_idle_connections_that_died_are_replaced_unnoticed(config: dict[str, Any], observer: Observer) -> None:

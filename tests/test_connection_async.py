@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -173,7 +174,8 @@ async def test_use_after_giving_back_is_an_error(config: dict[str, Any]) -> None
 
 
 async def test_what_a_borrower_leaves_does_not_reach_the_next(config: dict[str, Any], observer: Observer) -> None:
-    observer.execute("CREATE ROLE pgm_other")
+    role = f"other_{os.getpid()}"
+    observer.execute(f"CREATE ROLE {role}")
     try:
         pool = await get(config)
         async with pool as connection:
@@ -188,7 +190,7 @@ async def test_what_a_borrower_leaves_does_not_reach_the_next(config: dict[str, 
             await connection.execute("CREATE TEMPORARY TABLE mine (a int)")
             await connection.execute("LISTEN gossip")
             await connection.execute("DECLARE held CURSOR WITH HOLD FOR SELECT 1")
-            await connection.execute("SET ROLE pgm_other")
+            await connection.execute(f"SET ROLE {role}")
         async with pool as connection:
             assert connection.info.backend_pid == pid
             assert await value(connection, "SHOW search_path") == '"$user", public'
@@ -202,7 +204,7 @@ async def test_what_a_borrower_leaves_does_not_reach_the_next(config: dict[str, 
             assert connection.prepare_threshold == 5
             assert connection._notice_handlers == []
     finally:
-        observer.execute("DROP ROLE pgm_other")
+        observer.execute(f"DROP ROLE {role}")
 
 
 async def test_idle_connections_that_died_are_replaced_unnoticed(config: dict[str, Any], observer: Observer) -> None:

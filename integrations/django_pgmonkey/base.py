@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
@@ -51,6 +52,34 @@ class _Pools:
 
 
 _pools = _Pools()
+
+
+class _OfThread(threading.local):
+    """The loan of each alias that a thread has; it goes when the thread does."""
+
+    def __init__(self) -> None:
+        self.loans: dict[str, _Loan] = {}
+
+
+class _Loan:
+    """Gives a connection back when the thread that borrowed it ends without closing it.
+
+    Django closes connections at the end of a request only, and its wrappers are in reference cycles.
+    """
+
+    def __init__(self, wrapper: DatabaseWrapper, lease: Lease) -> None:
+        self._wrapper = weakref.ref(wrapper)
+        self._lease = lease
+
+    def __del__(self) -> None:
+        wrapper = self._wrapper()
+        if self._lease.active and (wrapper is None or not wrapper.allow_thread_sharing):
+            self._lease.finish(_Closed())
+            if wrapper is not None:
+                wrapper.connection = None
+
+
+_of_thread = _OfThread()
 
 
 class _Closed(Exception):
@@ -144,6 +173,7 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
             lease.finish(error)
             raise
         self._lease = lease
+        _of_thread.loans[self.alias] = _Loan(self, lease)
         return connection
 
     def _set_isolation_level(self) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,12 +27,27 @@ class Demo:
     dsn: str
 
 
+def three_free_ports() -> int:
+    """Return the first of three ports in a row that nobody listens on."""
+    while True:
+        with ExitStack() as stack:
+            sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
+            sockets[0].bind(("127.0.0.1", 0))
+            first: int = sockets[0].getsockname()[1]
+            try:
+                for i in (1, 2):
+                    sockets[i].bind(("127.0.0.1", first + i))
+            except (OSError, OverflowError):
+                continue
+            return first
+
+
 @contextmanager
-def running_demo(examples: Path, port: int, tmp: Path) -> Iterator[Demo]:
-    """Start the demo on three ports from *port* on; stop it with Ctrl-C."""
+def running_demo(examples: Path, tmp: Path) -> Iterator[Demo]:
+    """Start the demo; stop it with Ctrl-C."""
     environ = {**os.environ, "TMPDIR": str(tmp)}
     process = subprocess.Popen(
-        [sys.executable, "-m", "example_apps.demo", "--port", str(port)],
+        [sys.executable, "-m", "example_apps.demo", "--port", str(three_free_ports())],
         cwd=examples,
         env=environ,
         stdout=subprocess.PIPE,
@@ -61,5 +77,5 @@ def demo(examples: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[D
 
     with tempfile.TemporaryDirectory(prefix="demo-", dir="/tmp") as folder:
         Path(folder).chmod(0o755)
-        with running_demo(examples, 8101, Path(folder)) as running:
+        with running_demo(examples, Path(folder)) as running:
             yield running

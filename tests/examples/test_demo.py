@@ -33,7 +33,7 @@ def processes(folder: str) -> list[str]:
 def test_the_demo_leaves_nothing_behind(number: signal.Signals, examples: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="demo-", dir="/tmp") as folder:
         Path(folder).chmod(0o755)
-        with running_demo(examples, 8111, Path(folder)) as demo:
+        with running_demo(examples, Path(folder)) as demo:
             assert len(processes(folder)) > 4
             for url in demo.urls.values():
                 assert httpx.get(url).status_code == 200

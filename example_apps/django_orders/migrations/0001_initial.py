@@ -5,6 +5,8 @@ from django.db import migrations, models
 
 from ... import shop
 
+ID = {"auto_created": True, "primary_key": True, "serialize": False, "verbose_name": "ID"}
+
 
 class Migration(migrations.Migration):
     initial = True
@@ -18,7 +20,12 @@ class Migration(migrations.Migration):
                 migrations.CreateModel(
                     name="Product",
                     fields=[
-                        ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False)),
+                        (
+                            "id",
+                            models.BigAutoField(
+                                auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                            ),
+                        ),
                         ("name", models.TextField()),
                         ("price_cents", models.IntegerField()),
                         ("stock", models.IntegerField()),
@@ -28,7 +35,12 @@ class Migration(migrations.Migration):
                 migrations.CreateModel(
                     name="Purchase",
                     fields=[
-                        ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False)),
+                        (
+                            "id",
+                            models.BigAutoField(
+                                auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                            ),
+                        ),
                         ("customer", models.TextField()),
                         ("placed_at", models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
                         ("total_cents", models.IntegerField()),
@@ -38,7 +50,12 @@ class Migration(migrations.Migration):
                 migrations.CreateModel(
                     name="Line",
                     fields=[
-                        ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False)),
+                        (
+                            "id",
+                            models.BigAutoField(
+                                auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                            ),
+                        ),
                         ("quantity", models.IntegerField()),
                         ("price_cents", models.IntegerField()),
                         (

@@ -1,0 +1,237 @@
+"""What is particular to the Django backend: migrations, the ORM, test databases; the promises are in tests/contract."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import yaml
+
+SETTINGS = """
+import os
+SECRET_KEY = "x"
+DATABASES = {"default": {"ENGINE": "django_pgmonkey", "OPTIONS": {"config": os.environ["CONFIG"]}, **EXTRA}}
+INSTALLED_APPS = ["shop"]
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+USE_TZ = True
+TIME_ZONE = "Europe/Vienna"
+"""
+MODELS = """
+from django.db import models
+
+class Thing(models.Model):
+    name = models.TextField(unique=True)
+    data = models.JSONField(default=dict)
+    made = models.DateTimeField(null=True)
+"""
+TESTS = """
+import threading
+from django.db import IntegrityError, connection, connections, transaction
+from django.test import LiveServerTestCase, TestCase, TransactionTestCase
+from shop.models import Thing
+
+class InTransaction(TestCase):
+    @classmethod
+    def setUpTestData(cls):
+        Thing.objects.create(name="shared")
+
+    def test_one(self):
+        Thing.objects.create(name="one")
+        self.assertEqual(Thing.objects.count(), 2)
+
+    def test_two(self):
+        self.assertEqual(Thing.objects.count(), 1)
+        with self.assertRaises(IntegrityError), transaction.atomic():
+            Thing.objects.create(name="shared")
+        self.assertEqual(Thing.objects.count(), 1)
+
+class Committed(TransactionTestCase):
+    def test_threads_give_back(self):
+        Thing.objects.create(name="committed")
+        seen = []
+        def work():
+            seen.append(Thing.objects.count())
+        for _ in range(12):
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join()
+        self.assertEqual(seen, [1] * 12)
+
+    def test_name(self):
+        self.assertTrue(connection.settings_dict["NAME"].startswith("test_"))
+
+class Live(LiveServerTestCase):
+    def test_serves(self):
+        self.assertEqual(Thing.objects.count(), 0)
+"""
+
+
+@pytest.fixture
+def project(config: dict[str, Any], tmp_path: Path) -> Path:
+    """A Django project with one model and its tests."""
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "settings.py").write_text("EXTRA = {}\n" + SETTINGS)
+    shop = tmp_path / "shop"
+    shop.mkdir()
+    (shop / "__init__.py").touch()
+    (shop / "models.py").write_text(MODELS)
+    (shop / "tests.py").write_text(TESTS)
+    return tmp_path
+
+
+def run(project: Path, *arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
+    environ = {**os.environ, "DJANGO_SETTINGS_MODULE": "settings", "CONFIG": str(project / "config.yaml")}
+    if code:
+        (project / "program.py").write_text("import django\ndjango.setup()\n" + code)
+        command = [sys.executable, "-W", "error", "program.py"]
+    else:
+        command = [sys.executable, "-W", "error", "-m", "django", *arguments]
+    environ["PYTHONPATH"] = str(project)
+    return subprocess.run(command, cwd=project, env=environ, capture_output=True, text=True, timeout=90)
+
+
+def ok(finished: subprocess.CompletedProcess[str]) -> str:
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+def migrate(project: Path) -> None:
+    ok(run(project, "makemigrations", "shop"))
+    ok(run(project, "migrate"))
+
+
+def test_migrations_and_the_orm(project: Path, observer: psycopg.Connection[Any]) -> None:
+    migrate(project)
+    code = """
+import datetime
+from django.db import connection, transaction
+from django.db.models import F
+from django.utils import timezone
+from shop.models import Thing
+now = timezone.now()
+Thing.objects.bulk_create(Thing(name=f"t{i}", data={"i": i}, made=now) for i in range(300))
+assert Thing.objects.filter(data__i__gte=290).count() == 10
+thing = Thing.objects.get(name="t7")
+assert thing.data == {"i": 7} and thing.made == now and thing.made.tzinfo is not None
+assert len(list(Thing.objects.order_by("id").iterator(chunk_size=50))) == 300
+with connection.cursor() as cursor:
+    cursor.execute("SHOW TimeZone")
+    assert cursor.fetchone() == ("UTC",)
+    with cursor.copy("COPY (SELECT 1) TO STDOUT") as copy:
+        assert b"".join(copy) == b"1\\n"
+with transaction.atomic():
+    Thing.objects.select_for_update().filter(name="t7").update(name="seven")
+    sid = transaction.savepoint()
+    Thing.objects.all().delete()
+    transaction.savepoint_rollback(sid)
+connection.close()
+print(Thing.objects.count(), connection.pool.stats()["pool_size"])
+"""
+    assert ok(run(project, code=code)).split()[0] == "300"
+    assert observer.execute("SELECT count(*) FROM shop_thing WHERE name = 'seven'").fetchone() == (1,)
+
+
+@pytest.mark.parametrize("options", [[], ["--parallel", "2"]])
+def test_test_databases(options: list[str], project: Path, server: Any, dbname: str) -> None:
+    ok(run(project, "makemigrations", "shop"))
+    for _ in range(2):
+        finished = run(project, "test", *options, "shop")
+        assert finished.returncode == 0, finished.stderr
+        assert "Ran 5 tests" in finished.stderr
+        assert "accessed by other users" not in finished.stderr
+    with psycopg.connect(server.dsn()) as connection:
+        left = connection.execute("SELECT count(*) FROM pg_database WHERE datname LIKE %s", [f"test_{dbname}%"])
+        assert left.fetchone() == (0,)
+
+
+def test_pytest_django(project: Path) -> None:
+    ok(run(project, "makemigrations", "shop"))
+    (project / "test_things.py").write_text(
+        "import pytest\nfrom shop.models import Thing\n"
+        "@pytest.mark.django_db\ndef test_one():\n"
+        "    Thing.objects.create(name='a')\n    assert Thing.objects.count() == 1\n"
+        "@pytest.mark.django_db(transaction=True)\ndef test_two():\n    assert Thing.objects.count() == 0\n"
+    )
+    environ = {**os.environ, "DJANGO_SETTINGS_MODULE": "settings", "CONFIG": str(project / "config.yaml")}
+    for flag in ("--create-db", "--reuse-db"):
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", flag, "test_things.py"]
+        environ["PYTHONPATH"] = str(project)
+        finished = subprocess.run(command, cwd=project, env=environ, capture_output=True, text=True, timeout=90)
+        assert "2 passed" in finished.stdout, finished.stdout
+
+
+def test_settings_override_the_file(project: Path, server: Any, new_database: Any) -> None:
+    other = new_database()
+    extra = {"NAME": other, "OPTIONS": {"config": str(project / "config.yaml"), "application_name": "mine"}}
+    (project / "settings.py").write_text(f"EXTRA = {extra!r}\n" + SETTINGS)
+    code = """
+from django.db import connection
+with connection.cursor() as cursor:
+    cursor.execute("SELECT current_database(), current_setting('application_name')")
+    print(*cursor.fetchone())
+"""
+    assert ok(run(project, code=code)) == f"{other} mine\n"
+
+
+@pytest.mark.parametrize(
+    ("setup", "expected"),
+    [
+        ("config['connection_settings']['password'] = 'wrong'", "password authentication failed"),
+        ("config['connection_settings']['dbname'] = 'missing'", '"missing" does not exist'),
+    ],
+)
+def test_the_servers_own_words(setup: str, expected: str, project: Path, config: dict[str, Any]) -> None:
+    exec(setup, {"config": config})
+    (project / "config.yaml").write_text(yaml.safe_dump(config))
+    code = """
+from django.db import OperationalError, connection
+try:
+    connection.ensure_connection()
+except OperationalError as error:
+    print(error)
+"""
+    assert expected in ok(run(project, code=code))
+
+
+def test_a_wrong_configuration_is_improperly_configured(project: Path) -> None:
+    (project / "config.yaml").write_text("connection_settings: [x]\n")
+    finished = run(project, "check", "--database", "default")
+    assert finished.returncode != 0
+    assert "ImproperlyConfigured" in finished.stderr
+    assert "config.yaml:1: connection_settings" in finished.stderr
+
+
+def test_persistent_connections_are_refused(project: Path) -> None:
+    (project / "settings.py").write_text("EXTRA = {'CONN_MAX_AGE': 60}\n" + SETTINGS)
+    finished = run(project, code="from django.db import connection\nconnection.ensure_connection()")
+    assert "CONN_MAX_AGE must be 0" in finished.stderr
+
+
+def test_a_project_and_a_script_share_one_pool(project: Path) -> None:
+    code = """
+import os
+from django.db import connection
+from pgmonkey import Database
+connection.ensure_connection()
+database = Database(os.environ["CONFIG"])
+database.fetch_value("SELECT 1")
+assert database.stats() == connection.pool.stats()
+print("shared")
+"""
+    assert ok(run(project, code=code)) == "shared\n"
+
+
+def test_the_example_shop_migrates(examples: Path, config: dict[str, Any], observer: psycopg.Connection[Any]) -> None:
+    settings = config["connection_settings"]
+    names = {"HOST": "host", "PORT": "port", "USER": "user", "PASSWORD": "password", "DATABASE": "dbname"}
+    environ = {**os.environ, **{f"SHOP_{name}": str(settings[key]) for name, key in names.items()}}
+    manage = [sys.executable, "-m", "example_apps.django_orders.manage"]
+    for command in (["migrate"], ["makemigrations", "--check", "--dry-run"], ["check", "--database", "default"]):
+        finished = subprocess.run([*manage, *command], cwd=examples, env=environ, capture_output=True, text=True)
+        assert finished.returncode == 0, finished.stderr
+    assert observer.execute("SELECT count(*) FROM purchase").fetchone() == (0,)
