@@ -13,6 +13,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg import sql
 from psycopg.errors import InFailedSqlTransaction
 from psycopg.rows import dict_row
 
@@ -172,8 +173,8 @@ def test_use_after_giving_back_is_an_error(config: dict[str, Any]) -> None:
 
 
 def test_what_a_borrower_leaves_does_not_reach_the_next(config: dict[str, Any], observer: Observer) -> None:
-    role = f"other_{os.getpid()}"
-    observer.execute(f"CREATE ROLE {role}")
+    role = sql.Identifier(f"other_{os.getpid()}")
+    observer.execute(sql.SQL("CREATE ROLE {}").format(role))
     try:
         pool = get(config)
         with pool as connection:
@@ -188,7 +189,7 @@ def test_what_a_borrower_leaves_does_not_reach_the_next(config: dict[str, Any], 
             connection.execute("CREATE TEMPORARY TABLE mine (a int)")
             connection.execute("LISTEN gossip")
             connection.execute("DECLARE held CURSOR WITH HOLD FOR SELECT 1")
-            connection.execute(f"SET ROLE {role}")
+            connection.execute(sql.SQL("SET ROLE {}").format(role))
         with pool as connection:
             assert connection.info.backend_pid == pid
             assert value(connection, "SHOW search_path") == '"$user", public'
@@ -202,7 +203,7 @@ def test_what_a_borrower_leaves_does_not_reach_the_next(config: dict[str, Any], 
             assert connection.prepare_threshold == 5
             assert connection._notice_handlers == []
     finally:
-        observer.execute(f"DROP ROLE {role}")
+        observer.execute(sql.SQL("DROP ROLE {}").format(role))
 
 
 def test_idle_connections_that_died_are_replaced_unnoticed(config: dict[str, Any], observer: Observer) -> None:

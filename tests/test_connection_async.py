@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg import sql
 from psycopg.errors import InFailedSqlTransaction
 from psycopg.rows import dict_row
 
@@ -174,8 +175,8 @@ async def test_use_after_giving_back_is_an_error(config: dict[str, Any]) -> None
 
 
 async def test_what_a_borrower_leaves_does_not_reach_the_next(config: dict[str, Any], observer: Observer) -> None:
-    role = f"other_{os.getpid()}"
-    observer.execute(f"CREATE ROLE {role}")
+    role = sql.Identifier(f"other_{os.getpid()}")
+    observer.execute(sql.SQL("CREATE ROLE {}").format(role))
     try:
         pool = await get(config)
         async with pool as connection:
@@ -190,7 +191,7 @@ async def test_what_a_borrower_leaves_does_not_reach_the_next(config: dict[str, 
             await connection.execute("CREATE TEMPORARY TABLE mine (a int)")
             await connection.execute("LISTEN gossip")
             await connection.execute("DECLARE held CURSOR WITH HOLD FOR SELECT 1")
-            await connection.execute(f"SET ROLE {role}")
+            await connection.execute(sql.SQL("SET ROLE {}").format(role))
         async with pool as connection:
             assert connection.info.backend_pid == pid
             assert await value(connection, "SHOW search_path") == '"$user", public'
@@ -204,7 +205,7 @@ async def test_what_a_borrower_leaves_does_not_reach_the_next(config: dict[str, 
             assert connection.prepare_threshold == 5
             assert connection._notice_handlers == []
     finally:
-        observer.execute(f"DROP ROLE {role}")
+        observer.execute(sql.SQL("DROP ROLE {}").format(role))
 
 
 async def test_idle_connections_that_died_are_replaced_unnoticed(config: dict[str, Any], observer: Observer) -> None:
