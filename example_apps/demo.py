@@ -24,6 +24,7 @@ from pgmonkey.embedded import Server, die_with_parent
 from . import shop
 
 DATABASE = "shop"
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -99,7 +100,7 @@ def main() -> int:
     options = parser.parse_args()
     started = time.monotonic()
     parent = os.getppid()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in SIGNALS:
         signal.signal(number, _stop)
     try:
         with ExitStack() as stack:
@@ -136,7 +137,8 @@ def main() -> int:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_IGN)
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
     raise Stop
 
 
