@@ -10,8 +10,9 @@ from typing import Any
 import psycopg
 from psycopg import Connection
 from psycopg.abc import AdaptContext
-from psycopg.errors import InFailedSqlTransaction
-from psycopg.pq import ConnStatus, TransactionStatus
+from psycopg.errors import InFailedSqlTransaction, error_from_result
+from psycopg.generators import execute
+from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 
 from ._blueprint import CLEAN
 from ._colour import cannot_wait
@@ -65,6 +66,11 @@ class Lease:
                 self._roll_back(pooled, clean)
             if self.pool.plan.settings.reset is not None and pooled.connection.pgconn.status == ConnStatus.OK:
                 self.pool.plan.settings.reset(pooled.connection)
+        except psycopg.Error:
+            raise
+        except BaseException:
+            pooled.close()  # cancelled or interrupted half-way: nobody knows what is left in the session
+            raise
         finally:
             take_back(self.connection)
             self.pool.give_back(pooled)
@@ -79,18 +85,15 @@ class Lease:
 
     def __del__(self) -> None:
         """Take back what a dead thread or a forgotten variable held."""
-        if getattr(self, "_pooled", None) is not None:
-            self.abandon()
+        pooled = getattr(self, "_pooled", None)
+        if pooled is not None:
+            take_back(self.connection)
+            self.pool.reclaim(pooled)
 
     def _commit(self, pooled: PooledConnection, clean: bool) -> None:
         status = pooled.connection.pgconn.transaction_status
         if status == TransactionStatus.INTRANS:
-            try:
-                self._send(pooled, b"COMMIT", clean)
-            except psycopg.Error:
-                if clean and pooled.connection.pgconn.transaction_status == TransactionStatus.IDLE:
-                    self._send(pooled, b"", clean)
-                raise
+            self._send_commit(pooled, clean)
         elif status == TransactionStatus.INERROR:
             self._roll_back(pooled, clean)
             raise InFailedSqlTransaction(
@@ -100,25 +103,32 @@ class Lease:
             pooled.close()
             raise psycopg.OperationalError("nothing was committed: a statement was still running at the end")
         elif status == TransactionStatus.IDLE:
-            self._send(pooled, b"", clean)
+            self._roll_back(pooled, clean)
         elif self.connection.broken:
             raise psycopg.OperationalError("nothing was committed: the connection was lost")
 
+    def _send_commit(self, pooled: PooledConnection, clean: bool) -> None:
+        connection, pgconn = pooled.connection, pooled.connection.pgconn
+        with connection.lock:
+            pgconn.send_query(b"COMMIT; " + _CLEAN if clean else b"COMMIT")
+            results = connection.wait(execute(pgconn))
+        if results[0].status != ExecStatus.COMMAND_OK:
+            self._roll_back(pooled, clean)
+            raise error_from_result(results[0])
+        if any(result.status == ExecStatus.FATAL_ERROR for result in results):
+            pooled.close()  # committed, but not clean
+
     def _roll_back(self, pooled: PooledConnection, clean: bool) -> None:
         status = pooled.connection.pgconn.transaction_status
+        statements = [b"ROLLBACK"] if status in (TransactionStatus.INTRANS, TransactionStatus.INERROR) else []
+        statements += [_CLEAN] if clean else []
         try:
-            if status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
-                self._send(pooled, b"ROLLBACK", clean)
-            elif status == TransactionStatus.IDLE:
-                self._send(pooled, b"", clean)
-            elif status == TransactionStatus.ACTIVE:
+            if status == TransactionStatus.ACTIVE:
                 pooled.close()
+            elif statements and status != TransactionStatus.UNKNOWN:
+                # By way of psycopg's own, which forgets what it prepared when it sees a ROLLBACK.
+                pooled.connection.execute(b"; ".join(statements), prepare=False)
         except psycopg.Error as error:
             # The borrower is handling a more important error; the server rolls back what it loses.
             logger.debug("closing a connection that could not be rolled back: %s", error)
             pooled.close()
-
-    def _send(self, pooled: PooledConnection, statement: bytes, clean: bool) -> None:
-        message = b"; ".join(filter(None, [statement, _CLEAN if clean else b""]))
-        if message:
-            pooled.connection.execute(message, prepare=False)

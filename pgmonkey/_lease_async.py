@@ -8,8 +8,9 @@ from typing import Any
 import psycopg
 from psycopg import AsyncConnection
 from psycopg.abc import AdaptContext
-from psycopg.errors import InFailedSqlTransaction
-from psycopg.pq import ConnStatus, TransactionStatus
+from psycopg.errors import InFailedSqlTransaction, error_from_result
+from psycopg.generators import execute
+from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 
 from ._blueprint import CLEAN
 from ._colour_async import cannot_wait
@@ -63,6 +64,11 @@ class AsyncLease:
                 await self._roll_back(pooled, clean)
             if self.pool.plan.settings.reset is not None and pooled.connection.pgconn.status == ConnStatus.OK:
                 await self.pool.plan.settings.reset(pooled.connection)
+        except psycopg.Error:
+            raise
+        except BaseException:
+            pooled.close()  # cancelled or interrupted half-way: nobody knows what is left in the session
+            raise
         finally:
             take_back(self.connection)
             self.pool.give_back(pooled)
@@ -77,18 +83,15 @@ class AsyncLease:
 
     def __del__(self) -> None:
         """Take back what a dead thread or a forgotten variable held."""
-        if getattr(self, "_pooled", None) is not None:
-            self.abandon()
+        pooled = getattr(self, "_pooled", None)
+        if pooled is not None:
+            take_back(self.connection)
+            self.pool.reclaim(pooled)
 
     async def _commit(self, pooled: AsyncPooledConnection, clean: bool) -> None:
         status = pooled.connection.pgconn.transaction_status
         if status == TransactionStatus.INTRANS:
-            try:
-                await self._send(pooled, b"COMMIT", clean)
-            except psycopg.Error:
-                if clean and pooled.connection.pgconn.transaction_status == TransactionStatus.IDLE:
-                    await self._send(pooled, b"", clean)
-                raise
+            await self._send_commit(pooled, clean)
         elif status == TransactionStatus.INERROR:
             await self._roll_back(pooled, clean)
             raise InFailedSqlTransaction(
@@ -98,25 +101,32 @@ class AsyncLease:
             pooled.close()
             raise psycopg.OperationalError("nothing was committed: a statement was still running at the end")
         elif status == TransactionStatus.IDLE:
-            await self._send(pooled, b"", clean)
+            await self._roll_back(pooled, clean)
         elif self.connection.broken:
             raise psycopg.OperationalError("nothing was committed: the connection was lost")
 
+    async def _send_commit(self, pooled: AsyncPooledConnection, clean: bool) -> None:
+        connection, pgconn = pooled.connection, pooled.connection.pgconn
+        async with connection.lock:
+            pgconn.send_query(b"COMMIT; " + _CLEAN if clean else b"COMMIT")
+            results = await connection.wait(execute(pgconn))
+        if results[0].status != ExecStatus.COMMAND_OK:
+            await self._roll_back(pooled, clean)
+            raise error_from_result(results[0])
+        if any(result.status == ExecStatus.FATAL_ERROR for result in results):
+            pooled.close()  # committed, but not clean
+
     async def _roll_back(self, pooled: AsyncPooledConnection, clean: bool) -> None:
         status = pooled.connection.pgconn.transaction_status
+        statements = [b"ROLLBACK"] if status in (TransactionStatus.INTRANS, TransactionStatus.INERROR) else []
+        statements += [_CLEAN] if clean else []
         try:
-            if status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
-                await self._send(pooled, b"ROLLBACK", clean)
-            elif status == TransactionStatus.IDLE:
-                await self._send(pooled, b"", clean)
-            elif status == TransactionStatus.ACTIVE:
+            if status == TransactionStatus.ACTIVE:
                 pooled.close()
+            elif statements and status != TransactionStatus.UNKNOWN:
+                # By way of psycopg's own, which forgets what it prepared when it sees a ROLLBACK.
+                await pooled.connection.execute(b"; ".join(statements), prepare=False)
         except psycopg.Error as error:
             # The borrower is handling a more important error; the server rolls back what it loses.
             logger.debug("closing a connection that could not be rolled back: %s", error)
             pooled.close()
-
-    async def _send(self, pooled: AsyncPooledConnection, statement: bytes, clean: bool) -> None:
-        message = b"; ".join(filter(None, [statement, _CLEAN if clean else b""]))
-        if message:
-            await pooled.connection.execute(message, prepare=False)

@@ -31,6 +31,14 @@ _OURS = ("pgmonkey", "flask_pgmonkey", "fastapi_pgmonkey", "django_pgmonkey", "c
 class _Lent:
     """What a lent connection does differently from psycopg's own."""
 
+    # What psycopg looks at to tell that the end of ``with conn:`` must not close the connection.
+    _pool = True
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection is closed, or was given back."""
+        return "pgconn" not in self.__dict__ or bool(super().closed)  # type: ignore[misc]
+
     def __getattr__(self, name: str) -> Any:
         if name in _TAKEN_BACK:
             raise GivenBackError(

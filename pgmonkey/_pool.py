@@ -13,8 +13,8 @@ The lock guards the bookkeeping alone; nothing waits while holding it.
 from __future__ import annotations
 
 import logging
-import threading
 from collections import deque
+from enum import Enum
 from time import monotonic
 from typing import Any
 
@@ -27,6 +27,7 @@ from ._blueprint import Blueprint
 from ._colour import Ticker, Waiter
 from ._lending import Place, Pooled, lendable
 from ._liveness import is_alive
+from ._lock import DeferringLock
 from .errors import PoolClosedError, PoolFullError, PoolTimeoutError
 
 logger = logging.getLogger("pgmonkey")
@@ -38,17 +39,14 @@ _RETRY = 1.0
 PooledConnection = Pooled[Connection[Any]]
 
 
-class _Room:
-    """What a waiter gets instead of a connection: the right to make one."""
+class _Signal(Enum):
+    """What a waiter may get instead of a connection."""
+
+    ROOM = "the right to make one"
+    CLOSED = "the pool was closed"
 
 
-class _Closed:
-    """What a waiter gets instead of a connection when the pool is closed."""
-
-
-_ROOM = _Room()
-_CLOSED = _Closed()
-_Delivery = PooledConnection | _Room | _Closed
+_Delivery = PooledConnection | _Signal
 
 
 class Pool:
@@ -68,7 +66,8 @@ class Pool:
         _forks.watch(self)
 
     def _reset_state(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = DeferringLock(self._collect)
+        self._dropped: deque[PooledConnection] = deque()
         self._idle: list[PooledConnection] = []
         self._lent: set[PooledConnection] = set()
         self._waiters: deque[Waiter[_Delivery]] = deque()
@@ -149,18 +148,18 @@ class Pool:
                 self._leave_queue(waiter)
                 self._counts["requests_errors"] += 1
                 raise PoolTimeoutError(f"{self._name}: no connection came free within {timeout:g} s; {self._load()}")
-        if isinstance(delivery, _Closed):
+        if delivery is _Signal.CLOSED:
             raise PoolClosedError(f"{self._name}: {self._close_reason}")
-        return None if isinstance(delivery, _Room) else delivery
+        return None if delivery is _Signal.ROOM else delivery
 
     def _leave_queue(self, waiter: Waiter[_Delivery]) -> None:
         if waiter in self._waiters:
             self._waiters.remove(waiter)
 
     def _return_delivery(self, delivery: _Delivery | None) -> None:
-        if isinstance(delivery, _Room):
+        if delivery is _Signal.ROOM:
             self._free_room()
-        elif delivery is not None and not isinstance(delivery, _Closed):
+        elif delivery is not None and delivery is not _Signal.CLOSED:
             self.give_back(delivery)
 
     def give_back(self, pooled: PooledConnection) -> None:
@@ -189,6 +188,17 @@ class Pool:
         pooled.close()
         self._free_room()
 
+    def reclaim(self, pooled: PooledConnection) -> None:
+        """Take back a connection whose borrower was garbage-collected, at whatever moment that happened."""
+        self._dropped.append(pooled)
+        self._collect()
+
+    def _collect(self) -> None:
+        while self._dropped and self._lock.free():
+            pooled = self._dropped.popleft()
+            pooled.close()
+            self.give_back(pooled)
+
     def _drop(self, pooled: PooledConnection) -> None:
         with self._lock:
             self._lent.discard(pooled)
@@ -199,7 +209,7 @@ class Pool:
     def _free_room(self) -> None:
         with self._lock:
             if self._waiters and not self._close_reason:
-                self._waiters.popleft().deliver(_ROOM)
+                self._waiters.popleft().deliver(_Signal.ROOM)
             else:
                 self._size -= 1
 
@@ -322,7 +332,7 @@ class Pool:
         if ticker is not None:
             ticker.stop()
         for waiter in waiters:
-            waiter.deliver(_CLOSED)
+            waiter.deliver(_Signal.CLOSED)
         for pooled in idle:
             pooled.close()
 

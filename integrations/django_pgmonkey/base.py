@@ -54,13 +54,6 @@ class _Pools:
 _pools = _Pools()
 
 
-class _OfThread(threading.local):
-    """The loan of each alias that a thread has; it goes when the thread does."""
-
-    def __init__(self) -> None:
-        self.loans: dict[str, _Loan] = {}
-
-
 class _Loan:
     """Gives a connection back when the thread that borrowed it ends without closing it.
 
@@ -77,6 +70,20 @@ class _Loan:
             self._lease.finish(_Closed())
             if wrapper is not None:
                 wrapper.connection = None
+
+    @property
+    def active(self) -> bool:
+        return self._lease.active
+
+
+class _OfThread(threading.local):
+    """The loans that a thread has; they go when it does."""
+
+    def __init__(self) -> None:
+        self._loans: list[_Loan] = []
+
+    def add(self, loan: _Loan) -> None:
+        self._loans = [*(other for other in self._loans if other.active), loan]
 
 
 _of_thread = _OfThread()
@@ -173,7 +180,7 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
             lease.finish(error)
             raise
         self._lease = lease
-        _of_thread.loans[self.alias] = _Loan(self, lease)
+        _of_thread.add(_Loan(self, lease))
         return connection
 
     def _set_isolation_level(self) -> None:

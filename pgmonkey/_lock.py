@@ -1,0 +1,29 @@
+"""A lock that finalizers can live with."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+
+class DeferringLock:
+    """A lock, and what must not wait for it.
+
+    A finalizer may run in the middle of any section that the lock guards, on the very thread that holds it: it leaves
+    its work to whoever holds the lock, who calls *afterwards* after letting go.
+    """
+
+    def __init__(self, afterwards: Callable[[], None]) -> None:
+        self._lock = threading.Lock()
+        self._afterwards = afterwards
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+        self._afterwards()
+
+    def free(self) -> bool:
+        """Tell whether nobody, this thread included, holds the lock at this moment."""
+        return not self._lock.locked()

@@ -1,0 +1,82 @@
+"""Tasks that are cancelled, and cancelled again, at whatever point."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+
+from pgmonkey import AsyncDatabase
+
+Backends = Callable[[], list[tuple[int, str]]]
+
+
+async def test_cancelled_tasks_lose_no_connection_and_leave_nothing_open(
+    config: dict[str, Any], backends: Backends, observer: psycopg.Connection[Any]
+) -> None:
+    observer.execute("CREATE TABLE t (a int)")
+    config["async_pool_settings"] = {"min_size": 4, "max_size": 4}
+    database = AsyncDatabase(config)
+    acknowledged: list[int] = []
+
+    async def work(number: int) -> None:
+        async with database.transaction() as connection:
+            await connection.execute("SELECT set_config('search_path', 'nowhere', false)")
+            await connection.execute("INSERT INTO public.t VALUES (%s)", [number])
+        acknowledged.append(number)
+
+    rng = random.Random(1)
+    for burst in range(20):
+        tasks = [asyncio.create_task(work(burst * 20 + i)) for i in range(20)]
+        await asyncio.sleep(rng.uniform(0, 0.02))
+        for _ in range(2):
+            for task in tasks:
+                task.cancel()
+            await asyncio.sleep(rng.uniform(0, 0.002))
+        await asyncio.gather(*tasks, return_exceptions=True)
+    stats = database.stats()
+    assert stats["pool_available"] == stats["pool_size"] <= 4
+    assert stats["requests_waiting"] == 0
+    for _ in range(100):
+        if {state for _, state in backends()} <= {"idle"}:
+            break
+        await asyncio.sleep(0.02)
+    assert {state for _, state in backends()} <= {"idle"}
+    written = {row[0] for row in observer.execute("SELECT a FROM t").fetchall()}
+    assert set(acknowledged) <= written
+    paths = await asyncio.gather(*(database.fetch_value("SHOW search_path") for _ in range(20)))
+    assert set(paths) == {'"$user", public'}
+
+
+async def test_a_task_cancelled_while_it_waits_leaves_the_queue(config: dict[str, Any]) -> None:
+    config["async_pool_settings"] = {"max_size": 1}
+    database = AsyncDatabase(config)
+    async with database.connection():
+        waiting = [asyncio.create_task(database.fetch_value("SELECT 1")) for _ in range(3)]
+        while database.stats()["requests_waiting"] < 3:
+            await asyncio.sleep(0.001)
+        waiting[0].cancel()
+        waiting[1].cancel()
+        await asyncio.wait(waiting[:2])
+        assert database.stats()["requests_waiting"] == 1
+    assert await waiting[2] == 1
+
+
+async def test_a_connection_delivered_to_a_task_that_is_cancelled_goes_to_the_next(
+    config: dict[str, Any],
+) -> None:
+    config["async_pool_settings"] = {"max_size": 1}
+    database = AsyncDatabase(config)
+    block = database.connection()
+    await block.__aenter__()
+    first, second = (asyncio.create_task(database.fetch_value("SELECT 1")) for _ in range(2))
+    while database.stats()["requests_waiting"] < 2:
+        await asyncio.sleep(0.001)
+    await block.__aexit__(None, None, None)  # delivers to the first ...
+    first.cancel()  # ... which has had no chance to run since
+    assert await second == 1
+    await asyncio.wait([first])
+    assert first.cancelled()
