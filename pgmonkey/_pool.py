@@ -167,12 +167,13 @@ class Pool:
 
         Never waits, so nothing can interrupt it half-way.
         """
-        pgconn = pooled.connection.pgconn
-        fit = pgconn.transaction_status == TransactionStatus.IDLE
+        # Lent before a fork, when the parent owns it, or before `terminate`: then at the end of the process, where a
+        # daemon thread may have died with the lock in its hands.
+        if pooled not in self._lent:
+            return
+        fit = pooled.connection.pgconn.transaction_status == TransactionStatus.IDLE
         now = monotonic()
         with self._lock:
-            if pooled not in self._lent:  # lent before a fork: the parent owns it
-                return
             self._lent.discard(pooled)
             self._counts["usage_ms"] += int((now - pooled.borrowed_at) * 1000)
             if fit and not self._close_reason and now < pooled.expires:
@@ -195,9 +196,9 @@ class Pool:
 
     def _collect(self) -> None:
         while self._dropped and self._lock.free():
-            pooled = self._dropped.popleft()
-            pooled.close()
-            self.give_back(pooled)
+            dropped = self._dropped.popleft()
+            dropped.close()
+            self.give_back(dropped)
 
     def _drop(self, pooled: PooledConnection) -> None:
         with self._lock:

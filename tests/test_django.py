@@ -126,9 +126,9 @@ with connection.cursor() as cursor:
         assert b"".join(copy) == b"1\\n"
 with transaction.atomic():
     Thing.objects.select_for_update().filter(name="t7").update(name="seven")
-    sid = transaction.savepoint()
-    Thing.objects.all().delete()
-    transaction.savepoint_rollback(sid)
+    with transaction.atomic():
+        Thing.objects.all().delete()
+        transaction.set_rollback(True)
 connection.close()
 print(Thing.objects.count(), connection.pool.stats()["pool_size"])
 """

@@ -78,6 +78,9 @@ ENDINGS = {
     "async def main(): await AsyncDatabase(CONFIG).connect(); await asyncio.sleep(0.005)\nasyncio.run(main())",
     "sync pool while filling": "from pgmonkey import Database\n"
     "CONFIG['pool_settings'] = {'min_size': 20}\nDatabase(CONFIG).connect()",
+    "borrowed while filling": "from pgmonkey import PGConnectionManager\nCONFIG['pool_settings'] = {'min_size': 9}\n"
+    "pool = PGConnectionManager().get_database_connection_from_dict(CONFIG, 'pool')\n"
+    "leases = [pool.borrow() for _ in range(3)]",
     "loop closed without asyncio.run": "import asyncio\nfrom pgmonkey import AsyncDatabase\n"
     "loop = asyncio.new_event_loop()\n"
     "loop.run_until_complete(AsyncDatabase(CONFIG).fetch_value('SELECT 1'))\nloop.close()",
