@@ -35,6 +35,7 @@ pool = PGConnectionManager().get_database_connection_from_dict(CONFIG, "pool")
 pid = lambda: database.fetch_value("SELECT pg_backend_pid()")
 with pool as held:
     parent = {pid(), held.info.backend_pid}
+    held.execute("CREATE TABLE forked (a int)")
     children = []
     for _ in range(4):
         read, write = os.pipe()
@@ -52,9 +53,10 @@ with pool as held:
     for child, read in children:
         assert os.waitpid(child, 0)[1] == 0
         theirs.add(int(os.read(read, 100)))
-    assert held.execute("SELECT 1").fetchone() == (1,), "the parent's borrowed connection is intact"
+    held.execute("INSERT INTO forked VALUES (1)")
 assert len(theirs) == 4 and not theirs & parent, (theirs, parent)
 assert pid() in parent
+assert database.fetch_all("SELECT * FROM forked") == [(1,)], "the parent's transaction went on"
 print("ok")
 """
 
