@@ -80,3 +80,24 @@ async def test_a_connection_delivered_to_a_task_that_is_cancelled_goes_to_the_ne
     assert await second == 1
     await asyncio.wait([first])
     assert first.cancelled()
+
+
+async def test_a_connection_whose_cleaning_was_cancelled_is_not_lent_again(config: dict[str, Any]) -> None:
+    started = asyncio.Event()
+
+    async def reset(connection: object) -> None:
+        started.set()
+        await asyncio.sleep(60)
+
+    config["async_pool_settings"] = {"max_size": 1, "reset": reset}
+    database = AsyncDatabase(config)
+
+    async def work() -> None:
+        async with database.connection() as connection:
+            await connection.execute("SELECT 1")
+
+    task = asyncio.create_task(work())
+    await started.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    assert database.stats()["pool_size"] == 0

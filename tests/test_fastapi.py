@@ -113,6 +113,8 @@ async def test_without_a_lifespan_a_dependency_is_a_transaction_of_its_own(
         assert count(observer) == 1
         assert (await client.post("/crash/now")).status_code == 500
         assert count(observer) == 1
+        observer.execute("ALTER TABLE t ADD UNIQUE (a) DEFERRABLE INITIALLY DEFERRED")
+        assert (await client.post("/201")).status_code == 500, "the COMMIT fails before the response leaves"
     await db._async.close()
 
 
