@@ -33,13 +33,13 @@ def run(folder: Path) -> Run:
     """Run a recipe, or code, or a command of ``pgmonkey``, in the folder."""
 
     def run(
-        recipe: str = "", *, code: str = "", command: str = "", env: dict[str, str] | None = None
+        recipe: str = "", *, before: str = "", code: str = "", command: str = "", env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         if recipe:
             code = (RECIPES / recipe).read_text().replace("/path/to/config.yaml", str(folder / "config.yaml")) + code
         # FastAPI itself deprecates the on_event() of the seed's recipe.
         quiet = "import warnings\nwarnings.filterwarnings('ignore', r'\\s*on_event is deprecated')\n"
-        arguments = ["-c", quiet + code] if code else ["-m", *command.split()]
+        arguments = ["-c", quiet + before + code] if code else ["-m", *command.split()]
         environ = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
         return subprocess.run(
             [sys.executable, "-W", "error", *arguments],

@@ -101,7 +101,16 @@ async def test_a_block_commits_on_clean_exit_and_rolls_back_on_exception(
 
 @pytest.mark.parametrize("recipe", ["normal.py", "pool.py", "async_.py", "async_pool.py"])
 def test_everything_is_closed_when_the_process_exits(recipe: str, run: Run, server: Any, dbname: str) -> None:
-    ok(run(recipe))
+    # Registered before pgmonkey's own, and so called after it.
+    look = """
+import atexit, gc
+def look():
+    from pgmonkey import AsyncConnectionHandle, ConnectionHandle
+    handles = [each for each in gc.get_objects() if isinstance(each, (ConnectionHandle, AsyncConnectionHandle))]
+    print('closed:', *{handle.closed for handle in handles})
+atexit.register(look)
+"""
+    assert ok(run(recipe, before=look)).splitlines()[-1] == "closed: True"
     query = "SELECT sessions > 0, sessions_abandoned FROM pg_stat_database WHERE datname = %s"
     with psycopg.connect(server.dsn(), autocommit=True) as connection:
         assert connection.execute(query, [dbname]).fetchone() == (True, 0), "every session said goodbye"
