@@ -54,6 +54,13 @@ class App:
         stats: dict[str, int] = self.get("/stats").json()
         return stats
 
+    def wait_until_all_is_given_back(self) -> None:
+        """Wait until the pool has all its connections: Django gives back when the client has its answer already."""
+        deadline = time.monotonic() + 5
+        while (stats := self.stats())["pool_available"] != stats["pool_size"]:
+            assert time.monotonic() < deadline, stats
+            time.sleep(0.01)
+
     def settle(self) -> None:
         """Wait until no backend of the application is in a transaction or at work."""
         query = (
