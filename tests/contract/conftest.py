@@ -78,7 +78,8 @@ def command(framework: str, port: int) -> list[str]:
     if framework == "fastapi":
         uvicorn = [sys.executable, "-m", "uvicorn", "--log-level", "warning", "--host", "127.0.0.1"]
         return [*uvicorn, "--port", str(port), "fastapi_app:app"]
-    gunicorn = [sys.executable, "-m", "gunicorn", "--worker-class", "gthread", "--threads", "24", "--bind", bind]
+    gunicorn = [sys.executable, "-m", "gunicorn", "--worker-class", "gthread", "--threads", "24"]
+    gunicorn += ["--no-control-socket", "--bind", bind]
     return [*gunicorn, f"{framework}_app:{'app' if framework == 'flask' else 'application'}"]
 
 
