@@ -15,7 +15,6 @@ machine (``fsync`` is off): it is no place for data that matters.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import importlib.util
 import os
 import secrets
@@ -166,7 +165,7 @@ class Server:
         self._temporary = Path(tempfile.mkdtemp(prefix="pgmonkey-"))
         try:
             _give_to_account(self._temporary)
-            self._bin = _reachable(find_binaries())
+            self._bin = _reachable(find_binaries(), self._temporary)
             base = self._folder or self._temporary
             if not base.exists():
                 base.mkdir(mode=0o700, parents=True)
@@ -295,8 +294,8 @@ def _give_to_account(path: Path) -> None:
         os.chown(path, account["user"], account["group"])
 
 
-def _reachable(folder: Path) -> Path:
-    """Return *folder*, or a copy of its tree that the server's account can reach.
+def _reachable(folder: Path, temporary: Path) -> Path:
+    """Return *folder*, or a copy of its tree below *temporary* that the server's account can reach.
 
     A virtual environment below /root is the usual case.  Opening up its parents would be worse than a copy of 40 MB.
     """
@@ -305,23 +304,14 @@ def _reachable(folder: Path) -> Path:
         return folder
     # A wheel's libraries may lie beside its package, found by a relative path: the layout is kept.
     package = folder.parent.parent
-    tag = hashlib.sha256(str(package).encode()).hexdigest()[:12]
-    copy = Path(tempfile.gettempdir()) / f"pgmonkey-bin-{os.geteuid()}-{tag}"
-    if copy.exists() and copy.stat().st_uid != os.geteuid():
-        raise EmbeddedError(f"{copy} belongs to somebody else; remove it")
-    if not copy.exists():
-        staging = Path(tempfile.mkdtemp(prefix="pgmonkey-bin-"))
-        shutil.copytree(folder.parent, staging / package.name / folder.parent.name, symlinks=True)
-        libraries = package.with_name(f"{package.name}.libs")
-        if libraries.is_dir():
-            shutil.copytree(libraries, staging / libraries.name, symlinks=True)
-        for path in [staging, *staging.rglob("*")]:
-            if not path.is_symlink():
-                path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
-        try:
-            staging.rename(copy)
-        except OSError:  # another process was faster
-            shutil.rmtree(staging)
+    copy = temporary / "binaries"
+    shutil.copytree(folder.parent, copy / package.name / folder.parent.name, symlinks=True)
+    libraries = package.with_name(f"{package.name}.libs")
+    if libraries.is_dir():
+        shutil.copytree(libraries, copy / libraries.name, symlinks=True)
+    for path in [copy, *copy.rglob("*")]:
+        if not path.is_symlink():
+            path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
     return copy / package.name / folder.parent.name / folder.name
 
 
