@@ -34,6 +34,10 @@ logger = logging.getLogger("pgmonkey")
 
 _TICK = 5.0
 _RETRY = 1.0
+_COUNTS = (
+    *("usage_ms", "requests_num", "requests_queued", "requests_wait_ms", "requests_errors", "returns_bad"),
+    *("connections_num", "connections_ms", "connections_errors", "connections_lost"),
+)
 
 
 PooledConnection = Pooled[Connection[Any]]
@@ -60,6 +64,7 @@ class Pool:
         self._class = lendable(connection_class)
         self._close_reason = ""
         self._counts = dict.fromkeys(_COUNTS, 0)
+        self._opened = False
         self._last_error: BaseException | None = None
         self._failing_since: float | None = None
         self._reset_state()
@@ -246,7 +251,7 @@ class Pool:
             except BaseException:
                 pooled.close()
                 raise
-        self._last_error = None
+        self._opened, self._last_error = True, None
         return pooled
 
     def _passes_check(self, pooled: PooledConnection) -> bool:
@@ -316,8 +321,8 @@ class Pool:
     # -- life -----------------------------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Make the first connection now, so that a wrong configuration fails here; do nothing when there is one."""
-        if not self._size:
+        """Make the first connection now, so that a wrong configuration fails here; do nothing when there was one."""
+        if not self._opened:
             self.give_back(self._checkout(self._settings.timeout))
 
     def close(self, reason: str = "the pool is closed") -> None:
@@ -384,17 +389,3 @@ class Pool:
         if self._last_error is not None:
             parts.append(f"last connection error: {self._last_error}")
         return "; ".join(parts)
-
-
-_COUNTS = (
-    "usage_ms",
-    "requests_num",
-    "requests_queued",
-    "requests_wait_ms",
-    "requests_errors",
-    "returns_bad",
-    "connections_num",
-    "connections_ms",
-    "connections_errors",
-    "connections_lost",
-)

@@ -32,6 +32,10 @@ logger = logging.getLogger("pgmonkey")
 
 _TICK = 5.0
 _RETRY = 1.0
+_COUNTS = (
+    *("usage_ms", "requests_num", "requests_queued", "requests_wait_ms", "requests_errors", "returns_bad"),
+    *("connections_num", "connections_ms", "connections_errors", "connections_lost"),
+)
 
 
 AsyncPooledConnection = Pooled[AsyncConnection[Any]]
@@ -58,6 +62,7 @@ class AsyncPool:
         self._class = lendable(connection_class)
         self._close_reason = ""
         self._counts = dict.fromkeys(_COUNTS, 0)
+        self._opened = False
         self._last_error: BaseException | None = None
         self._failing_since: float | None = None
         self._reset_state()
@@ -244,7 +249,7 @@ class AsyncPool:
             except BaseException:
                 pooled.close()
                 raise
-        self._last_error = None
+        self._opened, self._last_error = True, None
         return pooled
 
     async def _passes_check(self, pooled: AsyncPooledConnection) -> bool:
@@ -314,8 +319,8 @@ class AsyncPool:
     # -- life -----------------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Make the first connection now, so that a wrong configuration fails here; do nothing when there is one."""
-        if not self._size:
+        """Make the first connection now, so that a wrong configuration fails here; do nothing when there was one."""
+        if not self._opened:
             self.give_back(await self._checkout(self._settings.timeout))
 
     def close(self, reason: str = "the pool is closed") -> None:
@@ -382,17 +387,3 @@ class AsyncPool:
         if self._last_error is not None:
             parts.append(f"last connection error: {self._last_error}")
         return "; ".join(parts)
-
-
-_COUNTS = (
-    "usage_ms",
-    "requests_num",
-    "requests_queued",
-    "requests_wait_ms",
-    "requests_errors",
-    "returns_bad",
-    "connections_num",
-    "connections_ms",
-    "connections_errors",
-    "connections_lost",
-)

@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 import yaml
+from psycopg import sql
 
 from pgmonkey import AsyncDatabase, ConfigError, Database, PGConnectionManager, PoolClosedError
 from pgmonkey._cache import cache
@@ -59,6 +60,24 @@ def test_a_connection_that_cannot_be_made_is_not_cached(config: dict[str, Any]) 
         manager.get_database_connection_from_dict(config, "pool")
     assert manager.cache_info["size"] == 0
     assert not cache._entries
+
+
+def test_a_pool_survives_a_server_that_is_away(config: dict[str, Any], server: Any, dbname: str) -> None:
+    manager = PGConnectionManager()
+    pool = manager.get_database_connection_from_dict(config, "pool")
+    database = sql.Identifier(dbname)
+    with psycopg.connect(server.dsn(), autocommit=True) as admin:
+        admin.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(database))
+        query = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s"
+        admin.execute(query, [dbname])
+        assert manager.get_database_connection_from_dict(config, "pool") is pool
+        for _ in range(9):
+            with pytest.raises(psycopg.OperationalError, match="not currently accepting connections"):
+                pool.borrow()
+        admin.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(database))
+    assert manager.get_database_connection_from_dict(config, "pool") is pool
+    with pool as connection:
+        assert connection.execute("SELECT 1").fetchone() == (1,)
 
 
 def test_clearing_closes_what_nobody_else_holds(config: dict[str, Any], backends: Backends) -> None:
