@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import psycopg
 import pytest
@@ -181,3 +182,14 @@ async def test_a_streamed_body_has_a_connection_of_its_own(config: dict[str, Any
         assert (await client.get("/")).text.split() == [str(i) for i in range(1, 3001)]
         stats = db._async.stats()
         assert stats["pool_available"] == stats["pool_size"]
+
+
+async def test_a_cancelled_request_gives_its_synchronous_connection_back(config: dict[str, Any]) -> None:
+    db = PGMonkey(config)
+    unit = db._sync.begin()
+    await anyio.to_thread.run_sync(unit.connection)
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await db.finish_in_thread(unit, None)
+    stats = db._sync.stats()
+    assert stats["pool_available"] == stats["pool_size"] == 1

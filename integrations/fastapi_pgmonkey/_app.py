@@ -100,9 +100,10 @@ class PGMonkey:
         return RequestUnits(self._async.begin(), self._sync.begin(), self.finish_in_thread)
 
     async def finish_in_thread(self, unit: UnitOfWork, error: BaseException | None) -> None:
-        """Finish a synchronous unit of work without blocking the event loop."""
+        """Finish a synchronous unit of work without blocking the event loop, also when the request is cancelled."""
         if unit.borrowed:
-            await anyio.to_thread.run_sync(unit.finish, error, limiter=self._finishing)
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(unit.finish, error, limiter=self._finishing)
         else:
             unit.finish(error)
 
