@@ -13,6 +13,7 @@ The lock guards the bookkeeping alone; nothing waits while holding it.
 from __future__ import annotations
 
 import logging
+import traceback
 from collections import deque
 from enum import Enum
 from time import monotonic
@@ -65,7 +66,7 @@ class Pool:
         self._close_reason = ""
         self._counts = dict.fromkeys(_COUNTS, 0)
         self._opened = False
-        self._last_error: BaseException | None = None
+        self._last_error: str | None = None
         self._failing_since: float | None = None
         self._reset_state()
         _forks.watch(self)
@@ -226,7 +227,12 @@ class Pool:
         try:
             pooled = self._make()
         except BaseException as error:
-            self._last_error = error
+            if isinstance(error, psycopg.Error):
+                self._last_error = str(error)
+            else:
+                # Cancelled half-way: these frames hold the connection in the making, for whose next word the server
+                # would wait a minute (authentication_timeout), holding up whoever drops a database.
+                traceback.clear_frames(error.__traceback__)
             self._counts["connections_errors"] += 1
             self._free_room()
             raise

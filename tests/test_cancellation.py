@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import Callable
 from typing import Any
@@ -101,3 +102,20 @@ async def test_a_connection_whose_cleaning_was_cancelled_is_not_lent_again(confi
     task.cancel()
     await asyncio.wait([task])
     assert database.stats()["pool_size"] == 0
+
+
+async def test_a_cancelled_connect_is_closed_at_once(config: dict[str, Any], server: Any) -> None:
+    def sockets() -> int:
+        return sum(os.readlink(entry.path).startswith("socket:") for entry in os.scandir("/proc/self/fd"))
+
+    database = AsyncDatabase(config)
+    before = sockets()
+    tasks = []
+    for delay in range(40):
+        task = asyncio.create_task(database.fetch_value("SELECT 1"))
+        await asyncio.sleep(delay / 20_000)
+        task.cancel()
+        await asyncio.wait([task])
+        tasks.append(task)  # with its exception, whose traceback holds what the frames in it hold
+        await database.close()
+    assert sockets() <= before + 1
