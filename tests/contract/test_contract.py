@@ -106,10 +106,8 @@ def test_p4_every_request_has_a_connection_of_its_own(app: App) -> None:
         app.wait_until_all_is_given_back()
 
 
+@pytest.mark.parametrize("served", ["fastapi"], indirect=True)  # only FastAPI has dependencies
 def test_p4_three_nested_blocks_in_a_synchronous_dependency(app: App) -> None:
-    if app.framework != "fastapi":
-        return  # only FastAPI has dependencies
-
     def call(i: int) -> Any:
         answer = app.post("/bare-nested", a=3 * i)
         assert answer.status_code == 200
