@@ -3,13 +3,16 @@
 from ._config import load_config
 from ._connection import ConnectionHandle
 from ._connection_async import AsyncConnectionHandle
-from ._database import Database, UnitOfWork
-from ._database_async import AsyncDatabase, AsyncUnitOfWork
+from ._database import Database
+from ._database_async import AsyncDatabase
 from ._lease import Lease
 from ._lease_async import AsyncLease
 from ._manager import PGConnectionManager
 from ._secrets import redact_config
+from ._unit import UnitOfWork
+from ._unit_async import AsyncUnitOfWork
 from .errors import (
+    CancelledUnitError,
     ConfigError,
     EnvInterpolationError,
     GivenBackError,
@@ -24,6 +27,7 @@ __all__ = [
     "AsyncDatabase",
     "AsyncLease",
     "AsyncUnitOfWork",
+    "CancelledUnitError",
     "ConfigError",
     "ConnectionHandle",
     "Database",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
@@ -11,6 +12,7 @@ from ._config import Kind
 
 T = TypeVar("T")
 Lock = threading.Lock
+sleep = time.sleep
 POOL_KIND: Kind = "pool"
 
 

@@ -12,6 +12,7 @@ from ._config import Kind
 
 T = TypeVar("T")
 Lock = asyncio.Lock
+sleep = asyncio.sleep
 POOL_KIND: Kind = "async_pool"
 
 

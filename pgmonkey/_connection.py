@@ -19,6 +19,7 @@ from ._colour import current_loop, is_over
 from ._config import Config, Kind
 from ._entries import Entries
 from ._lease import Lease
+from ._lending import Label
 from ._pool import Pool
 
 
@@ -48,14 +49,20 @@ class ConnectionHandle:
             self._pool.open()
 
     def borrow(
-        self, *, timeout: float | None = None, autocommit: bool | None = None, context: AdaptContext | None = None
+        self,
+        *,
+        timeout: float | None = None,
+        autocommit: bool | None = None,
+        context: AdaptContext | None = None,
+        label: Label | None = None,
     ) -> Lease:
         """Lend a connection until the lease is finished, which is up to the caller.
 
         *timeout* is in seconds and defaults to the pool's; *autocommit* defaults to the configuration's; *context* is
-        where the connection's type adapters come from, psycopg's own by default.
+        where the connection's type adapters come from, psycopg's own by default; *label* tells, when it is called,
+        for whom the connection is borrowed.
         """
-        pooled = self._pool.borrow(timeout)
+        pooled = self._pool.borrow(timeout, label)
         autocommit = self._plan.autocommit if autocommit is None else autocommit
         return Lease(self._pool, pooled, autocommit, context)
 

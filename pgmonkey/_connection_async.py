@@ -17,6 +17,7 @@ from ._colour_async import current_loop, is_over
 from ._config import Config, Kind
 from ._entries import Entries
 from ._lease_async import AsyncLease
+from ._lending import Label
 from ._pool_async import AsyncPool
 
 
@@ -46,14 +47,20 @@ class AsyncConnectionHandle:
             await self._pool.open()
 
     async def borrow(
-        self, *, timeout: float | None = None, autocommit: bool | None = None, context: AdaptContext | None = None
+        self,
+        *,
+        timeout: float | None = None,
+        autocommit: bool | None = None,
+        context: AdaptContext | None = None,
+        label: Label | None = None,
     ) -> AsyncLease:
         """Lend a connection until the lease is finished, which is up to the caller.
 
         *timeout* is in seconds and defaults to the pool's; *autocommit* defaults to the configuration's; *context* is
-        where the connection's type adapters come from, psycopg's own by default.
+        where the connection's type adapters come from, psycopg's own by default; *label* tells, when it is called,
+        for whom the connection is borrowed.
         """
-        pooled = await self._pool.borrow(timeout)
+        pooled = await self._pool.borrow(timeout, label)
         autocommit = self._plan.autocommit if autocommit is None else autocommit
         return AsyncLease(self._pool, pooled, autocommit, context)
 

@@ -5,45 +5,74 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, Union, overload
 
 import psycopg
 from psycopg import Connection, Cursor, IsolationLevel
-from psycopg.errors import QueryCanceled
-from psycopg.rows import RowFactory
+from psycopg.errors import DeadlockDetected, QueryCanceled, SerializationFailure
+from psycopg.rows import Row, RowFactory, TupleRow
 from psycopg.sql import SQL, Composable, Composed
 
 if TYPE_CHECKING:
     from typing_extensions import LiteralString
 
 from ._blueprint import leaves_state
-from ._colour import POOL_KIND, Lock
+from ._colour import POOL_KIND, sleep
 from ._connection import ConnectionHandle
 from ._lease import Lease
+from ._lending import Label
 from ._manager import PGConnectionManager
-from .errors import GivenBackError
+from ._mode import Mode
+from ._unit import SessionValues, UnitOfWork, set_values, units
+
+T = TypeVar("T")
 
 # Text that comes from the program: as psycopg, let type checkers refuse what comes from elsewhere.
 Statement = Union["LiteralString", bytes, SQL, Composed]
 Params = Sequence[Any] | Mapping[str, Any] | None
 
 _STOPPED = QueryCanceled("the stream was closed before its end")
+# Seconds to wait before a transaction is tried again: at random up to the first, doubled each time, at most the last.
+_BACKOFF = (0.02, 1.0)
 
 
-class Database:
+class Database(Generic[Row]):
     """A database described by one configuration, used through a pool.
 
     *config* is the path of a YAML file or a mapping; it is checked here, and nothing is connected before the first use.
-    *row_factory* is psycopg's; rows are tuples by default.
+    *row_factory* is psycopg's; rows are tuples by default.  *session_values* is called when a transaction begins and
+    returns configuration parameters to be set until it ends, for row-level security: ``{"app.tenant": 42}``.
 
     The verbs run one statement: outside a transaction on a connection borrowed for just that statement, in one round
     trip; inside ``transaction()`` or a unit of work on its connection, as part of it.
     """
+
+    @overload
+    def __init__(
+        self: Database[TupleRow],
+        config: str | os.PathLike[str] | Mapping[str, Any],
+        *,
+        resolve_env: bool = False,
+        allow_sensitive_defaults: bool = False,
+        row_factory: None = None,
+        session_values: Callable[[], SessionValues | None] | None = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        config: str | os.PathLike[str] | Mapping[str, Any],
+        *,
+        resolve_env: bool = False,
+        allow_sensitive_defaults: bool = False,
+        row_factory: RowFactory[Row],
+        session_values: Callable[[], SessionValues | None] | None = None,
+    ) -> None: ...
 
     def __init__(
         self,
@@ -52,6 +81,7 @@ class Database:
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
         row_factory: RowFactory[Any] | None = None,
+        session_values: Callable[[], SessionValues | None] | None = None,
     ) -> None:
         self._manager = PGConnectionManager()
         options = {"resolve_env": resolve_env, "allow_sensitive_defaults": allow_sensitive_defaults}
@@ -61,6 +91,7 @@ class Database:
             get = self._manager.get_database_connection_from_dict
         self._get: Callable[[], ConnectionHandle] = partial(get, config, POOL_KIND, **options)
         self._row_factory = row_factory
+        self._session_values = session_values
         self._handle: ConnectionHandle | None = None
 
     # -- life -----------------------------------------------------------------------------------------------------
@@ -94,21 +125,34 @@ class Database:
             handle = self._handle = self._get()
         return handle
 
-    def _borrow(self, autocommit: bool | None = None) -> Lease:
+    def _borrow(
+        self, autocommit: bool | None = None, timeout: float | None = None, label: Label | None = None
+    ) -> Lease:
         pool = self._pool()
-        lease = pool.borrow(autocommit=autocommit)
+        lease = pool.borrow(timeout=timeout, autocommit=autocommit, label=label)
         if self._row_factory is not None:
             lease.connection.row_factory = self._row_factory
         return lease
 
+    def borrow(self, *, timeout: float | None = None, label: Label | None = None) -> Lease:
+        """Lend a connection, not in autocommit, until the lease is finished, which is up to the caller.
+
+        *timeout* is in seconds and defaults to the pool's; *label* tells, when it is called, for whom it is borrowed.
+        """
+        return self._borrow(autocommit=False, timeout=timeout, label=label)
+
+    def session_values(self) -> SessionValues:
+        """Return the configuration parameters that a transaction which began now would get."""
+        return (self._session_values() if self._session_values is not None else None) or {}
+
     # -- the verbs ------------------------------------------------------------------------------------------------
 
-    def fetch_one(self, query: Statement, params: Params = None) -> Any:
+    def fetch_one(self, query: Statement, params: Params = None) -> Row | None:
         """Return the first row of *query*, or None when there is none."""
         with self._run(query, params) as cursor:
             return cursor.fetchone()
 
-    def fetch_all(self, query: Statement, params: Params = None) -> list[Any]:
+    def fetch_all(self, query: Statement, params: Params = None) -> list[Row]:
         """Return all rows of *query*."""
         with self._run(query, params) as cursor:
             return cursor.fetchall()
@@ -116,7 +160,7 @@ class Database:
     def fetch_value(self, query: Statement, params: Params = None) -> Any:
         """Return the first column of the first row of *query*, or None when there is no row."""
         with self._run(query, params) as cursor:
-            row = cursor.fetchone()
+            row: Any = cursor.fetchone()
         if row is None:
             return None
         return next(iter(row.values())) if isinstance(row, Mapping) else row[0]
@@ -132,13 +176,17 @@ class Database:
             cursor.executemany(query, [params if params is not None else () for params in params_seq])
             return cursor.rowcount
 
-    def stream(self, query: Statement, params: Params = None, *, size: int = 1000) -> Iterator[Any]:
-        """Yield the rows of *query* through a server-side cursor, fetching *size* rows at a time.
+    def stream(self, query: Statement, params: Params = None, *, size: int = 1000) -> Iterator[Row]:
+        """Return an iterator over the rows of *query*, which come from a server-side cursor, *size* at a time.
 
-        A stream has a connection and a read-only view of its own, and gives it back when it ends or is closed.
+        A stream has a connection and a transaction of its own, and gives it back when it ends or is closed.
         """
+        return self._stream(query, params, size, self.session_values())
+
+    def _stream(self, query: Statement, params: Params, size: int, values: SessionValues) -> Iterator[Row]:
         lease = self._borrow(autocommit=False)
         try:
+            set_values(lease.connection, values)
             with lease.connection.cursor("pgmonkey_stream") as cursor:
                 cursor.itersize = size
                 cursor.execute(query, params)
@@ -153,11 +201,17 @@ class Database:
         lease.finish()
 
     @contextmanager
-    def _run(self, query: Statement, params: Params) -> Iterator[Cursor[Any]]:
+    def _run(self, query: Statement, params: Params) -> Iterator[Cursor[Row]]:
         unit = self.current_unit()
         if unit is not None:
-            connection = unit.connection()
-            with connection.execute(query, params) as cursor:
+            with unit.at_work() as going_on:
+                if going_on:
+                    connection = unit.connection()
+                    with connection.execute(query, params) as cursor:
+                        yield cursor
+                    return
+        if self._session_values is not None and self.session_values():
+            with self.unit_of_work(), self._run(query, params) as cursor:
                 yield cursor
             return
         lease = self._borrow(autocommit=True)
@@ -172,16 +226,19 @@ class Database:
     # -- transactions and units of work ---------------------------------------------------------------------------
 
     @contextmanager
-    def connection(self, *, timeout: float | None = None) -> Iterator[Connection[Any]]:
+    def connection(self, *, timeout: float | None = None) -> Iterator[Connection[Row]]:
         """Lend a connection of its own for a block: committed at the end, rolled back when the block raises.
 
         *timeout* is how long to wait for a free one, in seconds, the pool's ``timeout`` by default.
         """
-        pool = self._pool()
-        with pool.connection(timeout=timeout) as connection:
-            if self._row_factory is not None:
-                connection.row_factory = self._row_factory
-            yield connection
+        lease = self._borrow(timeout=timeout)
+        try:
+            set_values(lease.connection, self.session_values())
+            yield lease.connection
+        except BaseException as error:
+            lease.finish(error)
+            raise
+        lease.finish()
 
     @contextmanager
     def transaction(
@@ -190,37 +247,70 @@ class Database:
         isolation: IsolationLevel | str | None = None,
         read_only: bool | None = None,
         deferrable: bool | None = None,
-    ) -> Iterator[Connection[Any]]:
+    ) -> Iterator[Connection[Row]]:
         """Run a block in a transaction, which the verbs join; inside another one, in a savepoint of it.
 
         *isolation* is a `psycopg.IsolationLevel` or its name, such as ``"serializable"``.  The options are those of
-        the outermost transaction: raises `psycopg.ProgrammingError` when a nested one gives any.
+        the outermost transaction, so inside another one they can be given as long as it has not begun: afterwards they
+        raise `psycopg.ProgrammingError`.
         """
+        mode = Mode.of(isolation, read_only, deferrable)
         unit = self.current_unit()
-        options = (isolation, read_only, deferrable)
-        if unit is not None:
-            if options != (None, None, None):
-                raise psycopg.ProgrammingError("a transaction inside another takes its isolation and mode from it")
-            connection = unit.connection()
-            with connection.transaction():
-                yield connection
+        if unit is None:
+            with self._unit_of_work(mode) as unit:
+                yield unit.connection()
             return
-        with self.unit_of_work() as unit:
-            connection = unit.connection()
-            if isolation is not None:
-                level = isolation if isinstance(isolation, IsolationLevel) else _level(isolation)
-                connection.set_isolation_level(level)
-            connection.set_read_only(read_only)
-            connection.set_deferrable(deferrable)
+        if mode != Mode():
+            unit.set_mode(mode)
+        connection = unit.connection()
+        with connection.transaction():
             yield connection
 
+    def retry(
+        self,
+        function: Callable[[], T],
+        *,
+        attempts: int = 5,
+        isolation: IsolationLevel | str | None = None,
+        read_only: bool | None = None,
+        deferrable: bool | None = None,
+    ) -> T:
+        """Run *function* in a transaction of its own, and commit it; return what it returned.
+
+        When the server could not serialise the transaction (SQLSTATE 40001) or ended a deadlock with it (40P01), at
+        whatever statement or at COMMIT, it is rolled back and *function* runs again after a short random pause, at most
+        *attempts* times in all; then that error is raised.  Also raises `psycopg.ProgrammingError` inside a
+        transaction that has begun: what that did could not be run again.
+        """
+        unit = self.current_unit()
+        if unit is not None and unit.borrowed:
+            raise psycopg.ProgrammingError(
+                "retry() cannot run again what the transaction around it did; call it first, or outside"
+            )
+        mode = Mode.of(isolation, read_only, deferrable)
+        pause, longest = _BACKOFF
+        for _ in range(attempts - 1):
+            try:
+                with self._unit_of_work(mode):
+                    return function()
+            except (SerializationFailure, DeadlockDetected):
+                sleep(random.uniform(0, pause))  # noqa: S311
+                pause = min(2 * pause, longest)
+        with self._unit_of_work(mode):
+            return function()
+
     @contextmanager
-    def unit_of_work(self) -> Iterator[UnitOfWork]:
+    def unit_of_work(self) -> Iterator[UnitOfWork[Row]]:
         """Open a unit of work for a block: it borrows when the first verb needs a connection, and never otherwise.
 
         Committed at the end of the block, rolled back when the block raises.
         """
-        unit = self.begin()
+        with self._unit_of_work(Mode()) as unit:
+            yield unit
+
+    @contextmanager
+    def _unit_of_work(self, mode: Mode) -> Iterator[UnitOfWork[Row]]:
+        unit = self._begin(mode)
         try:
             yield unit
         except BaseException as error:
@@ -228,67 +318,35 @@ class Database:
             raise
         unit.finish()
 
-    def begin(self) -> UnitOfWork:
-        """Open a unit of work that the verbs of this context join, until its `finish` is called."""
-        unit = UnitOfWork(self)
-        _units.set((*_units.get(), unit))
+    def begin(
+        self,
+        *,
+        isolation: IsolationLevel | str | None = None,
+        read_only: bool | None = None,
+        deferrable: bool | None = None,
+        label: Label | None = None,
+        on_borrow: Callable[[], None] | None = None,
+    ) -> UnitOfWork[Row]:
+        """Open a unit of work that the verbs of this context join, until its `finish` is called.
+
+        The first options are those of `transaction`.  *label* tells, when it is called, on whose behalf the connection
+        is held; *on_borrow* is called each time that one was borrowed.
+        """
+        return self._begin(Mode.of(isolation, read_only, deferrable), label, on_borrow)
+
+    def _begin(
+        self, mode: Mode, label: Label | None = None, on_borrow: Callable[[], None] | None = None
+    ) -> UnitOfWork[Row]:
+        unit: UnitOfWork[Row] = UnitOfWork(self, mode, label, on_borrow)
+        units.set((*units.get(), unit))
         return unit
 
-    def current_unit(self) -> UnitOfWork | None:
+    def current_unit(self) -> UnitOfWork[Row] | None:
         """Return the innermost unfinished unit of work of this database that the current context is in."""
-        return next((unit for unit in reversed(_units.get()) if unit.database is self and not unit.finished), None)
-
-
-_units: ContextVar[tuple[UnitOfWork, ...]] = ContextVar("pgmonkey_units", default=())
-
-
-class UnitOfWork:
-    """What a request, or a transaction block, does: all of it on one connection, committed or rolled back as one."""
-
-    def __init__(self, database: Database) -> None:
-        self.database = database
-        self.finished = False
-        self._lease: Lease | None = None
-        # Two tasks of one request may both be the first to need the connection.
-        self._borrowing = Lock()
-
-    def connection(self) -> Connection[Any]:
-        """Return the connection of this unit, borrowed at the first call."""
-        if self._lease is None:
-            with self._borrowing:
-                if self._lease is None and not self.finished:
-                    lease = self.database._borrow(autocommit=False)
-                    if self.finished:  # meanwhile, by another task of the request
-                        lease.abandon()
-                    else:
-                        self._lease = lease
-                if self._lease is None:
-                    raise GivenBackError("this unit of work is finished, and its connection was given back")
-        return self._lease.connection
-
-    @property
-    def borrowed(self) -> bool:
-        """Whether a connection was needed."""
-        return self._lease is not None
-
-    def finish(self, error: BaseException | None = None) -> None:
-        """Commit, or roll back when there is an *error*, and give the connection back; a second call does nothing."""
-        if not self.finished:
-            self.finished = True
-            _units.set(tuple(unit for unit in _units.get() if not unit.finished))
-            if self._lease is not None:
-                self._lease.finish(error)
+        return next((unit for unit in reversed(units.get()) if unit.source is self and not unit.finished), None)
 
 
 def _leaves_state(query: Statement) -> bool:
     if isinstance(query, Composable):
         return leaves_state(query.as_string(None))
     return leaves_state(query.decode(errors="replace") if isinstance(query, bytes) else query)
-
-
-def _level(name: str) -> IsolationLevel:
-    try:
-        return IsolationLevel[name.upper().replace(" ", "_")]
-    except KeyError:
-        known = ", ".join(level.name.lower().replace("_", " ") for level in IsolationLevel)
-        raise psycopg.ProgrammingError(f"{name!r} is not an isolation level; use one of {known}") from None

@@ -22,6 +22,7 @@ from ._pool import Pool, PooledConnection
 logger = logging.getLogger("pgmonkey")
 
 _CLEAN = CLEAN.encode()
+_CANCEL_TIMEOUT = 5.0
 
 
 class Lease:
@@ -74,6 +75,20 @@ class Lease:
         finally:
             take_back(self.connection)
             self.pool.give_back(pooled)
+
+    def cancel(self) -> None:
+        """End the statement that is running, on the server, and wait for its end; the lease stays the borrower's.
+
+        Whoever runs the statement gets `psycopg.errors.QueryCanceled`.
+        """
+        connection = self.connection
+        if self._pooled is not None and connection.pgconn.transaction_status == TransactionStatus.ACTIVE:
+            try:
+                connection.cancel_safe(timeout=_CANCEL_TIMEOUT)
+            except psycopg.Error as error:
+                logger.warning("a statement could not be cancelled: %s", error)
+            with connection.lock:
+                """The statement has ended."""
 
     def abandon(self) -> None:
         """Close the connection, whatever it is doing, and give its place back.  Never waits."""

@@ -11,6 +11,7 @@ import os
 import sys
 import weakref
 from collections import deque
+from collections.abc import Callable
 from functools import lru_cache, partial
 from time import monotonic
 from types import CodeType, FrameType
@@ -25,6 +26,8 @@ from .errors import GivenBackError
 C = TypeVar("C", bound="BaseConnection[Any]")
 
 _TAKEN_BACK = ("pgconn", "lock")
+# What calls on behalf of the program, and so is no place in it.
+_FRAMEWORKS = ("fastapi", "starlette", "flask", "django", "anyio", "asyncio")
 _OURS = ("pgmonkey", "flask_pgmonkey", "fastapi_pgmonkey", "django_pgmonkey", "contextlib")
 
 
@@ -91,25 +94,45 @@ def take_back(lent: BaseConnection[Any]) -> None:
         lent.__dict__.pop(name, None)
 
 
+Label = Callable[[], str]
+"""Says on whose behalf a connection is borrowed; asked when somebody wants to know."""
+
+
 class Place:
-    """Where in the program a connection was borrowed."""
+    """Where in the program a connection was borrowed, and on whose behalf."""
 
-    __slots__ = ("_code", "_line")
+    __slots__ = ("_code", "_label", "_line", "_module")
 
-    def __init__(self, code: CodeType, line: int) -> None:
-        self._code = code
-        self._line = line
+    def __init__(self, frame: FrameType, label: Label | None) -> None:
+        self._code = frame.f_code
+        self._line = frame.f_lineno
+        self._module = _module(frame)
+        self._label = label
 
     @classmethod
-    def here(cls) -> Place:
+    def here(cls, label: Label | None = None) -> Place:
         """Return the nearest calling place outside pgmonkey."""
         frame: FrameType = sys._getframe(1)
-        while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _OURS:
+        while frame.f_back is not None and _module(frame) in _OURS:
             frame = frame.f_back
-        return cls(frame.f_code, frame.f_lineno)
+        return cls(frame, label)
 
     def __str__(self) -> str:
-        return f"{os.path.relpath(self._code.co_filename)}:{self._line} ({self._code.co_name})"
+        place = location(self._code, self._line)
+        if self._label is None:
+            return f"at {place}"
+        label = self._label()
+        return f"for {label}" if self._module in _FRAMEWORKS else f"for {label}, at {place}"
+
+
+def location(code: CodeType, line: int | None = None) -> str:
+    """Return the place of *code*, as ``file:line (name)``."""
+    return f"{os.path.relpath(code.co_filename)}:{line or code.co_firstlineno} ({code.co_name})"
+
+
+def _module(frame: FrameType) -> str:
+    name: str = frame.f_globals.get("__name__", "")
+    return name.partition(".")[0]
 
 
 class Pooled(Generic[C]):

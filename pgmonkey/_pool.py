@@ -26,7 +26,7 @@ from psycopg.pq import TransactionStatus
 from . import _forks
 from ._blueprint import Blueprint
 from ._colour import Ticker, Waiter
-from ._lending import Place, Pooled, lendable
+from ._lending import Label, Place, Pooled, lendable
 from ._liveness import is_alive
 from ._lock import DeferringLock
 from .errors import PoolClosedError, PoolFullError, PoolTimeoutError
@@ -82,15 +82,15 @@ class Pool:
 
     # -- borrow and give back -------------------------------------------------------------------------------------
 
-    def borrow(self, timeout: float | None = None) -> PooledConnection:
+    def borrow(self, timeout: float | None = None, label: Label | None = None) -> PooledConnection:
         """Return a live connection that is the caller's until `give_back`.
 
-        *timeout* is in seconds, the pool's own when None.  Raises `PoolTimeoutError`, `PoolFullError`,
-        `PoolClosedError`, or what psycopg raises when a connection cannot be made.
+        *timeout* is in seconds, the pool's own when None; *label* says for whom.  Raises `PoolTimeoutError`,
+        `PoolFullError`, `PoolClosedError`, or what psycopg raises when a connection cannot be made.
         """
         pooled = self._checkout(self._settings.timeout if timeout is None else timeout)
         pooled.borrowed_at = monotonic()
-        pooled.place = Place.here()
+        pooled.place = Place.here(label)
         return pooled
 
     def _checkout(self, timeout: float) -> PooledConnection:
@@ -285,7 +285,7 @@ class Pool:
                 pooled = self._connect()
             except Exception as error:
                 self._report_failure(error)
-                return _RETRY
+                return None if self._close_reason else _RETRY
             self._failing_since = None
             self.give_back(pooled)
         with self._lock:
@@ -315,6 +315,8 @@ class Pool:
 
     def _report_failure(self, error: Exception) -> None:
         now = monotonic()
+        if self._close_reason:
+            return
         if self._failing_since is None:
             self._failing_since = now
             logger.warning("%s: cannot connect, trying again: %s", self._name, error)
@@ -391,7 +393,7 @@ class Pool:
         held = [pooled for pooled in self._lent if pooled.place is not None]
         if held:
             longest = min(held, key=lambda pooled: pooled.borrowed_at)
-            parts.append(f"held longest: {now - longest.borrowed_at:.1f} s, borrowed at {longest.place}")
+            parts.append(f"held longest: {now - longest.borrowed_at:.1f} s, borrowed {longest.place}")
         if self._last_error is not None:
             parts.append(f"last connection error: {self._last_error}")
         return "; ".join(parts)

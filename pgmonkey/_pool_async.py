@@ -24,7 +24,7 @@ from psycopg.pq import TransactionStatus
 from . import _forks
 from ._blueprint import Blueprint
 from ._colour_async import Ticker, Waiter
-from ._lending import Place, Pooled, lendable
+from ._lending import Label, Place, Pooled, lendable
 from ._liveness import is_alive
 from ._lock import DeferringLock
 from .errors import PoolClosedError, PoolFullError, PoolTimeoutError
@@ -80,15 +80,15 @@ class AsyncPool:
 
     # -- borrow and give back -------------------------------------------------------------------------------------
 
-    async def borrow(self, timeout: float | None = None) -> AsyncPooledConnection:
+    async def borrow(self, timeout: float | None = None, label: Label | None = None) -> AsyncPooledConnection:
         """Return a live connection that is the caller's until `give_back`.
 
-        *timeout* is in seconds, the pool's own when None.  Raises `PoolTimeoutError`, `PoolFullError`,
-        `PoolClosedError`, or what psycopg raises when a connection cannot be made.
+        *timeout* is in seconds, the pool's own when None; *label* says for whom.  Raises `PoolTimeoutError`,
+        `PoolFullError`, `PoolClosedError`, or what psycopg raises when a connection cannot be made.
         """
         pooled = await self._checkout(self._settings.timeout if timeout is None else timeout)
         pooled.borrowed_at = monotonic()
-        pooled.place = Place.here()
+        pooled.place = Place.here(label)
         return pooled
 
     async def _checkout(self, timeout: float) -> AsyncPooledConnection:
@@ -283,7 +283,7 @@ class AsyncPool:
                 pooled = await self._connect()
             except Exception as error:
                 self._report_failure(error)
-                return _RETRY
+                return None if self._close_reason else _RETRY
             self._failing_since = None
             self.give_back(pooled)
         with self._lock:
@@ -313,6 +313,8 @@ class AsyncPool:
 
     def _report_failure(self, error: Exception) -> None:
         now = monotonic()
+        if self._close_reason:
+            return
         if self._failing_since is None:
             self._failing_since = now
             logger.warning("%s: cannot connect, trying again: %s", self._name, error)
@@ -389,7 +391,7 @@ class AsyncPool:
         held = [pooled for pooled in self._lent if pooled.place is not None]
         if held:
             longest = min(held, key=lambda pooled: pooled.borrowed_at)
-            parts.append(f"held longest: {now - longest.borrowed_at:.1f} s, borrowed at {longest.place}")
+            parts.append(f"held longest: {now - longest.borrowed_at:.1f} s, borrowed {longest.place}")
         if self._last_error is not None:
             parts.append(f"last connection error: {self._last_error}")
         return "; ".join(parts)

@@ -6,7 +6,8 @@ PgmonkeyError
 ├── PoolTimeoutError (psycopg_pool.PoolTimeout)   every connection stayed busy for the whole wait
 ├── PoolFullError (psycopg_pool.TooManyRequests)  ``max_waiting`` borrowers are in the queue already
 ├── PoolClosedError (psycopg_pool.PoolClosed)     the pool was closed, or another event loop owns it
-└── GivenBackError (psycopg.InterfaceError)       the connection was given back and is no longer yours
+├── GivenBackError (psycopg.InterfaceError)       the connection was given back and is no longer yours
+└── CancelledUnitError (psycopg.OperationalError) what a request did was undone, because its client is gone
 
 The errors about connections are psycopg errors too (``psycopg.Error``), so code written for psycopg or psycopg_pool
 catches them as it always did.  A connection that cannot be made raises what psycopg raises: the server's own words.
@@ -16,6 +17,7 @@ import psycopg
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 __all__ = [
+    "CancelledUnitError",
     "ConfigError",
     "EnvInterpolationError",
     "GivenBackError",
@@ -52,3 +54,7 @@ class PoolClosedError(PgmonkeyError, PoolClosed):
 
 class GivenBackError(PgmonkeyError, psycopg.InterfaceError):
     """Report the use of a connection after it was given back to its pool."""
+
+
+class CancelledUnitError(PgmonkeyError, psycopg.OperationalError):
+    """Report work in a unit of work that was cancelled, for example because the client of the request is gone."""

@@ -138,7 +138,8 @@ def test_wrong_options_of_a_transaction(database: Database) -> None:
         with database.transaction(isolation="chaos"):
             pass
     with database.transaction():
-        with pytest.raises(psycopg.ProgrammingError, match="inside another"):
+        database.execute("INSERT INTO t VALUES (1)")
+        with pytest.raises(psycopg.ProgrammingError, match="has begun already; give its isolation"):
             with database.transaction(read_only=True):
                 pass
 

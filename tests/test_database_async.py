@@ -136,7 +136,8 @@ async def test_wrong_options_of_a_transaction(database: AsyncDatabase) -> None:
         async with database.transaction(isolation="chaos"):
             pass
     async with database.transaction():
-        with pytest.raises(psycopg.ProgrammingError, match="inside another"):
+        await database.execute("INSERT INTO t VALUES (1)")
+        with pytest.raises(psycopg.ProgrammingError, match="has begun already; give its isolation"):
             async with database.transaction(read_only=True):
                 pass
 

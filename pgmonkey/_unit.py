@@ -1,0 +1,188 @@
+# Generated from _unit_async.py by tools/twins.py: change that file, then run the tool.
+
+"""A unit of work: what a request, or a transaction block, does on one connection, committed or rolled back as one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
+from typing import Any, Generic, Protocol
+
+import psycopg
+from psycopg import Connection, Transaction
+from psycopg.pq import TransactionStatus
+from psycopg.rows import Row
+
+from ._colour import Lock, cannot_wait
+from ._lease import Lease
+from ._lending import Label
+from ._mode import Mode
+from .errors import CancelledUnitError, GivenBackError
+
+SessionValues = Mapping[str, object]
+
+
+class Source(Protocol):
+    """What a unit of work borrows from."""
+
+    def borrow(self, *, timeout: float | None, label: Label | None) -> Lease:
+        """Lend a connection that is not in autocommit."""
+        ...
+
+    def session_values(self) -> SessionValues:
+        """Return what is to be set for the transaction."""
+        ...
+
+
+class UnitOfWork(Generic[Row]):
+    """What a request, or a transaction block, does: all of it on one connection, committed or rolled back as one.
+
+    Nothing is borrowed before the first verb, or `connection`, needs it.  `pgmonkey.Database.begin` makes one.
+    """
+
+    def __init__(self, source: Source, mode: Mode, label: Label | None, on_borrow: Callable[[], None] | None) -> None:
+        self.source = source
+        self.finished = False
+        self._mode = mode
+        self._label = label
+        self._on_borrow = on_borrow
+        self._lease: Lease | None = None
+        self._cancelled: CancelledUnitError | None = None
+        # Two tasks of one request may both be the first to need the connection; one of them may commit while another
+        # runs a verb; the client may go while either happens.
+        self._borrowing = Lock()
+        self._working = Lock()
+        self._cancelling = Lock()
+
+    def connection(self, *, timeout: float | None = None) -> Connection[Row]:
+        """Return the connection of this unit, borrowed at the first call.
+
+        *timeout* is how long to wait for a free one, in seconds, the pool's ``timeout`` by default.  Its
+        ``transaction()`` blocks are savepoints: it is `finish` that commits.
+        """
+        lease = self._lease
+        if lease is None:
+            with self._borrowing:
+                lease = self._lease
+                if lease is None:
+                    lease = self._borrow(timeout)
+        connection: Connection[Row] = lease.connection
+        return connection
+
+    def _borrow(self, timeout: float | None) -> Lease:
+        self._refuse_when_over()
+        lease = self.source.borrow(timeout=timeout, label=self._label)
+        try:
+            self._refuse_when_over()  # meanwhile, by another task of the request
+            lease.connection.__dict__["transaction"] = partial(_savepoint, lease.connection)
+            _set_mode(lease.connection, self._mode)
+            set_values(lease.connection, self.source.session_values())
+        except BaseException as error:
+            lease.finish(error)
+            raise
+        self._lease = lease
+        if self._on_borrow is not None:
+            self._on_borrow()
+        return lease
+
+    def _refuse_when_over(self) -> None:
+        if self._cancelled is not None:
+            raise self._cancelled
+        if self.finished:
+            raise GivenBackError("this unit of work is finished, and its connection was given back")
+
+    @property
+    def borrowed(self) -> bool:
+        """Whether a connection was needed."""
+        return self._lease is not None
+
+    @contextmanager
+    def at_work(self) -> Iterator[bool]:
+        """Keep the unit from being finished while a verb runs; False when it was finished before."""
+        with self._working:
+            yield not self.finished
+
+    def set_mode(self, mode: Mode) -> None:
+        """Choose the mode of the transaction; raise `psycopg.ProgrammingError` when it has begun already."""
+        if self._lease is not None:
+            connection = self._lease.connection
+            if connection.pgconn.transaction_status != TransactionStatus.IDLE:
+                raise psycopg.ProgrammingError(
+                    "the transaction has begun already; give its isolation and mode before its first statement"
+                )
+            _set_mode(connection, mode)
+        self._mode = mode
+
+    # -- the end --------------------------------------------------------------------------------------------------
+
+    def finish(self, error: BaseException | None = None) -> None:
+        """Commit, or roll back when there is an *error*, and give the connection back; a second call does nothing.
+
+        Raises what makes the COMMIT fail, and `CancelledUnitError` instead of committing what was cancelled.
+        """
+        if not self.finished:
+            self.finished = True
+            units.set(tuple(unit for unit in units.get() if not unit.finished))
+            self._end(error)
+            if self._cancelled is not None and error is None:
+                raise self._cancelled
+
+    def roll_back(self, error: BaseException) -> None:
+        """Undo what was done and give the connection back; the unit goes on, on another one when it needs it."""
+        self._end(error)
+        self._lease = None
+
+    def cancel(self, reason: str) -> None:
+        """Undo what was done, end the statement that is running on the server, and refuse everything that follows."""
+        self._cancelled = CancelledUnitError(reason)
+        lease = self._lease
+        if lease is not None:
+            with self._cancelling:
+                lease.cancel()
+            self.roll_back(self._cancelled)
+
+    def _end(self, error: BaseException | None) -> None:
+        lease = self._lease
+        if lease is None:
+            return
+        if cannot_wait(error):
+            lease.finish(error)
+            return
+        try:
+            with self._working, self._cancelling:
+                lease.finish(error)
+        except BaseException:
+            lease.abandon()  # when interrupted before it was finished
+            raise
+
+
+units: ContextVar[tuple[UnitOfWork[Any], ...]] = ContextVar("pgmonkey_units", default=())
+"""The units of work that the current context is in, the innermost last."""
+
+
+def set_values(connection: Connection[Any], values: SessionValues) -> None:
+    """Set configuration parameters until the end of the transaction."""
+    if values:
+        query = "SELECT " + ", ".join(["set_config(%s, %s, true)"] * len(values))
+        params = [part for name, value in values.items() for part in (name, None if value is None else str(value))]
+        connection.execute(query.encode(), params)
+
+
+def _set_mode(connection: Connection[Any], mode: Mode) -> None:
+    if mode != Mode():
+        connection.set_isolation_level(mode.isolation)
+        connection.set_read_only(mode.read_only)
+        connection.set_deferrable(mode.deferrable)
+
+
+@contextmanager
+def _savepoint(
+    connection: Connection[Any], savepoint_name: str | None = None, force_rollback: bool = False
+) -> Iterator[Transaction]:
+    """Open a savepoint, also where nothing was done yet: there psycopg would begin, and so commit, the whole."""
+    with connection.lock:
+        connection.wait(connection._start_query())
+    with type(connection).transaction(connection, savepoint_name, force_rollback) as transaction:
+        yield transaction

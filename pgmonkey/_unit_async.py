@@ -1,0 +1,188 @@
+"""A unit of work: what a request, or a transaction block, does on one connection, committed or rolled back as one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from functools import partial
+from typing import Any, Generic, Protocol
+
+import psycopg
+from psycopg import AsyncConnection, AsyncTransaction
+from psycopg.pq import TransactionStatus
+from psycopg.rows import Row
+
+from ._colour_async import Lock, cannot_wait
+from ._lease_async import AsyncLease
+from ._lending import Label
+from ._mode import Mode
+from .errors import CancelledUnitError, GivenBackError
+
+SessionValues = Mapping[str, object]
+
+
+class AsyncSource(Protocol):
+    """What a unit of work borrows from."""
+
+    def borrow(self, *, timeout: float | None, label: Label | None) -> Awaitable[AsyncLease]:
+        """Lend a connection that is not in autocommit."""
+        ...
+
+    def session_values(self) -> SessionValues:
+        """Return what is to be set for the transaction."""
+        ...
+
+
+class AsyncUnitOfWork(Generic[Row]):
+    """What a request, or a transaction block, does: all of it on one connection, committed or rolled back as one.
+
+    Nothing is borrowed before the first verb, or `connection`, needs it.  `pgmonkey.AsyncDatabase.begin` makes one.
+    """
+
+    def __init__(
+        self, source: AsyncSource, mode: Mode, label: Label | None, on_borrow: Callable[[], None] | None
+    ) -> None:
+        self.source = source
+        self.finished = False
+        self._mode = mode
+        self._label = label
+        self._on_borrow = on_borrow
+        self._lease: AsyncLease | None = None
+        self._cancelled: CancelledUnitError | None = None
+        # Two tasks of one request may both be the first to need the connection; one of them may commit while another
+        # runs a verb; the client may go while either happens.
+        self._borrowing = Lock()
+        self._working = Lock()
+        self._cancelling = Lock()
+
+    async def connection(self, *, timeout: float | None = None) -> AsyncConnection[Row]:
+        """Return the connection of this unit, borrowed at the first call.
+
+        *timeout* is how long to wait for a free one, in seconds, the pool's ``timeout`` by default.  Its
+        ``transaction()`` blocks are savepoints: it is `finish` that commits.
+        """
+        lease = self._lease
+        if lease is None:
+            async with self._borrowing:
+                lease = self._lease
+                if lease is None:
+                    lease = await self._borrow(timeout)
+        connection: AsyncConnection[Row] = lease.connection
+        return connection
+
+    async def _borrow(self, timeout: float | None) -> AsyncLease:
+        self._refuse_when_over()
+        lease = await self.source.borrow(timeout=timeout, label=self._label)
+        try:
+            self._refuse_when_over()  # meanwhile, by another task of the request
+            lease.connection.__dict__["transaction"] = partial(_savepoint, lease.connection)
+            await _set_mode(lease.connection, self._mode)
+            await set_values(lease.connection, self.source.session_values())
+        except BaseException as error:
+            await lease.finish(error)
+            raise
+        self._lease = lease
+        if self._on_borrow is not None:
+            self._on_borrow()
+        return lease
+
+    def _refuse_when_over(self) -> None:
+        if self._cancelled is not None:
+            raise self._cancelled
+        if self.finished:
+            raise GivenBackError("this unit of work is finished, and its connection was given back")
+
+    @property
+    def borrowed(self) -> bool:
+        """Whether a connection was needed."""
+        return self._lease is not None
+
+    @asynccontextmanager
+    async def at_work(self) -> AsyncIterator[bool]:
+        """Keep the unit from being finished while a verb runs; False when it was finished before."""
+        async with self._working:
+            yield not self.finished
+
+    async def set_mode(self, mode: Mode) -> None:
+        """Choose the mode of the transaction; raise `psycopg.ProgrammingError` when it has begun already."""
+        if self._lease is not None:
+            connection = self._lease.connection
+            if connection.pgconn.transaction_status != TransactionStatus.IDLE:
+                raise psycopg.ProgrammingError(
+                    "the transaction has begun already; give its isolation and mode before its first statement"
+                )
+            await _set_mode(connection, mode)
+        self._mode = mode
+
+    # -- the end --------------------------------------------------------------------------------------------------
+
+    async def finish(self, error: BaseException | None = None) -> None:
+        """Commit, or roll back when there is an *error*, and give the connection back; a second call does nothing.
+
+        Raises what makes the COMMIT fail, and `CancelledUnitError` instead of committing what was cancelled.
+        """
+        if not self.finished:
+            self.finished = True
+            units.set(tuple(unit for unit in units.get() if not unit.finished))
+            await self._end(error)
+            if self._cancelled is not None and error is None:
+                raise self._cancelled
+
+    async def roll_back(self, error: BaseException) -> None:
+        """Undo what was done and give the connection back; the unit goes on, on another one when it needs it."""
+        await self._end(error)
+        self._lease = None
+
+    async def cancel(self, reason: str) -> None:
+        """Undo what was done, end the statement that is running on the server, and refuse everything that follows."""
+        self._cancelled = CancelledUnitError(reason)
+        lease = self._lease
+        if lease is not None:
+            async with self._cancelling:
+                await lease.cancel()
+            await self.roll_back(self._cancelled)
+
+    async def _end(self, error: BaseException | None) -> None:
+        lease = self._lease
+        if lease is None:
+            return
+        if cannot_wait(error):
+            await lease.finish(error)
+            return
+        try:
+            async with self._working, self._cancelling:
+                await lease.finish(error)
+        except BaseException:
+            lease.abandon()  # when interrupted before it was finished
+            raise
+
+
+units: ContextVar[tuple[AsyncUnitOfWork[Any], ...]] = ContextVar("pgmonkey_units", default=())
+"""The units of work that the current context is in, the innermost last."""
+
+
+async def set_values(connection: AsyncConnection[Any], values: SessionValues) -> None:
+    """Set configuration parameters until the end of the transaction."""
+    if values:
+        query = "SELECT " + ", ".join(["set_config(%s, %s, true)"] * len(values))
+        params = [part for name, value in values.items() for part in (name, None if value is None else str(value))]
+        await connection.execute(query.encode(), params)
+
+
+async def _set_mode(connection: AsyncConnection[Any], mode: Mode) -> None:
+    if mode != Mode():
+        await connection.set_isolation_level(mode.isolation)
+        await connection.set_read_only(mode.read_only)
+        await connection.set_deferrable(mode.deferrable)
+
+
+@asynccontextmanager
+async def _savepoint(
+    connection: AsyncConnection[Any], savepoint_name: str | None = None, force_rollback: bool = False
+) -> AsyncIterator[AsyncTransaction]:
+    """Open a savepoint, also where nothing was done yet: there psycopg would begin, and so commit, the whole."""
+    async with connection.lock:
+        await connection.wait(connection._start_query())
+    async with type(connection).transaction(connection, savepoint_name, force_rollback) as transaction:
+        yield transaction

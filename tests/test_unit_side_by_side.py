@@ -1,0 +1,127 @@
+"""What tasks and threads do to a unit of work that they share."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.errors import QueryCanceled
+
+from pgmonkey import AsyncDatabase, CancelledUnitError, Database
+
+Observer = psycopg.Connection[Any]
+SLOW = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query = 'SELECT pg_sleep(60)'"
+
+
+def wait_until(observer: Observer, query: str, value: int) -> None:
+    deadline = time.monotonic() + 10
+    while observer.execute(query.encode()).fetchone() != (value,):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("by_verb", [True, False])
+async def test_cancelling_ends_the_statement_of_another_task(
+    config: dict[str, Any], observer: Observer, by_verb: bool
+) -> None:
+    database = AsyncDatabase(config)
+    unit = database.begin()
+    connection = await unit.connection()
+    pid = connection.info.backend_pid
+
+    async def sleep() -> None:
+        await (database.execute if by_verb else connection.execute)("SELECT pg_sleep(60)")
+
+    task = asyncio.create_task(sleep())
+    await asyncio.to_thread(wait_until, observer, SLOW, 1)
+    await unit.cancel("the client is gone")
+    with pytest.raises(QueryCanceled):
+        await task
+    with pytest.raises(CancelledUnitError):
+        await unit.finish()
+    assert observer.execute(SLOW.encode()).fetchone() == (0,)
+    async with database.connection() as again:
+        assert again.info.backend_pid == pid, "kept: it was idle and clean"
+        assert again.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE
+
+
+@pytest.mark.parametrize("by_verb", [True, False])
+def test_cancelling_ends_the_statement_of_another_thread(
+    config: dict[str, Any], observer: Observer, by_verb: bool
+) -> None:
+    database = Database(config)
+    unit = database.begin()
+    connection = unit.connection()
+    pid = connection.info.backend_pid
+    with ThreadPoolExecutor(1) as executor:
+        statement: Callable[..., Any] = connection.execute
+        if by_verb:
+            statement = partial(copy_context().run, database.execute)
+        future = executor.submit(statement, "SELECT pg_sleep(60)")
+        wait_until(observer, SLOW, 1)
+        unit.cancel("the client is gone")
+        with pytest.raises(QueryCanceled):
+            future.result()
+    with pytest.raises(CancelledUnitError):
+        unit.finish()
+    with database.connection() as again:
+        assert again.info.backend_pid == pid
+    assert observer.execute(SLOW.encode()).fetchone() == (0,)
+
+
+async def test_the_end_waits_for_a_verb_that_is_running(config: dict[str, Any], observer: Observer) -> None:
+    observer.execute("CREATE TABLE t (a int)")
+    database = AsyncDatabase(config)
+    unit = database.begin()
+    await unit.connection()
+    verbs = [asyncio.create_task(database.execute("INSERT INTO t SELECT 1 FROM pg_sleep(0.05)")) for _ in range(3)]
+    await asyncio.sleep(0.02)
+    await unit.finish()
+    assert observer.execute("SELECT count(*) FROM t").fetchone() == (1,)
+    await asyncio.gather(*verbs)
+    assert observer.execute("SELECT count(*) FROM t").fetchone() == (3,), "what came later stands for itself"
+
+
+def test_a_cancel_never_hits_the_next_borrower(config: dict[str, Any]) -> None:
+    config["pool_settings"] = {"min_size": 1, "max_size": 1}
+    database = Database(config)
+    stop = threading.Event()
+    failures: list[Exception] = []
+
+    def borrow() -> None:
+        other = Database(config)
+        while not stop.is_set():
+            try:
+                other.fetch_value("SELECT pg_sleep(0.001)")
+            except Exception as error:
+                failures.append(error)
+
+    def finish(unit: Any) -> None:
+        try:
+            unit.connection().execute("SELECT pg_sleep(0.002)")
+            unit.finish()
+        except psycopg.OperationalError:
+            unit.finish(ZeroDivisionError())
+
+    borrower = threading.Thread(target=borrow)
+    borrower.start()
+    with ThreadPoolExecutor(1) as executor:
+        for i in range(150):
+            unit = database.begin()
+            future = executor.submit(finish, unit)
+            time.sleep(i % 10 / 2000)
+            unit.cancel("gone")
+            future.result()
+    stop.set()
+    borrower.join()
+    assert failures == []
+    stats = database.stats()
+    assert stats["pool_size"] == stats["pool_available"] == 1
