@@ -9,6 +9,7 @@ from ._lease import Lease
 from ._lease_async import AsyncLease
 from ._manager import PGConnectionManager
 from ._secrets import redact_config
+from ._statement import Params, Statement
 from ._unit import UnitOfWork
 from ._unit_async import AsyncUnitOfWork
 from .errors import (
@@ -35,10 +36,12 @@ __all__ = [
     "GivenBackError",
     "Lease",
     "PGConnectionManager",
+    "Params",
     "PgmonkeyError",
     "PoolClosedError",
     "PoolFullError",
     "PoolTimeoutError",
+    "Statement",
     "UnitOfWork",
     "load_config",
     "redact_config",

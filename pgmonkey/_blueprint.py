@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any
 
 from ._config import Config, Kind, PoolSettings
@@ -23,8 +22,6 @@ CLEAN = (
 )
 
 _OPTION_SPECIAL = re.compile(r"([\\\s])")
-_PLAIN = re.compile(r"[\s(]*(SELECT|INSERT|UPDATE|DELETE|MERGE|VALUES|TABLE|WITH|SHOW|EXPLAIN)\b", re.IGNORECASE)
-_LASTING = re.compile(r"set_config|advisory|setseed|\btemp|;\s*\S", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -69,12 +66,3 @@ def startup_options(options: str, parameters: Mapping[str, str]) -> str:
     """
     added = ("-c {}={}".format(name, _OPTION_SPECIAL.sub(r"\\\1", value)) for name, value in parameters.items())
     return " ".join(filter(None, [options, *added]))
-
-
-@lru_cache(maxsize=1024)
-def leaves_state(query: str) -> bool:
-    """Tell whether *query* might leave something behind in the session, so that it must be cleaned after it.
-
-    Errs on the side of cleaning: only plain queries that name none of the functions that last are let through.
-    """
-    return not _PLAIN.match(query) or bool(_LASTING.search(query))

@@ -6,35 +6,27 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, Union, overload
+from typing import Any, Generic, TypeVar, overload
 
 import psycopg
 from psycopg import Connection, Cursor, IsolationLevel
 from psycopg.errors import DeadlockDetected, QueryCanceled, SerializationFailure
 from psycopg.rows import Row, RowFactory, TupleRow
-from psycopg.sql import SQL, Composable, Composed
 
-if TYPE_CHECKING:
-    from typing_extensions import LiteralString
-
-from ._blueprint import leaves_state
 from ._colour import POOL_KIND, sleep
 from ._connection import ConnectionHandle
 from ._lease import Lease
 from ._lending import Label
 from ._manager import PGConnectionManager
 from ._mode import Mode
+from ._statement import Params, Statement, leaves_state
 from ._unit import SessionValues, UnitOfWork, set_values, units
 
 T = TypeVar("T")
-
-# Text that comes from the program: as psycopg, let type checkers refuse what comes from elsewhere.
-Statement = Union["LiteralString", bytes, SQL, Composed]
-Params = Sequence[Any] | Mapping[str, Any] | None
 
 _STOPPED = QueryCanceled("the stream was closed before its end")
 # Seconds to wait before a transaction is tried again: at random up to the first, doubled each time, at most the last.
@@ -219,9 +211,9 @@ class Database(Generic[Row]):
             with lease.connection.execute(query, params) as cursor:
                 yield cursor
         except BaseException as error:
-            lease.finish(error, clean=_leaves_state(query))
+            lease.finish(error, clean=leaves_state(query))
             raise
-        lease.finish(clean=_leaves_state(query))
+        lease.finish(clean=leaves_state(query))
 
     # -- transactions and units of work ---------------------------------------------------------------------------
 
@@ -344,9 +336,3 @@ class Database(Generic[Row]):
     def current_unit(self) -> UnitOfWork[Row] | None:
         """Return the innermost unfinished unit of work of this database that the current context is in."""
         return next((unit for unit in reversed(units.get()) if unit.source is self and not unit.finished), None)
-
-
-def _leaves_state(query: Statement) -> bool:
-    if isinstance(query, Composable):
-        return leaves_state(query.as_string(None))
-    return leaves_state(query.decode(errors="replace") if isinstance(query, bytes) else query)

@@ -17,7 +17,7 @@ from pgmonkey import ConfigError
 Observer = psycopg.Connection[Any]
 
 
-def make(db: PGMonkey, config: Any, **settings: Any) -> Flask:
+def make(db: PGMonkey[Any], config: Any, **settings: Any) -> Flask:
     app = Flask("shop")
     app.config.update(PGMONKEY_CONFIG=config, **settings)
     db.init_app(app)

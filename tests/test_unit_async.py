@@ -237,10 +237,10 @@ def tenant(config: dict[str, Any], observer: Observer, dbname: str) -> Iterator[
         " WITH CHECK (tenant = nullif(current_setting('app.tenant', true), '')::int)"
     )
     observer.execute("ALTER TABLE notes FORCE ROW LEVEL SECURITY")
-    observer.execute(f"CREATE ROLE member_{dbname}; GRANT ALL ON notes TO member_{dbname}")
+    observer.execute(f"CREATE ROLE member_{dbname}; GRANT ALL ON notes TO member_{dbname}".encode())
     config["sync_settings"] = config["async_settings"] = {"role": f"member_{dbname}"}
     yield {}
-    observer.execute(f"DROP OWNED BY member_{dbname}; DROP ROLE member_{dbname}")
+    observer.execute(f"DROP OWNED BY member_{dbname}; DROP ROLE member_{dbname}".encode())
 
 
 async def test_session_values_hold_wherever_a_statement_runs(config: dict[str, Any], tenant: dict[str, Any]) -> None:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from functools import partial
 from typing import Any
 
 import psycopg
@@ -64,7 +63,8 @@ def test_cancelling_ends_the_statement_of_another_thread(
     with ThreadPoolExecutor(1) as executor:
         statement: Callable[..., Any] = connection.execute
         if by_verb:
-            statement = partial(copy_context().run, database.execute)
+            context = copy_context()
+            statement = lambda query: context.run(database.execute, query)  # noqa: E731
         future = executor.submit(statement, "SELECT pg_sleep(60)")
         wait_until(observer, SLOW, 1)
         unit.cancel("the client is gone")

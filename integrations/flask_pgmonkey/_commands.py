@@ -1,0 +1,76 @@
+"""``flask pgmonkey ping``, ``stats`` and ``check``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+import psycopg
+from flask import current_app
+from flask.cli import AppGroup
+from psycopg.rows import tuple_row
+
+from pgmonkey import Database, PgmonkeyError
+
+from ._bound import EXTENSION
+
+_SERVER = (
+    "SELECT current_setting('server_version'), current_database(), current_user,"
+    " current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int,"
+    " (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')"
+)
+
+commands = AppGroup("pgmonkey", help="The databases of this application.")
+
+
+@commands.command()
+def ping() -> None:
+    """Connect to each database and tell how long it takes to answer."""
+    for name, database in _databases():
+        with _reported(name):
+            version, dbname, user, *_ = _ask(database)
+            click.echo(f"{name}: PostgreSQL {version}, {dbname} as {user}, answers in {database.ping() * 1000:.1f} ms")
+
+
+@commands.command()
+def stats() -> None:
+    """Show the counters of each pool, and how many connections its server has."""
+    for name, database in _databases():
+        with _reported(name):
+            *_, allowed, used = _ask(database)
+            click.echo(f"{name}: {used} of {allowed} connections of the server are in use")
+            for counter, value in database.stats().items():
+                click.echo(f"  {counter:<20} {value}")
+
+
+@commands.command()
+def check() -> None:
+    """Check each database's configuration against its server; exit with status 1 where something is wrong."""
+    for name, database in _databases():
+        with _reported(name):
+            *_, allowed, _used = _ask(database)
+            largest = database.stats()["pool_max"]
+            if largest > allowed:
+                raise PgmonkeyError(f"max_size is {largest}, but the server allows {allowed} connections")
+            click.echo(f"{name}: fine; at most {largest} connections a process, the server allows {allowed}")
+
+
+def _databases() -> Iterator[tuple[str, Database[Any]]]:
+    for key, database in current_app.extensions[EXTENSION].items():
+        yield key or "default", database
+
+
+def _ask(database: Database[Any]) -> tuple[Any, ...]:
+    with database.connection() as connection:
+        row: Any = connection.cursor(row_factory=tuple_row).execute(_SERVER).fetchone()
+        return tuple(row)
+
+
+@contextmanager
+def _reported(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (PgmonkeyError, psycopg.Error) as error:
+        raise click.ClickException(f"{name}: {' '.join(str(error).split())}") from None

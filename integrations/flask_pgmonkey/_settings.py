@@ -1,0 +1,86 @@
+"""What ``app.config`` says, checked.  Values may come from the environment (``app.config.from_prefixed_env()``)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from flask import Flask
+
+from pgmonkey import ConfigError
+
+Scope = Literal["request", "statement"]
+
+_BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+_KEYS = ("config", "resolve_env", "allow_sensitive_defaults", "transaction")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How one database of an application is set up."""
+
+    config: str | Mapping[str, Any]
+    resolve_env: bool
+    allow_sensitive_defaults: bool
+    scope: Scope
+
+
+def read(app: Flask) -> dict[str | None, Settings]:
+    """Return the settings of each database of *app*, by its key in PGMONKEY_BINDS; None is the one without a key."""
+    common = {key: app.config.get(f"PGMONKEY_{key.upper()}") for key in _KEYS[1:]}
+    config = app.config.get("PGMONKEY_CONFIG")
+    binds = app.config.get("PGMONKEY_BINDS") or {}
+    if not isinstance(binds, Mapping):
+        raise ConfigError(f"{app.name}: PGMONKEY_BINDS: expected a mapping of names to configurations, got {binds!r}")
+    if config is None and not binds:
+        raise ConfigError(f"{app.name}: PGMONKEY_CONFIG is not set; give the path of the YAML file, or a mapping")
+    settings: dict[str | None, Settings] = {}
+    if config is not None:
+        settings[None] = _settings(app, "PGMONKEY_CONFIG", {"config": config}, common)
+    for key, value in binds.items():
+        own = value if isinstance(value, Mapping) and "config" in value else {"config": value}
+        settings[key] = _settings(app, f"PGMONKEY_BINDS[{key!r}]", own, common)
+    return settings
+
+
+def check_scope(where: str, scope: Any) -> Scope:
+    """Return *scope*; raise `pgmonkey.ConfigError` when it is none."""
+    if scope == "request":
+        return "request"
+    if scope == "statement":
+        return "statement"
+    raise ConfigError(f"{where}: {scope!r} is neither 'request' nor 'statement'")
+
+
+def _settings(app: Flask, where: str, own: Mapping[str, Any], common: Mapping[str, Any]) -> Settings:
+    unknown = [key for key in own if key not in _KEYS]
+    if unknown:
+        raise ConfigError(f"{app.name}: {where}: unknown key {unknown[0]!r}; there are {', '.join(_KEYS)}")
+    config = own["config"]
+    if isinstance(config, (str, os.PathLike)):
+        config = os.path.join(app.root_path, config)
+    elif not isinstance(config, Mapping):
+        raise ConfigError(f"{app.name}: {where}: expected the path of a YAML file, or a mapping, got {config!r}")
+
+    def value(key: str) -> tuple[str, Any]:
+        if key in own:
+            return f"{app.name}: {where}: {key}", own[key]
+        return f"{app.name}: PGMONKEY_{key.upper()}", common[key]
+
+    scope_from, scope = value("transaction")
+    return Settings(
+        config=config,
+        resolve_env=_boolean(*value("resolve_env")),
+        allow_sensitive_defaults=_boolean(*value("allow_sensitive_defaults")),
+        scope=check_scope(scope_from, "request" if scope is None else scope),
+    )
+
+
+def _boolean(where: str, value: Any) -> bool:
+    # What is no JSON, such as "True", comes from the environment as it stands.
+    known = None if value is None else _BOOLEANS.get(str(value).lower())
+    if known is None and value is not None:
+        raise ConfigError(f"{where}: {value!r} is neither true nor false")
+    return bool(known)
