@@ -17,6 +17,7 @@ from psycopg import Connection, Cursor, IsolationLevel
 from psycopg.errors import DeadlockDetected, QueryCanceled, SerializationFailure
 from psycopg.rows import Row, RowFactory, TupleRow
 
+from ._blueprint import blueprint
 from ._colour import POOL_KIND, sleep
 from ._connection import ConnectionHandle
 from ._lease import Lease
@@ -77,7 +78,8 @@ class Database(Generic[Row]):
     ) -> None:
         self._manager = PGConnectionManager()
         options = {"resolve_env": resolve_env, "allow_sensitive_defaults": allow_sensitive_defaults}
-        self._manager.load(config, **options)
+        self.timeout = blueprint(self._manager.load(config, **options), POOL_KIND).settings.timeout
+        """How long a borrow waits for a free connection, in seconds."""
         get: Any = self._manager.get_database_connection
         if isinstance(config, Mapping):
             get = self._manager.get_database_connection_from_dict

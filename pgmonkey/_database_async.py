@@ -15,6 +15,7 @@ from psycopg import AsyncConnection, AsyncCursor, IsolationLevel
 from psycopg.errors import DeadlockDetected, QueryCanceled, SerializationFailure
 from psycopg.rows import AsyncRowFactory, Row, TupleRow
 
+from ._blueprint import blueprint
 from ._colour_async import POOL_KIND, sleep
 from ._connection_async import AsyncConnectionHandle
 from ._lease_async import AsyncLease
@@ -75,7 +76,8 @@ class AsyncDatabase(Generic[Row]):
     ) -> None:
         self._manager = PGConnectionManager()
         options = {"resolve_env": resolve_env, "allow_sensitive_defaults": allow_sensitive_defaults}
-        self._manager.load(config, **options)
+        self.timeout = blueprint(self._manager.load(config, **options), POOL_KIND).settings.timeout
+        """How long a borrow waits for a free connection, in seconds."""
         get: Any = self._manager.get_database_connection
         if isinstance(config, Mapping):
             get = self._manager.get_database_connection_from_dict

@@ -69,9 +69,9 @@ async def test_init_app_goes_around_the_applications_own_lifespan(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, int]]:
-        order.append(f"start {db._async.stats()['pool_size']}")
+        order.append(f"start {db.async_database.stats()['pool_size']}")
         yield {"answer": 42}
-        order.append(f"end {db._async.stats()['pool_size']}")
+        order.append(f"end {db.async_database.stats()['pool_size']}")
 
     app = FastAPI(lifespan=lifespan)
     db.init_app(app)
@@ -82,7 +82,7 @@ async def test_init_app_goes_around_the_applications_own_lifespan(
         assert (await client.post("/409")).status_code == 409
     assert count(observer) == 1
     assert order == ["start 1", "end 1"]
-    assert db._async.stats() == {}
+    assert db.async_database.stats() == {}
 
 
 async def test_a_lifespan_can_be_entered_again(config: dict[str, Any], table: None, observer: Observer) -> None:
@@ -116,7 +116,7 @@ async def test_without_a_lifespan_a_dependency_is_a_transaction_of_its_own(
         assert count(observer) == 1
         observer.execute("ALTER TABLE t ADD UNIQUE (a) DEFERRABLE INITIALLY DEFERRED")
         assert (await client.post("/201")).status_code == 500, "the COMMIT fails before the response leaves"
-    await db._async.close()
+    await db.async_database.close()
 
 
 async def test_dependencies_of_a_request_share_its_connection(config: dict[str, Any]) -> None:
@@ -157,7 +157,7 @@ async def test_error_handlers_find_no_broken_transaction(config: dict[str, Any],
 
     @app.exception_handler(psycopg.errors.UndefinedTable)
     async def handler(request: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"rows": await db._async.fetch_value("SELECT count(*) FROM t")}, 418)
+        return JSONResponse({"rows": await db.async_database.fetch_value("SELECT count(*) FROM t")}, 418)
 
     @app.get("/")
     async def view(database: AsyncDatabase = Depends(db.database)) -> None:  # noqa: B008
@@ -180,16 +180,16 @@ async def test_a_streamed_body_has_a_connection_of_its_own(config: dict[str, Any
 
     async with serving(app) as client:
         assert (await client.get("/")).text.split() == [str(i) for i in range(1, 3001)]
-        stats = db._async.stats()
+        stats = db.async_database.stats()
         assert stats["pool_available"] == stats["pool_size"]
 
 
 async def test_a_cancelled_request_gives_its_synchronous_connection_back(config: dict[str, Any]) -> None:
     db = PGMonkey(config)
-    unit = db._sync.begin()
+    unit = db.sync_database.begin()
     await anyio.to_thread.run_sync(unit.connection)
     with anyio.CancelScope() as scope:
         scope.cancel()
-        await db.finish_in_thread(unit, None)
-    stats = db._sync.stats()
+        await db.threads.end(unit, unit.finish, None)
+    stats = db.sync_database.stats()
     assert stats["pool_available"] == stats["pool_size"] == 1

@@ -8,5 +8,6 @@ except ModuleNotFoundError as error:
     ) from error
 
 from ._app import PGMonkey
+from ._dependencies import RequestConnection, RequestDatabase, RequestSyncConnection
 
-__all__ = ["PGMonkey"]
+__all__ = ["PGMonkey", "RequestConnection", "RequestDatabase", "RequestSyncConnection"]

@@ -1,58 +1,112 @@
 """The FastAPI integration: a lifespan, dependencies, and the middleware that ties both to the response."""
 
+import logging
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from typing import Any, Generic, Literal, overload
 
 import anyio
-from fastapi import Depends, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
-from psycopg import AsyncConnection, Connection
-from psycopg.rows import AsyncRowFactory, RowFactory
+from psycopg import Connection, Error
+from psycopg.rows import BaseRowFactory, Row, TupleRow
+from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.requests import HTTPConnection
+from starlette.routing import Mount
 
-from pgmonkey import AsyncDatabase, Database, PoolFullError, PoolTimeoutError, UnitOfWork
+from pgmonkey import AsyncDatabase, Database, PoolFullError, PoolTimeoutError
 
-from ._middleware import TransactionMiddleware
+from ._dependencies import dependencies
+from ._middleware import RollBackFirst, TransactionMiddleware
+from ._requests import current
+from ._threads import Threads
+
+Config = str | os.PathLike[str] | Mapping[str, Any]
+SessionValues = Callable[[HTTPConnection], Mapping[str, object] | None]
+Transaction = Literal["request", "statement"]
+
+logger = logging.getLogger("pgmonkey")
 
 _RETRY_AFTER = "1"
-# Threads that wait for a connection are not the threads that run endpoints, and those that commit are not the threads
-# that wait: else 40 requests that wait could keep the one that would give its connection back from running.
-_THREADS = 40
+_READY_WITHIN = 2.0
 
 
-class PGMonkey:
+class PGMonkey(Generic[Row]):
     """PostgreSQL in a FastAPI application.
 
-    A request is one transaction on one connection, borrowed when it first needs one.  It is committed before the
-    response leaves when the status is below 400, and rolled back otherwise; a COMMIT that fails is an exception for
-    the application's own handlers.  Background tasks and streamed bodies run after that: they get connections of
-    their own from the database's verbs.
+    With ``transaction="request"``, a request is one transaction on one connection, borrowed when it first needs one.
+    It is committed before the response leaves when the status is below 400, and rolled back otherwise; a COMMIT that
+    fails is an exception for the application's own handlers.  With ``"statement"`` each statement stands for itself,
+    and a connection that is depended on is committed when the endpoint returns.  Background tasks and streamed bodies
+    run after that: they get connections of their own from the database's verbs.
 
-    *config* is the path of a YAML file, or a mapping.  *row_factory* and *sync_row_factory* are psycopg's, for
-    ``async def`` and ``def`` endpoints; rows are tuples by default.
+    A client that leaves before it is answered has its running statement cancelled and its transaction rolled back,
+    unless *cancel_on_disconnect* is False.
+
+    *config* is the path of a YAML file, or a mapping.  *row_factory* is psycopg's; rows are tuples by default.
     """
 
+    @overload
     def __init__(
-        self,
-        config: str | os.PathLike[str] | Mapping[str, Any],
+        self: "PGMonkey[TupleRow]",
+        config: Config,
         *,
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
-        row_factory: AsyncRowFactory[Any] | None = None,
-        sync_row_factory: RowFactory[Any] | None = None,
+        row_factory: None = None,
+        transaction: Transaction = "request",
+        cancel_on_disconnect: bool = True,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        config: Config,
+        *,
+        resolve_env: bool = False,
+        allow_sensitive_defaults: bool = False,
+        row_factory: BaseRowFactory[Row],
+        transaction: Transaction = "request",
+        cancel_on_disconnect: bool = True,
+    ) -> None: ...
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        resolve_env: bool = False,
+        allow_sensitive_defaults: bool = False,
+        row_factory: BaseRowFactory[Any] | None = None,
+        transaction: Transaction = "request",
+        cancel_on_disconnect: bool = True,
     ) -> None:
-        options = {"resolve_env": resolve_env, "allow_sensitive_defaults": allow_sensitive_defaults}
-        self._async = AsyncDatabase(config, row_factory=row_factory, **options)
-        self._sync = Database(config, row_factory=sync_row_factory, **options)
-        self._borrowing = anyio.CapacityLimiter(_THREADS)
-        self._finishing = anyio.CapacityLimiter(_THREADS)
-        self.connection = self._connection_dependency()
+        if transaction not in ("request", "statement"):
+            raise ValueError(f"transaction: {transaction!r} is neither 'request' nor 'statement'")
+        options: dict[str, Any] = {
+            "resolve_env": resolve_env,
+            "allow_sensitive_defaults": allow_sensitive_defaults,
+            "row_factory": row_factory,
+            "session_values": self._values_now,
+        }
+        async_database: AsyncDatabase[Any] = AsyncDatabase(config, **options)
+        self.async_database: AsyncDatabase[Row] = async_database
+        """The database itself, for coroutines outside endpoints: start-up, background tasks, scripts."""
+        sync_database: Database[Any] = Database(config, **options)
+        self.sync_database: Database[Row] = sync_database
+        """The database itself, for threads: in a ``def`` endpoint its verbs are part of the request's transaction."""
+        self.transaction = transaction
+        self.cancel_on_disconnect = cancel_on_disconnect
+        self._session_values: SessionValues | None = None
+        self.threads = Threads()
+        """The threads that wait for connections, and those that commit."""
+        mine = dependencies(lambda: self)
+        self.connection = mine.connection
         """Dependency: the request's psycopg.AsyncConnection, for ``async def`` endpoints."""
-        self.sync_connection = self._sync_connection_dependency()
+        self.sync_connection = mine.sync_connection
         """Dependency: the request's psycopg.Connection, for ``def`` endpoints."""
-        self.database = self._database_dependency()
+        self.database = mine.database
         """Dependency: the AsyncDatabase, whose verbs are part of the request's transaction."""
 
     # -- the application ------------------------------------------------------------------------------------------
@@ -64,16 +118,21 @@ class PGMonkey:
         To be given to ``FastAPI(lifespan=...)``, or entered in a lifespan of one's own.
         """
         self._install(app)
-        await self._async.connect()
+        await self.async_database.connect()
         try:
             yield
         finally:
-            await self._async.close()
-            self._sync.close()
+            await self.async_database.close()
+            self.sync_database.close()
 
-    def init_app(self, app: FastAPI) -> None:
-        """Set *app* up, around the lifespan that it has already."""
+    def init_app(self, app: FastAPI, *, readiness: str | None = None) -> None:
+        """Set *app* up, around the lifespan that it has already.
+
+        *readiness* is the path of a route that answers 200 when the database does, and 503 otherwise.
+        """
         self._install(app)
+        if readiness is not None:
+            app.add_api_route(readiness, self._ready, include_in_schema=False)
         inner: Callable[[Any], AbstractAsyncContextManager[Any]] = app.router.lifespan_context
 
         @asynccontextmanager
@@ -84,111 +143,66 @@ class PGMonkey:
         app.router.lifespan_context = lifespan
 
     def _install(self, app: FastAPI) -> None:
-        if any(middleware.kwargs.get("pgmonkey") is self for middleware in app.user_middleware):
-            return
-        # The outermost: it sees the status that the client gets.
-        app.user_middleware.insert(0, Middleware(TransactionMiddleware, pgmonkey=self))
-        for error in (PoolTimeoutError, PoolFullError):
-            app.exception_handlers.setdefault(error, _busy)
-        if app.middleware_stack is not None:  # the lifespan is running already
-            app.middleware_stack = app.build_middleware_stack()
+        for each in _with_mounted(app):
+            for error in (PoolTimeoutError, PoolFullError):
+                each.exception_handlers.setdefault(error, _busy)
+            if not isinstance(each.router.middleware_stack, RollBackFirst):
+                each.router.middleware_stack = RollBackFirst(each.router.middleware_stack)
+        if not any(middleware.kwargs.get("pgmonkey") is self for middleware in app.user_middleware):
+            # The outermost: it sees the status that the client gets.
+            app.user_middleware.insert(0, Middleware(TransactionMiddleware, pgmonkey=self))
+            if app.middleware_stack is not None:  # the lifespan is running already
+                app.middleware_stack = app.build_middleware_stack()
+
+    async def _ready(self) -> JSONResponse:
+        try:
+            with anyio.fail_after(_READY_WITHIN):
+                await self.async_database.ping()
+        except (Error, TimeoutError) as error:
+            logger.warning("not ready: %s", error or f"no answer within {_READY_WITHIN:g} s")
+            return JSONResponse({"status": "unavailable"}, 503, {"Retry-After": _RETRY_AFTER})
+        return JSONResponse({"status": "ready"})
 
     # -- the request ----------------------------------------------------------------------------------------------
 
-    def begin(self) -> "RequestUnits":
-        """Open what the request does, asynchronously and in threads; nothing is borrowed yet."""
-        return RequestUnits(self._async.begin(), self._sync.begin(), self.finish_in_thread)
+    def session_values(self, function: SessionValues) -> SessionValues:
+        """Let *function* say which configuration parameters each transaction of a request gets: a decorator.
 
-    async def finish_in_thread(self, unit: UnitOfWork, error: BaseException | None) -> None:
-        """Finish a synchronous unit of work without blocking the event loop, also when the request is cancelled."""
-        if unit.borrowed:
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(unit.finish, error, limiter=self._finishing)
-        else:
-            unit.finish(error)
+        It is called with the request, or the WebSocket, when a transaction of it begins.  The values hold until the
+        end of the transaction, also of those of streams and single statements: what row-level security needs.
+        """
+        self._session_values = function
+        return function
 
-    # FastAPI leaves dependencies of the "function" scope before the response is sent, and shows them what was raised.
-    # It cannot tell them the status that was returned: that is the middleware's part.
+    def _values_now(self) -> Mapping[str, object] | None:
+        request = current.get()
+        if self._session_values is None or request is None:
+            return None
+        return self._session_values(request)
 
-    def _connection_dependency(self) -> Callable[..., Any]:
-        async def request_connection() -> AsyncIterator[AsyncConnection[Any]]:
-            async with _joined(self._async) as unit:
-                yield await unit.connection()
-
-        async def connection(
-            connection: AsyncConnection[Any] = Depends(request_connection, scope="function"),  # noqa: B008
-        ) -> AsyncConnection[Any]:
-            return connection
-
-        return connection
-
-    def _database_dependency(self) -> Callable[..., Any]:
-        async def request_database() -> AsyncIterator[AsyncDatabase]:
-            async with _joined(self._async):
-                yield self._async
-
-        async def database(
-            database: AsyncDatabase = Depends(request_database, scope="function"),  # noqa: B008
-        ) -> AsyncDatabase:
-            return database
-
-        return database
-
-    def _sync_connection_dependency(self) -> Callable[..., Any]:
-        async def request_connection() -> AsyncIterator[Connection[Any]]:
-            outer = self._sync.current_unit()
-            unit = outer or self._sync.begin()
-            try:
-                yield await anyio.to_thread.run_sync(unit.connection, limiter=self._borrowing)
-            except BaseException as error:
-                await self.finish_in_thread(unit, error)
-                raise
-            if outer is None:
-                await self.finish_in_thread(unit, None)
-
-        async def sync_connection(
-            connection: Connection[Any] = Depends(request_connection, scope="function"),  # noqa: B008
-        ) -> Connection[Any]:
-            return connection
-
-        return sync_connection
-
-
-@asynccontextmanager
-async def _joined(database: AsyncDatabase) -> AsyncIterator[Any]:
-    """Join the unit of work that the middleware opened, or open one where there is no middleware in front."""
-    unit = database.current_unit()
-    if unit is None:
-        async with database.unit_of_work() as own:
-            yield own
-        return
-    try:
-        yield unit
-    except BaseException as error:
-        # At once, so that the application's error handlers find no broken transaction.
-        await unit.finish(error)
-        raise
-
-
-class RequestUnits:
-    """The two units of work of a request: the event loop's and the threads'."""
-
-    def __init__(self, in_loop: Any, in_threads: UnitOfWork, finish_in_thread: Callable[..., Any]) -> None:
-        self._in_loop = in_loop
-        self._in_threads = in_threads
-        self._finish_in_thread = finish_in_thread
-
-    async def finish(self, error: BaseException | None) -> None:
-        """Commit both, or roll both back when there is an *error*; raise what makes a COMMIT fail."""
+    @asynccontextmanager
+    async def borrowed_in_thread(self) -> AsyncIterator[Connection[Row]]:
+        """Lend the connection of the threads' unit of work, waiting for it in none of the endpoints' threads."""
+        database = self.sync_database
+        outer = database.current_unit()
+        unit = outer or database.begin()
         try:
-            await self._in_loop.finish(error)
-        except BaseException as failure:
-            await self._finish_in_thread(self._in_threads, failure)
+            yield await self.threads.borrow(unit, database.timeout)
+        except BaseException as error:
+            if outer is None:
+                await self.threads.end(unit, unit.finish, error)
             raise
-        await self._finish_in_thread(self._in_threads, error)
+        if outer is None:
+            await self.threads.end(unit, unit.finish, None)
+
+
+def _with_mounted(app: Starlette) -> Iterator[Starlette]:
+    yield app
+    for route in app.routes:
+        if isinstance(route, Mount) and isinstance(route.app, Starlette):
+            yield from _with_mounted(route.app)
 
 
 async def _busy(request: Request, error: Exception) -> JSONResponse:
-    return JSONResponse(
-        {"detail": "The database is busy, please try again."}, status_code=503, headers={"Retry-After": _RETRY_AFTER}
-    )
+    logger.warning("%s", error)
+    return JSONResponse({"detail": "The database is busy, please try again."}, 503, {"Retry-After": _RETRY_AFTER})

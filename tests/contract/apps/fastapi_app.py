@@ -38,7 +38,7 @@ async def nothing(database: Database) -> dict[str, Any]:
 @app.get("/stats")
 async def stats(database: Database) -> dict[str, int]:
     return {
-        name: database.stats().get(name, 0) + db._sync.stats().get(name, 0)
+        name: database.stats().get(name, 0) + db.sync_database.stats().get(name, 0)
         for name in ("requests_num", "pool_size", "pool_available", "requests_waiting")
     }
 

@@ -1,0 +1,150 @@
+"""What a request does in its database: in the event loop and in threads, ended as one, undone when its client goes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import HTTPConnection
+
+from pgmonkey import AsyncUnitOfWork, UnitOfWork
+
+if TYPE_CHECKING:
+    from starlette.types import Message, Receive, Scope
+
+    from ._app import PGMonkey
+
+logger = logging.getLogger("pgmonkey")
+
+current: ContextVar[HTTPConnection | None] = ContextVar("pgmonkey_request", default=None)
+"""The request, or the WebSocket, that the current context serves."""
+
+
+class RequestUnits:
+    """The two units of work of a request: the event loop's and the threads'."""
+
+    def __init__(self, pgmonkey: PGMonkey[Any], scope: Scope, on_borrow: Callable[[], None] | None) -> None:
+        def label() -> str:
+            return _route(scope)
+
+        self._threads = pgmonkey.threads
+        self._in_loop: AsyncUnitOfWork[Any] = pgmonkey.async_database.begin(label=label, on_borrow=on_borrow)
+        self._in_threads: UnitOfWork[Any] = pgmonkey.sync_database.begin(label=label, on_borrow=on_borrow)
+
+    async def finish(self, error: BaseException | None) -> None:
+        """Commit both, or roll both back when there is an *error*; raise what makes a COMMIT fail."""
+        try:
+            await self._in_loop.finish(error)
+        except BaseException as failure:
+            await self._threads.end(self._in_threads, self._in_threads.finish, failure)
+            raise
+        await self._threads.end(self._in_threads, self._in_threads.finish, error)
+
+    async def roll_back(self, error: BaseException) -> None:
+        """Undo what was done; what follows is a new beginning."""
+        await self._in_loop.roll_back(error)
+        await self._threads.end(self._in_threads, self._in_threads.roll_back, error)
+
+    async def cancel(self, reason: str) -> None:
+        """Undo what was done, end the statement that is running, and refuse all that follows."""
+        await self._in_loop.cancel(reason)
+        await self._threads.end(self._in_threads, self._in_threads.cancel, reason)
+
+
+class Receiver:
+    """The messages of a request, the next of them looked at ahead of the application: the client may be leaving."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._one_at_a_time = asyncio.Lock()
+        self._ahead: asyncio.Task[Message] | None = None
+        self._taken = asyncio.Event()
+
+    async def __call__(self) -> Message:
+        """Return the next message, to the application."""
+        ahead = self._ahead
+        if ahead is None:
+            return await self._next()
+        message = await asyncio.shield(ahead)
+        if message["type"] != "http.disconnect" and self._ahead is ahead:
+            self._ahead = None
+            self._taken.set()
+        return message
+
+    async def gone(self) -> None:
+        """Return when the client is gone.  A body that nobody reads is not looked behind."""
+        while True:
+            if self._ahead is None:
+                self._taken.clear()
+                self._ahead = asyncio.create_task(self._next())
+            message = await asyncio.shield(self._ahead)
+            if message["type"] == "http.disconnect":
+                return
+            await self._taken.wait()
+
+    async def _next(self) -> Message:
+        async with self._one_at_a_time:
+            return await self._receive()
+
+    def close(self) -> None:
+        """Look no further."""
+        if self._ahead is not None:
+            self._ahead.cancel()
+
+
+class Watch:
+    """Undo what a request does when its client goes before it has been answered."""
+
+    def __init__(self, receiver: Receiver) -> None:
+        self.client_gone = False
+        self._receiver = receiver
+        self._loop = asyncio.get_running_loop()
+        self._units: RequestUnits | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def over(self, units: RequestUnits) -> None:
+        """Watch over *units* once `start` is called."""
+        self._units = units
+
+    def start(self) -> None:
+        """Watch from now on; called by whoever borrows the first connection, in whatever thread."""
+        self._loop.call_soon_threadsafe(self._start)
+
+    def _start(self) -> None:
+        if self._task is None and self._units is not None:
+            self._task = self._loop.create_task(self._run(self._units))
+
+    async def _run(self, units: RequestUnits) -> None:
+        await self._receiver.gone()
+        self.client_gone = True
+        await units.cancel("the client disconnected")
+
+    async def stop(self) -> None:
+        """Watch no longer; wait for what the client's leaving set off."""
+        self._units = None
+        task, self._task = self._task, None
+        if task is not None:
+            if not self.client_gone:
+                task.cancel()
+            await asyncio.wait([task])
+            if not task.cancelled() and task.exception() is not None:
+                logger.warning("what a client left behind could not be undone at once: %s", task.exception())
+
+
+def _route(scope: Scope) -> str:
+    """Name the request by its route and endpoint: its path may hold what is nobody's business."""
+    path = getattr(scope.get("route"), "path", None)
+    name = f"{scope['method']} {path or '(no route)'}"
+    code = getattr(scope.get("endpoint"), "__code__", None)
+    if code is None:
+        return name
+    return f"{name}, {_relative(code.co_filename)}:{code.co_firstlineno} ({code.co_name})"
+
+
+def _relative(file: str) -> str:
+    path = Path(file)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
