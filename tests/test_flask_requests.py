@@ -10,6 +10,7 @@ import flask
 import psycopg
 import pytest
 from flask import Blueprint, Flask
+from flask.sessions import SecureCookieSessionInterface
 from flask.views import MethodView
 
 from flask_pgmonkey import PGMonkey
@@ -174,7 +175,7 @@ def test_teardown_functions_may_query(app: Flask, db: PGMonkey, observer: Observ
 
 
 def test_a_session_interface_that_queries_is_part_of_the_request(app: Flask, db: PGMonkey, observer: Observer) -> None:
-    class Sessions(flask.sessions.SecureCookieSessionInterface):
+    class Sessions(SecureCookieSessionInterface):
         def open_session(self, app: Flask, request: flask.Request) -> Any:
             db.execute("INSERT INTO t VALUES (1)")
             return super().open_session(app, request)

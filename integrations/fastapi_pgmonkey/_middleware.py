@@ -94,7 +94,6 @@ class TransactionMiddleware:
             raise
         finally:
             await watch.stop()
-            receiver.close()
         await units.finish(Refused("no response"))
         if failure is not None and not watch.client_gone:
             databases[self._pgmonkey] = units = RequestUnits(self._pgmonkey, scope, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
@@ -56,44 +57,43 @@ class RequestUnits:
 
 
 class Receiver:
-    """The messages of a request, the next of them looked at ahead of the application: the client may be leaving."""
+    """The messages of a request, looked at ahead of the application: one of them may be the client's leaving."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
+        self._ahead: deque[Message] = deque()
         self._one_at_a_time = asyncio.Lock()
-        self._ahead: asyncio.Task[Message] | None = None
         self._taken = asyncio.Event()
 
     async def __call__(self) -> Message:
         """Return the next message, to the application."""
-        ahead = self._ahead
-        if ahead is None:
-            return await self._next()
-        message = await asyncio.shield(ahead)
-        if message["type"] != "http.disconnect" and self._ahead is ahead:
-            self._ahead = None
+        while not self._ahead:
+            await self._look(0)
+        message = self._ahead[0]
+        if message["type"] != "http.disconnect":  # which stays, for whoever asks again
+            self._ahead.popleft()
             self._taken.set()
         return message
 
     async def gone(self) -> None:
-        """Return when the client is gone.  A body that nobody reads is not looked behind."""
+        """Return when the client is gone.
+
+        Looks no further than one part of a body that the application has not read: there may be much behind it.
+        """
         while True:
-            if self._ahead is None:
-                self._taken.clear()
-                self._ahead = asyncio.create_task(self._next())
-            message = await asyncio.shield(self._ahead)
-            if message["type"] == "http.disconnect":
+            last = self._ahead[-1] if self._ahead else {"type": "http.request"}
+            if last["type"] == "http.disconnect":
                 return
-            await self._taken.wait()
+            if last.get("more_body"):
+                self._taken.clear()
+                await self._taken.wait()
+            else:
+                await self._look(len(self._ahead))
 
-    async def _next(self) -> Message:
+    async def _look(self, further_than: int) -> None:
         async with self._one_at_a_time:
-            return await self._receive()
-
-    def close(self) -> None:
-        """Look no further."""
-        if self._ahead is not None:
-            self._ahead.cancel()
+            if len(self._ahead) <= further_than:
+                self._ahead.append(await self._receive())
 
 
 class Watch:
