@@ -22,6 +22,19 @@ from pgmonkey.embedded import Server, die_with_parent
 
 APPS = Path(__file__).parent / "apps"
 FRAMEWORKS = ("flask", "fastapi", "django")
+UVICORN = ["uvicorn", "--log-level", "warning", "--host", "127.0.0.1", "--port", "PORT", "fastapi_app:app", "--loop"]
+GUNICORN = ["gunicorn", "--no-control-socket", "--bind", "127.0.0.1:PORT"]
+GTHREAD = [*GUNICORN, "--worker-class", "gthread", "--threads", "64"]
+# Each server by the framework and what is particular to it; the plain names serve in one process with many threads.
+SERVERS = {
+    "flask": [*GTHREAD, "flask_app:app"],
+    "fastapi": [*UVICORN, "asyncio"],
+    "django": [*GTHREAD, "django_app:application"],
+    "flask-sync": [*GUNICORN, "--workers", "4", "flask_app:app"],
+    "flask-gthread": [*GTHREAD, "--workers", "2", "--preload", "flask_app:app"],
+    "fastapi-uvloop": [*UVICORN, "uvloop"],
+    "fastapi-hypercorn": ["hypercorn", "--log-level", "warning", "--bind", "127.0.0.1:PORT", "fastapi_app:app"],
+}
 POOL = {"min_size": 1, "max_size": 24, "timeout": 10}
 SCHEMA = """
     CREATE TABLE t (a int UNIQUE DEFERRABLE INITIALLY DEFERRED);
@@ -30,14 +43,23 @@ SCHEMA = """
         BEGIN RAISE EXCEPTION 'refused at COMMIT' USING ERRCODE = '40001'; END $$;
     CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON late DEFERRABLE INITIALLY DEFERRED
         FOR EACH ROW EXECUTE FUNCTION refuse();
+    CREATE TABLE doomed (a int);
+    CREATE FUNCTION doom() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END $$;
+    CREATE CONSTRAINT TRIGGER doom AFTER INSERT ON doomed DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW EXECUTE FUNCTION doom();
 """
 
 
 class App:
     """A running application: its client, and a connection that sees what it did."""
 
-    def __init__(self, framework: str, client: httpx.Client, observer: psycopg.Connection[Any]) -> None:
+    def __init__(
+        self, framework: str, port: int, pid: int, client: httpx.Client, observer: psycopg.Connection[Any]
+    ) -> None:
         self.framework = framework
+        self.port = port
+        self.pid = pid
         self.client = client
         self.observer = observer
 
@@ -73,16 +95,6 @@ class App:
             time.sleep(0.01)
 
 
-def command(framework: str, port: int) -> list[str]:
-    bind = f"127.0.0.1:{port}"
-    if framework == "fastapi":
-        uvicorn = [sys.executable, "-m", "uvicorn", "--log-level", "warning", "--host", "127.0.0.1"]
-        return [*uvicorn, "--port", str(port), "fastapi_app:app"]
-    gunicorn = [sys.executable, "-m", "gunicorn", "--worker-class", "gthread", "--threads", "24"]
-    gunicorn += ["--no-control-socket", "--bind", bind]
-    return [*gunicorn, f"{framework}_app:{'app' if framework == 'flask' else 'application'}"]
-
-
 def free_port() -> int:
     import socket
 
@@ -93,10 +105,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(framework: str, server: Server, dbname: str, pool: dict[str, Any]) -> Iterator[App]:
-    """Serve the contract application of *framework* over the database *dbname*."""
+def running(name: str, server: Server, dbname: str, pool: dict[str, Any]) -> Iterator[App]:
+    """Serve a contract application by the server *name* over the database *dbname*."""
     server.create_database(dbname)
     port = free_port()
+    command = [sys.executable, "-m", *(argument.replace("PORT", str(port)) for argument in SERVERS[name])]
     with tempfile.TemporaryDirectory(prefix="contract-") as folder:
         config = Path(folder) / "config.yaml"
         sections = {"pool_settings": dict(pool), "async_pool_settings": dict(pool)}
@@ -107,7 +120,7 @@ def running(framework: str, server: Server, dbname: str, pool: dict[str, Any]) -
             log = Path(folder) / "log"
             with open(log, "wb") as output:
                 process = subprocess.Popen(
-                    command(framework, port),
+                    command,
                     env=environ,
                     cwd=folder,
                     stdout=output,
@@ -119,7 +132,7 @@ def running(framework: str, server: Server, dbname: str, pool: dict[str, Any]) -
                 limits = httpx.Limits(max_keepalive_connections=0)
                 with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, limits=limits) as client:
                     wait_until_served(client, process, log)
-                    yield App(framework, client, observer)
+                    yield App(name.partition("-")[0], port, process.pid, client, observer)
             finally:
                 process.terminate()
                 process.wait(20)
@@ -139,23 +152,42 @@ def wait_until_served(client: httpx.Client, process: subprocess.Popen[bytes], lo
             time.sleep(0.05)
 
 
+def _serve(name: str, server: Server) -> Iterator[App]:
+    with running(name, server, f"contract_{name.replace('-', '_')}_{os.getpid()}", POOL) as app:
+        yield app
+
+
+def _fresh(app: App) -> App:
+    app.settle()
+    app.observer.execute("TRUNCATE t, late, doomed")
+    return app
+
+
 @pytest.fixture(scope="session", params=FRAMEWORKS)
 def served(request: pytest.FixtureRequest, server: Server) -> Iterator[App]:
-    with running(request.param, server, f"contract_{request.param}_{os.getpid()}", POOL) as app:
-        yield app
+    yield from _serve(request.param, server)
 
 
 @pytest.fixture
 def app(served: App) -> App:
     """The application of each framework in turn, with empty tables."""
-    served.settle()
-    served.observer.execute("TRUNCATE t, late")
-    return served
+    return _fresh(served)
+
+
+@pytest.fixture(scope="session", params=[name for name in SERVERS if name not in FRAMEWORKS])
+def served_otherwise(request: pytest.FixtureRequest, server: Server) -> Iterator[App]:
+    yield from _serve(request.param, server)
+
+
+@pytest.fixture
+def app_elsewhere(served_otherwise: App) -> App:
+    """The applications on other servers, with several processes and on other event loops."""
+    return _fresh(served_otherwise)
 
 
 @pytest.fixture(params=FRAMEWORKS)
 def small_app(request: pytest.FixtureRequest, server: Server) -> Iterator[App]:
-    """The same with a pool of two that may be waited for half a second."""
-    pool = {"min_size": 1, "max_size": 2, "timeout": 0.5}
+    """The application of each framework with a pool of two that may be waited for one second."""
+    pool = {"min_size": 1, "max_size": 2, "timeout": 1}
     with running(request.param, server, f"small_{request.param}_{os.getpid()}", pool) as app:
         yield app

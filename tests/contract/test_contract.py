@@ -6,6 +6,7 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 
 if TYPE_CHECKING:
@@ -43,6 +44,25 @@ def test_p1_a_failing_commit_without_a_handler_is_a_500(app: App) -> None:
     assert app.observer.execute("SELECT count(*) FROM late").fetchone() == (0,)
 
 
+def test_p1_no_deferred_violation_is_a_success(app: App) -> None:
+    assert_no_deferred_violation_is_a_success(app)
+
+
+def assert_no_deferred_violation_is_a_success(app: App) -> None:
+    """200 requests, 20 at a time, whose COMMIT fails, with and without a handler of the application."""
+    statuses = at_once(20, lambda a: app.post(["/deferred", "/late"][a % 2], a=a).status_code, list(range(200)))
+    assert set(statuses) == {409, 500}
+    assert app.rows() == []
+    assert app.observer.execute("SELECT count(*) FROM late").fetchone() == (0,)
+
+
+def test_p1_a_server_that_dies_in_commit_is_no_success(app: App) -> None:
+    for a in range(5):
+        assert app.post("/doomed", a=a).status_code == 500
+    assert app.observer.execute("SELECT count(*) FROM doomed").fetchone() == (0,)
+    assert app.post("/write", a=1, status=201).status_code == 201
+
+
 def test_p1_an_ignored_error_is_no_success(app: App) -> None:
     assert app.post("/ignored", a=1).status_code == 500
     assert app.rows() == []
@@ -66,19 +86,32 @@ def test_p2_an_exception_rolls_back(app: App) -> None:
 
 
 def test_p1_p2_rows_are_the_acknowledged_writes_exactly(app: App) -> None:
+    assert_rows_are_the_acknowledged_writes(app)
+
+
+def assert_rows_are_the_acknowledged_writes(app: App) -> None:
+    """200 requests of random outcome, 20 at a time."""
     rng = random.Random(7)
     choices = [("/write", 201), ("/write", 200), ("/write", 409), ("/crash", 500), ("/deferred", 409), ("/refuse", 404)]
+    choices += [("/block", 200), ("/block", 422), ("/redirect", 302)]
     calls = [(a, *rng.choice(choices)) for a in range(200)]
 
     def call(arguments: tuple[int, str, int]) -> int | None:
         a, path, status = arguments
         answer = app.post(path, a=a, status=status)
         assert answer.status_code == status
-        return a if answer.is_success else None
+        return a if status < 400 else None
 
     acknowledged = [a for a in at_once(20, call, calls) if a is not None]
     assert app.rows() == sorted(acknowledged)
     assert 20 < len(acknowledged) < 150
+
+
+def test_p2_a_transaction_block_commits_with_the_request(app: App) -> None:
+    assert app.post("/block", a=1, status=422).status_code == 422
+    assert app.rows() == []
+    assert app.post("/block", a=1, status=200).status_code == 200
+    assert app.rows() == [1]
 
 
 def test_p3_a_request_that_does_not_need_the_database_borrows_nothing(app: App) -> None:
@@ -158,9 +191,23 @@ def test_p7_connections_that_died_while_idle_are_replaced_unnoticed(app: App) ->
         assert app.get("/own", who=str(i), sleep=0).status_code == 200
 
 
+def test_p3_a_pool_of_two_has_room_for_all_who_do_not_need_it(small_app: App) -> None:
+    before = small_app.stats().get("requests_num", 0)
+    assert {answer.status_code for answer in at_once(8, lambda i: small_app.get("/nothing"), list(range(24)))} == {200}
+    assert small_app.stats().get("requests_num", 0) == before
+
+
+OVERLOADED = {"flask": ["/own"], "django": ["/own"], "fastapi": ["/own", "/own-sync"]}
+
+
 def test_p9_an_exhausted_pool_is_a_503_with_retry_after(small_app: App) -> None:
-    answers = at_once(12, lambda i: small_app.get("/own", who=str(i), sleep=0.4), list(range(24)))
-    assert {answer.status_code for answer in answers} == {200, 503}
-    assert all("retry-after" in answer.headers for answer in answers if answer.status_code == 503)
-    small_app.settle()
-    assert small_app.get("/own", who="after", sleep=0).status_code == 200
+    for path in OVERLOADED[small_app.framework]:
+
+        def call(i: int, path: str = path) -> httpx.Response:
+            return small_app.get(path, who=str(i), sleep=0.3)
+
+        answers = at_once(50, call, list(range(50)))
+        assert {answer.status_code for answer in answers} == {200, 503}
+        assert all("retry-after" in answer.headers for answer in answers if answer.status_code == 503)
+        small_app.settle()
+        assert [small_app.get(path, who="after", sleep=0).status_code for _ in range(10)] == [200] * 10

@@ -9,7 +9,7 @@ from typing import Any
 
 from django.conf import settings
 from django.core.wsgi import get_wsgi_application
-from django.db import DatabaseError, IntegrityError, connection
+from django.db import DatabaseError, IntegrityError, connection, transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
 from django.urls import path
 
@@ -83,6 +83,23 @@ def late(request: HttpRequest) -> HttpResponse:
     return JsonResponse({}, status=201)
 
 
+def doomed(request: HttpRequest) -> HttpResponse:
+    run("INSERT INTO doomed VALUES (%s)", int(request.GET["a"]))
+    return JsonResponse({}, status=201)
+
+
+def block(request: HttpRequest) -> HttpResponse:
+    with transaction.atomic():
+        insert(request)
+    return JsonResponse({}, status=int(request.GET["status"]))
+
+
+def slow(request: HttpRequest) -> HttpResponse:
+    insert(request)
+    run("SELECT pg_sleep(%s)", float(request.GET["sleep"]))
+    return JsonResponse({})
+
+
 def ignored(request: HttpRequest) -> HttpResponse:
     insert(request)
     with contextlib.suppress(DatabaseError):
@@ -108,11 +125,27 @@ def value(request: HttpRequest) -> HttpResponse:
     return JsonResponse({"value": run(json.loads(request.body))})
 
 
+VIEWS = (nothing, stats, write, refuse, crash, deferred, late, doomed, block, slow, ignored, own, dirty, value)
 urlpatterns = [
     path("redirect", redirected),
     *(
         path(view.__name__, view)
-        for view in (nothing, stats, write, refuse, crash, deferred, late, ignored, own, dirty, value)
+        for view in (
+            nothing,
+            stats,
+            write,
+            refuse,
+            crash,
+            deferred,
+            late,
+            doomed,
+            block,
+            slow,
+            ignored,
+            own,
+            dirty,
+            value,
+        )
     ),
 ]
 application = get_wsgi_application()

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import psycopg
 from fastapi import Depends, FastAPI, HTTPException, Request
-from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi.responses import JSONResponse, RedirectResponse, StreamingResponse
 from psycopg import AsyncConnection, Connection
 
 from fastapi_pgmonkey import PGMonkey
@@ -78,6 +78,39 @@ async def deferred(a: int, connection: Async, database: Database) -> dict[str, A
 def late(a: int, connection: Sync) -> dict[str, Any]:
     connection.execute("INSERT INTO late VALUES (%s)", [a])
     return {}
+
+
+@app.post("/doomed", status_code=201)
+async def doomed(a: int, connection: Async) -> dict[str, Any]:
+    await connection.execute("INSERT INTO doomed VALUES (%s)", [a])
+    return {}
+
+
+@app.post("/block")
+async def block(a: int, status: int, connection: Async) -> JSONResponse:
+    async with connection.transaction():
+        await connection.execute(INSERT, [a])
+    return JSONResponse({}, status)
+
+
+@app.get("/slow")
+async def slow(a: int, sleep: float, connection: Async) -> dict[str, Any]:
+    await connection.execute(INSERT, [a])
+    await connection.execute("SELECT pg_sleep(%s)", [sleep])
+    return {}
+
+
+@app.get("/slow-sync")
+def slow_sync(a: int, sleep: float, connection: Sync) -> dict[str, Any]:
+    connection.execute(INSERT, [a])
+    connection.execute("SELECT pg_sleep(%s)", [sleep])
+    return {}
+
+
+@app.get("/stream")
+async def stream(rows: int, database: Database) -> StreamingResponse:
+    stream = database.stream("SELECT repeat('x', 1023) FROM generate_series(1, %s)", [rows])
+    return StreamingResponse(f"{text}\n" async for (text,) in stream)
 
 
 @app.post("/ignored", status_code=201)

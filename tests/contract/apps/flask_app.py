@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import psycopg
-from flask import Flask, abort, redirect, request
+from flask import Flask, Response, abort, redirect, request
 
 from flask_pgmonkey import PGMonkey
 
@@ -70,6 +70,32 @@ def deferred() -> tuple[dict[str, Any], int]:
 def late() -> tuple[dict[str, Any], int]:
     db.execute("INSERT INTO late VALUES (%s)", [int(request.args["a"])])
     return {}, 201
+
+
+@app.post("/doomed")
+def doomed() -> tuple[dict[str, Any], int]:
+    db.execute("INSERT INTO doomed VALUES (%s)", [int(request.args["a"])])
+    return {}, 201
+
+
+@app.post("/block")
+def block() -> tuple[dict[str, Any], int]:
+    with db.transaction():
+        insert()
+    return {}, int(request.args["status"])
+
+
+@app.get("/slow")
+def slow() -> dict[str, Any]:
+    insert()
+    db.execute("SELECT pg_sleep(%s)", [float(request.args["sleep"])])
+    return {}
+
+
+@app.get("/stream")
+def stream() -> Response:
+    rows = db.stream("SELECT repeat('x', 1023) FROM generate_series(1, %s)", [int(request.args["rows"])])
+    return Response(f"{text}\n" for (text,) in rows)
 
 
 @app.post("/ignored")
