@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from pgmonkey.embedded import Server
 
 ROOT = Path(__file__).resolve().parent.parent
 ON_CI = bool(os.environ.get("CI"))
+_SERVERS = "(?:flask|fastapi|django)(?:-sync|-gthread|-uvloop|-hypercorn)?"
 _numbers = itertools.count(1)
 _server: Server | None = None
 
@@ -50,6 +52,28 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure() -> None:
     if _server is not None:
         _server.stop()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what the contract suite found: promise by server, passed of all."""
+    counts: dict[str, dict[int, list[int]]] = {}
+    for outcome in ("passed", "failed", "error", "skipped"):
+        for report in terminalreporter.getreports(outcome):
+            name = re.search(r"/contract/.*::test_((?:p\d+_)+).*\[(?:\w+-)?(" + _SERVERS + r")\b", report.nodeid)
+            if name is None or (outcome == "passed" and report.when != "call"):
+                continue
+            for promise in re.findall(r"\d+", name[1]):
+                count = counts.setdefault(name[2], {}).setdefault(int(promise), [0, 0])
+                count[0] += outcome == "passed"
+                count[1] += 1
+    if not counts:
+        return
+    terminalreporter.section("contract: tests passed by promise and server")
+    promises = sorted({promise for row in counts.values() for promise in row})
+    terminalreporter.write_line(" " * 18 + "".join(f"P{promise:<7}" for promise in promises))
+    for server, row in sorted(counts.items()):
+        cells = ("{}/{}".format(*row[promise]) if promise in row else "-" for promise in promises)
+        terminalreporter.write_line(f"{server:<18}" + "".join(f"{cell:<8}" for cell in cells))
 
 
 def pytest_report_header() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -51,15 +52,61 @@ SCHEMA = """
 """
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Started:
+    """A server that was started with one of the contract applications, and may be up soon."""
+
+    def __init__(self, name: str, folder: Path, config: dict[str, Any]) -> None:
+        self.name = name
+        self.port = free_port()
+        self.log = folder / "log"
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        command = [sys.executable, "-m", *(argument.replace("PORT", str(self.port)) for argument in SERVERS[name])]
+        environ = {**os.environ, "CONTRACT_CONFIG": str(folder / "config.yaml"), "PYTHONPATH": str(APPS)}
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(
+                command, env=environ, cwd=folder, stdout=log, stderr=subprocess.STDOUT, preexec_fn=die_with_parent
+            )
+
+    @contextmanager
+    def client(self) -> Iterator[httpx.Client]:
+        """Wait until the server answers, and give a client of it; stop it afterwards."""
+        # uvicorn ends a connection after an unhandled exception, which a client that keeps it may not see yet.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30, limits=limits) as client:
+                self._wait(client)
+                yield client
+        finally:
+            self.process.terminate()
+            self.process.wait(20)
+
+    def _wait(self, client: httpx.Client) -> None:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                client.get("/nothing")
+                return
+            except httpx.TransportError:
+                assert self.process.poll() is None, self.log.read_text()
+                assert time.monotonic() < deadline, self.log.read_text()
+                time.sleep(0.05)
+
+
 class App:
     """A running application: its client, and a connection that sees what it did."""
 
-    def __init__(
-        self, framework: str, port: int, pid: int, client: httpx.Client, observer: psycopg.Connection[Any]
-    ) -> None:
-        self.framework = framework
-        self.port = port
-        self.pid = pid
+    def __init__(self, started: Started, client: httpx.Client, observer: psycopg.Connection[Any]) -> None:
+        self.framework = started.name.partition("-")[0]
+        self.port = started.port
+        self.process = started.process
+        self.log = started.log
         self.client = client
         self.observer = observer
 
@@ -95,61 +142,19 @@ class App:
             time.sleep(0.01)
 
 
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @contextmanager
 def running(name: str, server: Server, dbname: str, pool: dict[str, Any]) -> Iterator[App]:
-    """Serve a contract application by the server *name* over the database *dbname*."""
+    """Serve a contract application by the server *name* over a new database *dbname*."""
     server.create_database(dbname)
-    port = free_port()
-    command = [sys.executable, "-m", *(argument.replace("PORT", str(port)) for argument in SERVERS[name])]
-    with tempfile.TemporaryDirectory(prefix="contract-") as folder:
-        config = Path(folder) / "config.yaml"
-        sections = {"pool_settings": dict(pool), "async_pool_settings": dict(pool)}
-        config.write_text(yaml.safe_dump({**server.config(dbname), **sections}))
-        with psycopg.connect(server.dsn(dbname), autocommit=True) as observer:
-            observer.execute(SCHEMA)
-            environ = {**os.environ, "CONTRACT_CONFIG": str(config), "PYTHONPATH": str(APPS)}
-            log = Path(folder) / "log"
-            with open(log, "wb") as output:
-                process = subprocess.Popen(
-                    command,
-                    env=environ,
-                    cwd=folder,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    preexec_fn=die_with_parent,
-                )
-            try:
-                # uvicorn ends a connection after an unhandled exception, which a client that keeps it may not see yet.
-                limits = httpx.Limits(max_keepalive_connections=0)
-                with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, limits=limits) as client:
-                    wait_until_served(client, process, log)
-                    yield App(name.partition("-")[0], port, process.pid, client, observer)
-            finally:
-                process.terminate()
-                process.wait(20)
-        with psycopg.connect(server.dsn(), autocommit=True) as connection:
-            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(dbname)))
-
-
-def wait_until_served(client: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            client.get("/nothing")
-            return
-        except httpx.TransportError:
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.05)
+    config = {**server.config(dbname), "pool_settings": dict(pool), "async_pool_settings": dict(pool)}
+    with psycopg.connect(server.dsn(dbname), autocommit=True) as observer:
+        observer.execute(SCHEMA)
+        with tempfile.TemporaryDirectory(prefix="contract-") as folder:
+            started = Started(name, Path(folder), config)
+            with started.client() as client:
+                yield App(started, client, observer)
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(dbname)))
 
 
 def _serve(name: str, server: Server) -> Iterator[App]:
