@@ -113,6 +113,77 @@ print(Client().get("/").json())
     assert printed.splitlines()[-1] == "{'id': 1}"
 
 
+def program(document: str) -> str:
+    """Return the Python blocks of *document*, which make one program."""
+    return "\n".join(blocks((ROOT / "docs" / document).read_text(encoding="utf-8"), "python"))
+
+
+def test_the_flask_document(folder: Path, environ: dict[str, str]) -> None:
+    (folder / "reports.yaml").write_text((folder / "config.yaml").read_text())
+    use = """
+client = app.test_client()
+def call(method, path):
+    answer = client.open(path, method=method)
+    print(answer.status_code, answer.text.strip().replace("\\n", " ").partition(" <html")[0])
+call("POST", "/users/Ann")
+call("POST", "/users/Ann")
+call("GET", "/divide")
+call("GET", "/report")
+call("POST", "/counter")
+call("POST", "/transfer")
+call("GET", "/summary")
+call("GET", "/users.csv")
+call("GET", "/users.txt")
+"""
+    assert run(folder, environ, program("flask.md") + use).splitlines() == [
+        '201 {"id":1}',
+        '409 {"error":"there is one already"}',
+        "500 noted",
+        '200 [[1,"Ann"],[2,"an error"]]',
+        "404 <!doctype html>",
+        "204 ",
+        '200 {"users":3}',
+        "200 1,Ann! 2,an error! 3,counted!",
+        "200 Ann! an error! counted!",
+    ]
+
+
+def test_the_fastapi_document(folder: Path, environ: dict[str, str]) -> None:
+    use = """
+import warnings
+warnings.simplefilter("ignore")  # of the test client
+from fastapi.testclient import TestClient
+with TestClient(app) as client:
+    def call(method, path):
+        answer = client.request(method, path)
+        print(answer.status_code, answer.text.strip().replace("\\n", " "))
+    call("GET", "/ready")
+    call("POST", "/visits/ann")
+    call("POST", "/visits/nobody")
+    call("GET", "/visits")
+    call("POST", "/greetings/bob")
+    call("GET", "/visits/count")
+    with client.websocket_connect("/live") as socket:
+        socket.send_text("carl")
+        print(socket.receive_text())
+    call("GET", "/visits.csv")
+    call("POST", "/shout")
+    call("GET", "/snapshot")
+"""
+    assert run(folder, environ, program("fastapi.md") + use).splitlines() == [
+        '200 {"status":"ready"}',
+        '200 {"who":"ann"}',
+        '409 {"error":"no"}',
+        '200 [["ann"]]',
+        "200 {}",
+        "200 2",
+        "written",
+        "200 ann carl greeted bob",
+        "200 3",
+        "200 3",
+    ]
+
+
 def test_scripts(folder: Path, environ: dict[str, str]) -> None:
     (code,) = blocks(section("Scripts"), "python")
     assert "PostgreSQL" in run(folder, environ, code)

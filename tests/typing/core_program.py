@@ -1,0 +1,73 @@
+"""What mypy and pyright see in a program that uses the core: never run, only checked."""
+
+# pyright: reportUnnecessaryTypeIgnoreComment=true
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from psycopg import AsyncConnection, Connection
+from psycopg.rows import DictRow, TupleRow, class_row, dict_row
+from psycopg.sql import SQL
+from typing_extensions import assert_type
+
+from pgmonkey import AsyncConnectionHandle, AsyncDatabase, ConnectionHandle, Database, PGConnectionManager
+
+
+@dataclass
+class User:
+    id: int
+    name: str
+
+
+def tuples() -> None:
+    db = Database("config.yaml")
+    assert_type(db, Database[TupleRow])
+    assert_type(db.fetch_one("SELECT 1"), TupleRow | None)
+    assert_type(db.fetch_all("SELECT 1"), list[TupleRow])
+    assert_type(db.fetch_value("SELECT 1"), Any)
+    assert_type(db.execute("DELETE FROM users WHERE id = %s", [1]), int)
+    assert_type(db.stream(SQL("SELECT 1")), Iterator[TupleRow])
+    with db.transaction() as connection:
+        assert_type(connection, Connection[TupleRow])
+    with db.connection() as connection:
+        assert_type(connection, Connection[TupleRow])
+    assert_type(db.retry(lambda: 7, isolation="serializable"), int)
+    assert_type(db.stats(), dict[str, int])
+
+
+def rows_of_a_class() -> None:
+    db = Database("config.yaml", row_factory=class_row(User))
+    assert_type(db, Database[User])
+    assert_type(db.fetch_one("SELECT 1"), User | None)
+    assert_type(db.fetch_all("SELECT 1"), list[User])
+
+
+async def dictionaries() -> None:
+    db = AsyncDatabase("config.yaml", row_factory=dict_row)
+    assert_type(db, AsyncDatabase[DictRow])
+    assert_type(await db.fetch_one("SELECT 1"), DictRow | None)
+    assert_type(db.stream("SELECT 1"), AsyncIterator[DictRow])
+    async with db.transaction(read_only=True) as connection:
+        assert_type(connection, AsyncConnection[DictRow])
+
+    async def work() -> str:
+        return ""
+
+    assert_type(await db.retry(work), str)
+
+
+def text_from_elsewhere(db: Database, query: str) -> None:
+    db.execute(query)  # pyright: ignore[reportArgumentType]  (mypy knows no LiteralString)
+    db.execute("SELECT %s", {"id": 1})
+    db.execute("SELECT 1", 7)  # type: ignore[arg-type]
+
+
+async def handles(path: str) -> None:
+    manager = PGConnectionManager()
+    assert_type(manager.get_database_connection(path, "pool"), ConnectionHandle)
+    assert_type(await manager.get_database_connection(path, "async_pool"), AsyncConnectionHandle)
+    with manager.get_database_connection(path, "normal") as connection:
+        assert_type(connection, Connection[Any])
