@@ -164,20 +164,27 @@ async def test_a_client_that_leaves_may_be_ignored(config: dict[str, Any], db: P
 async def test_the_body_is_read_in_order_while_the_client_is_watched(app: FastAPI, db: PGMonkey) -> None:
     parts = [{"type": "http.request", "body": str(n).encode(), "more_body": n < 9} for n in range(10)]
     never = asyncio.Event()
+    receiving: list[int] = []
 
     async def receive() -> dict[str, Any]:
+        assert receiving == [], "by one at a time"
+        receiving.append(1)
         await asyncio.sleep(0.001)
+        receiving.clear()
         if parts:
             return parts.pop(0)
         await never.wait()
         return {"type": "http.disconnect"}
 
     async def route(request: Request) -> PlainTextResponse:
-        await db.async_database.fetch_value("SELECT 1")
-        body = b""
-        async for part in request.stream():
+        chunks = request.stream()
+        reading = asyncio.ensure_future(chunks.__anext__())
+        await asyncio.sleep(0)
+        await db.async_database.fetch_value("SELECT 1 FROM pg_sleep(0.1)")
+        assert len(parts) == 8, "looked no further than one part"
+        body = await reading
+        async for part in chunks:
             body += part
-            await asyncio.sleep(0.002)
             await db.async_database.fetch_value("SELECT 1")
         return PlainTextResponse(body)
 

@@ -132,7 +132,7 @@ def test_a_middleware_that_catches_everything_answers_a_failed_commit_itself(app
         for _ in range(2):
             await connection.execute(INSERT, [1])
 
-    with client(app) as http:
+    with TestClient(app) as http:  # which raises what the application does
         assert (http.post("/").status_code, http.post("/").text) == (500, "caught")
     assert rows(observer) == []
 

@@ -98,6 +98,22 @@ def test_a_failing_commit_is_handled_like_an_error_of_the_view(app: Flask, db: P
     assert rows(observer) == []
 
 
+def test_the_response_that_a_failing_commit_replaces_is_closed(app: Flask, db: PGMonkey) -> None:
+    closed: list[str] = []
+    app.register_error_handler(psycopg.errors.UniqueViolation, lambda error: ("twice", 409))
+
+    @app.post("/")
+    def view() -> flask.Response:
+        for _ in range(2):
+            db.execute("INSERT INTO t VALUES (1)")
+        response = flask.Response(iter(["never sent"]))
+        response.call_on_close(lambda: closed.append("closed"))
+        return response
+
+    assert app.test_client().post("/").text == "twice"
+    assert closed == ["closed"]
+
+
 def test_a_failing_commit_that_nobody_handles(app: Flask, db: PGMonkey) -> None:
     @app.post("/")
     def view() -> str:
