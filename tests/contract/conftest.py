@@ -78,9 +78,9 @@ class Started:
     def client(self) -> Iterator[httpx.Client]:
         """Wait until the server answers, and give a client of it; stop it afterwards."""
         # uvicorn ends a connection after an unhandled exception, which a client that keeps it may not see yet.
-        limits = httpx.Limits(max_keepalive_connections=0)
+        headers = {"Connection": "close"}
         try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30, limits=limits) as client:
+            with httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30, headers=headers) as client:
                 self._wait(client)
                 yield client
         finally:
