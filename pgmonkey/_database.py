@@ -96,6 +96,10 @@ class Database(Generic[Row]):
 
     def close(self) -> None:
         """Let go of the pool, which closes when nobody else in the process uses it.  A later use opens it again."""
+        self.release()
+
+    def release(self) -> None:
+        """Do what `close` does, where nothing can be awaited."""
         self._handle = None
         self._manager.clear_cache()
 

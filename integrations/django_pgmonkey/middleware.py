@@ -34,7 +34,7 @@ class TransactionMiddleware:
         """Run one request."""
         wrappers = [connection for connection in connections.all() if isinstance(connection, DatabaseWrapper)]
         for wrapper in wrappers:
-            wrapper.begin_request()
+            wrapper.begin_request(lambda: _route(request))
         commit = False
         try:
             response = self._get_response(request)
@@ -53,3 +53,9 @@ class TransactionMiddleware:
                 "The database is busy, please try again.", status=503, headers={"Retry-After": _RETRY_AFTER}
             )
         return None
+
+
+def _route(request: HttpRequest) -> str:
+    """Name the request by its route, ``GET orders/<int:id>``: its path may hold what is nobody's business."""
+    match = request.resolver_match
+    return f"{request.method} {match.route if match is not None else '(no route)'}"

@@ -1,0 +1,80 @@
+"""Who has which connection, and gives it back when Django does not: threads that end, wrappers that are forgotten."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pgmonkey import Lease
+
+if TYPE_CHECKING:
+    from .base import DatabaseWrapper
+
+
+class Closed(Exception):
+    """Why a connection that Django closes is rolled back: what was to be committed is by then."""
+
+
+class _Loan:
+    """Gives a connection back when the thread that borrowed it ends without closing it.
+
+    Django closes connections at the end of a request only, and its wrappers are in reference cycles.
+    """
+
+    def __init__(self, wrapper: DatabaseWrapper, lease: Lease) -> None:
+        leases = self._leases = [lease]
+        # A lease that nobody has any more gives itself back.
+        self._wrapper = weakref.ref(wrapper, lambda _: leases.clear())
+
+    def __del__(self) -> None:
+        wrapper = self._wrapper()
+        if self.active and (wrapper is None or not wrapper.allow_thread_sharing):
+            self._leases[0].finish(Closed())
+            if wrapper is not None:
+                wrapper.connection = None
+
+    @property
+    def active(self) -> bool:
+        return bool(self._leases) and self._leases[0].active
+
+
+class _OfThread(threading.local):
+    """The loans that a thread has; they go when it does."""
+
+    def __init__(self) -> None:
+        self._loans: list[_Loan] = []
+
+    def add(self, loan: _Loan) -> None:
+        self._loans = [*(other for other in self._loans if other.active), loan]
+
+
+_of_thread = _OfThread()
+
+
+def remember(wrapper: DatabaseWrapper, lease: Lease) -> None:
+    """Give *lease* back when this thread ends, or *wrapper* is forgotten."""
+    _of_thread.add(_Loan(wrapper, lease))
+
+
+def borrower(route: Callable[[], str] | None) -> Callable[[], str]:
+    """Return what tells who borrows here: the route, and the nearest place in the program outside Django."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and _is_django(frame.f_globals.get("__name__", "")):
+        frame = frame.f_back
+    code, line = frame.f_code, frame.f_lineno
+
+    def tell() -> str:
+        file = Path(code.co_filename)
+        place = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+        at = f"{place}:{line} ({code.co_name})"
+        return at if route is None else f"{route()}, {at}"
+
+    return tell
+
+
+def _is_django(module: str) -> bool:
+    return module.partition(".")[0] in ("django", "django_pgmonkey", "contextlib")

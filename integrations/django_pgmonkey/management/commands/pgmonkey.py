@@ -1,0 +1,70 @@
+"""``manage.py pgmonkey ping``, ``stats`` and ``config``."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from time import perf_counter
+from typing import Any
+
+import yaml
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management.base import BaseCommand, CommandError
+from django.db import connections
+from django.db.utils import Error
+
+from django_pgmonkey.base import DatabaseWrapper
+from pgmonkey import redact_config
+
+_SERVER = (
+    "SELECT current_setting('server_version'), current_database(), current_user,"
+    " current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int,"
+    " (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')"
+)
+
+
+class Command(BaseCommand):
+    """Look at the databases of this project."""
+
+    help = "Look at the databases of this project: ping them, count their connections, show their configuration."
+    requires_system_checks = ()
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Add what, and which database."""
+        parser.add_argument("what", choices=["ping", "stats", "config"])
+        parser.add_argument("--database", help="the alias of one database; all by default")
+
+    def handle(self, *args: Any, what: str, database: str | None, **options: Any) -> None:
+        """Run the command."""
+        wrappers = [connections[alias] for alias in ([database] if database else connections)]
+        for wrapper in wrappers:
+            if isinstance(wrapper, DatabaseWrapper):
+                try:
+                    getattr(self, f"_{what}")(wrapper)
+                except (Error, ImproperlyConfigured) as error:
+                    raise CommandError(f"{wrapper.alias}: {' '.join(str(error).split())}") from None
+            elif database:
+                raise CommandError(f"{database}: its ENGINE is not django_pgmonkey")
+
+    def _ping(self, wrapper: DatabaseWrapper) -> None:
+        version, dbname, user, *_ = self._ask(wrapper)
+        started = perf_counter()
+        self._ask(wrapper)
+        milliseconds = (perf_counter() - started) * 1000
+        self.stdout.write(
+            f"{wrapper.alias}: PostgreSQL {version}, {dbname} as {user}, answers in {milliseconds:.1f} ms"
+        )
+
+    def _stats(self, wrapper: DatabaseWrapper) -> None:
+        *_, allowed, used = self._ask(wrapper)
+        self.stdout.write(f"{wrapper.alias}: {used} of {allowed} connections of the server are in use")
+        for counter, value in (wrapper.pool.stats() if wrapper.pool is not None else {}).items():
+            self.stdout.write(f"  {counter:<20} {value}")
+
+    def _config(self, wrapper: DatabaseWrapper) -> None:
+        self.stdout.write(f"# {wrapper.alias}")
+        self.stdout.write(yaml.safe_dump(redact_config(wrapper.settings.config()), sort_keys=False))
+
+    def _ask(self, wrapper: DatabaseWrapper) -> Any:
+        with wrapper.cursor() as cursor:
+            cursor.execute(_SERVER)
+            return cursor.fetchone()

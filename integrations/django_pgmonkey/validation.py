@@ -1,0 +1,76 @@
+"""System checks of a database: ``manage.py check --database default``."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from typing import Any
+
+from django.core import checks
+from django.core.exceptions import ImproperlyConfigured
+from django.db.backends.base.validation import BaseDatabaseValidation
+from django.db.utils import Error
+
+_SECRETS = ("password", "sslpassword")
+_ALLOWED = "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
+
+
+class DatabaseValidation(BaseDatabaseValidation):
+    """Looks at the settings, the YAML file and the server."""
+
+    connection: Any
+
+    def check(self, **kwargs: Any) -> list[checks.CheckMessage]:
+        """Return what is wrong."""
+        found = [*super().check(**kwargs), *self._settings()]
+        if not any(message.level >= checks.ERROR for message in found):
+            found += [*self._secrets(), *self._server()]
+        return found
+
+    def _error(self, number: int, text: str, hint: str | None = None) -> checks.CheckMessage:
+        return checks.Error(f"DATABASES[{self.connection.alias!r}]: {text}", hint=hint, id=f"pgmonkey.E{number:03}")
+
+    def _warning(self, number: int, text: str, hint: str | None = None) -> checks.CheckMessage:
+        return checks.Warning(f"DATABASES[{self.connection.alias!r}]: {text}", hint=hint, id=f"pgmonkey.W{number:03}")
+
+    def _settings(self) -> Iterator[checks.CheckMessage]:
+        settings = self.connection.settings
+        if settings.settings.get("CONN_MAX_AGE", 0) != 0:
+            hint = "Remove it: the pool keeps connections open, and a request gives its own back."
+            yield self._error(1, "CONN_MAX_AGE must be 0", hint)
+        for name, meant in settings.unknown_options().items():
+            yield self._error(2, f"OPTIONS: unknown key {name!r}", meant and f"Did you mean {meant!r}?")
+        try:
+            settings.require()
+        except ImproperlyConfigured as error:
+            yield self._error(3, str(error))
+
+    def _secrets(self) -> Iterator[checks.CheckMessage]:
+        settings = self.connection.settings
+        values = settings.unresolved()["connection_settings"]
+        files = [value["from_file"] for value in values.values() if isinstance(value, dict) and "from_file" in value]
+        if settings.path is not None and any(
+            isinstance(values.get(key), str) and not values[key].startswith("${") for key in _SECRETS
+        ):
+            files.append(settings.path)
+        for file in files:
+            if os.stat(file).st_mode & stat.S_IROTH:
+                hint = f"chmod o= {file}"
+                yield self._warning(2, f"{file} holds a secret that everybody may read", hint)
+
+    def _server(self) -> Iterator[checks.CheckMessage]:
+        try:
+            with self.connection.cursor() as cursor:
+                cursor.execute(_ALLOWED)
+                (allowed,) = cursor.fetchone()
+        except Error as error:
+            yield self._error(4, " ".join(str(error).split()))
+            return
+        pool = self.connection.pool
+        workers = int(os.environ.get("WEB_CONCURRENCY") or 1)
+        wanted = workers * (pool.stats()["pool_max"] if pool is not None else 1)
+        if wanted > allowed:
+            text = f"{workers} processes may want {wanted} connections, but the server allows {allowed}"
+            hint = "Make max_size in pool_settings smaller, or max_connections of the server larger."
+            yield self._warning(1, text, hint)
