@@ -18,6 +18,8 @@ from psycopg import sql
 import pgmonkey
 from pgmonkey.embedded import Server
 
+from . import django_projects
+
 ROOT = Path(__file__).resolve().parent.parent
 ON_CI = bool(os.environ.get("CI"))
 _SERVERS = "(?:flask|fastapi|django)(?:-sync|-gthread|-uvloop|-hypercorn)?"
@@ -146,6 +148,13 @@ def backends(observer: psycopg.Connection[Any]) -> Callable[[], list[tuple[int, 
         ).fetchall()
 
     return look
+
+
+@pytest.fixture
+def project(config: dict[str, Any], tmp_path: Path) -> Path:
+    """A folder with a Django project in it."""
+    django_projects.make(tmp_path, config)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import weakref
@@ -53,11 +54,22 @@ class _OfThread(threading.local):
 
 
 _of_thread = _OfThread()
+_borrowers: weakref.WeakSet[DatabaseWrapper] = weakref.WeakSet()
 
 
 def remember(wrapper: DatabaseWrapper, lease: Lease) -> None:
     """Give *lease* back when this thread ends, or *wrapper* is forgotten."""
     _of_thread.add(_Loan(wrapper, lease))
+    _borrowers.add(wrapper)
+
+
+def _after_fork_in_child() -> None:
+    for wrapper in list(_borrowers):
+        wrapper.after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def borrower(route: Callable[[], str] | None) -> Callable[[], str]:

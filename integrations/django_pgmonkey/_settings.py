@@ -29,7 +29,7 @@ class Settings:
         """What is wrong with the YAML file, to be told when the database is used, or checked."""
         self.yaml = _EMPTY
         try:
-            self.yaml = self._load(resolve=True)
+            self.yaml = self._load()
         except ConfigError as error:
             self.error = str(error)
         if settings["NAME"] == "":
@@ -48,19 +48,15 @@ class Settings:
         config = self.options.get("config")
         return os.fspath(config) if isinstance(config, (str, os.PathLike)) else None
 
-    def _load(self, *, resolve: bool) -> dict[str, Any]:
+    def _load(self) -> dict[str, Any]:
         options = self.options
         if "config" not in options:
             return _EMPTY
         return load_config(
             options["config"],
-            resolve_env=resolve and options.get("resolve_env", False),
+            resolve_env=options.get("resolve_env", False),
             allow_sensitive_defaults=options.get("allow_sensitive_defaults", False),
         )
-
-    def unresolved(self) -> dict[str, Any]:
-        """Return the YAML file as it stands, its references unresolved; raises `pgmonkey.ConfigError`."""
-        return self._load(resolve=False)
 
     def require(self) -> None:
         """Raise ImproperlyConfigured when the settings cannot be used."""

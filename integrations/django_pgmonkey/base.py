@@ -116,7 +116,11 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
         """Connect, and begin the transaction that the middleware asked for."""
         if self._request is not None and self.connection is not None:
             return  # Django asked whether a transaction is open, which began the request's
-        super().connect()
+        self._open_cursors = 1  # until it is connected: none of the cursors on the way is the last
+        try:
+            super().connect()
+        finally:
+            self._open_cursors = 0
         if self._request is not None:
             self._request.begin()
 
@@ -129,6 +133,14 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
         with self.wrap_database_errors:
             lease.finish(Closed())
         self.connection = None
+
+    def after_fork_in_child(self) -> None:
+        """Forget the connection, which is the parent's; a transaction that was open on it cannot go on here."""
+        if self._lease is not None:
+            self.connection = self._lease = None
+            self._open_cursors = 0
+            if self._in_atomic_block:
+                self.closed_in_transaction = self.needs_rollback = True
 
     def close_if_health_check_failed(self) -> None:
         """Ask the server only where a connection outlives requests; the pool looks at its own when it lends them."""

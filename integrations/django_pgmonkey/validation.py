@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import yaml
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 from django.db.backends.base.validation import BaseDatabaseValidation
@@ -47,13 +49,14 @@ class DatabaseValidation(BaseDatabaseValidation):
             yield self._error(3, str(error))
 
     def _secrets(self) -> Iterator[checks.CheckMessage]:
-        settings = self.connection.settings
-        values = settings.unresolved()["connection_settings"]
+        path = self.connection.settings.path
+        if path is None:
+            return
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+        values = values.get("connection_settings") or {}
         files = [value["from_file"] for value in values.values() if isinstance(value, dict) and "from_file" in value]
-        if settings.path is not None and any(
-            isinstance(values.get(key), str) and not values[key].startswith("${") for key in _SECRETS
-        ):
-            files.append(settings.path)
+        if any(isinstance(values.get(key), str) and not values[key].startswith("${") for key in _SECRETS):
+            files.append(path)
         for file in files:
             if os.stat(file).st_mode & stat.S_IROTH:
                 hint = f"chmod o= {file}"
