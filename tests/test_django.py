@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import Any
 import psycopg
 import pytest
 import yaml
+
+from pgmonkey.embedded import find_binaries
 
 from .django_projects import SETTINGS, migrate, ok, run
 
@@ -133,12 +137,29 @@ print("shared")
     assert ok(run(project, code=code)) == "shared\n"
 
 
-def test_the_example_shop_migrates(examples: Path, config: dict[str, Any], observer: psycopg.Connection[Any]) -> None:
+def test_the_example_shops_commands(examples: Path, config: dict[str, Any], observer: psycopg.Connection[Any]) -> None:
+    """As example_apps/README.md has them."""
     settings = config["connection_settings"]
     names = {"HOST": "host", "PORT": "port", "USER": "user", "PASSWORD": "password", "DATABASE": "dbname"}
     environ = {**os.environ, **{f"SHOP_{name}": str(settings[key]) for name, key in names.items()}}
-    manage = [sys.executable, "-m", "example_apps.django_orders.manage"]
-    for command in (["migrate"], ["makemigrations", "--check", "--dry-run"], ["check", "--database", "default"]):
-        finished = subprocess.run([*manage, *command], cwd=examples, env=environ, capture_output=True, text=True)
+    text = (examples / "example_apps" / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^\$ python -m example_apps.django_orders.manage (.*)$", text, re.MULTILINE)
+    assert len(commands) == 5
+    environ["PATH"] = f"{environ['PATH']}:{find_binaries()}"
+    if shutil.which("psql", path=environ["PATH"]) is None:
+        commands.remove("dbshell")
+    for command in [*commands, "makemigrations --check --dry-run"]:
+        finished = subprocess.run(
+            [sys.executable, "-m", "example_apps.django_orders.manage", *command.split()],
+            cwd=examples,
+            env=environ,
+            capture_output=True,
+            text=True,
+            input="SELECT 'from the ' || 'shell';\n" if command == "dbshell" else "",
+        )
         assert finished.returncode == 0, finished.stderr
+        if command == "dbshell":
+            assert "from the shell" in finished.stdout
+        if command.startswith("test"):
+            assert "Ran 2 tests" in finished.stderr
     assert observer.execute("SELECT count(*) FROM purchase").fetchone() == (0,)

@@ -8,7 +8,7 @@ from .. import shop
 SECRET_KEY = os.environ.get("SHOP_SECRET_KEY") or secrets.token_urlsafe()
 ALLOWED_HOSTS = ["127.0.0.1", "localhost"]
 DATABASES = {"default": {"ENGINE": "django_pgmonkey", "OPTIONS": {"config": shop.CONFIG, "resolve_env": True}}}
-INSTALLED_APPS = ["example_apps.django_orders.apps.OrdersConfig"]
+INSTALLED_APPS = ["django_pgmonkey", "example_apps.django_orders.apps.OrdersConfig"]
 MIDDLEWARE = [
     "django_pgmonkey.middleware.TransactionMiddleware",
     "django.middleware.common.CommonMiddleware",
