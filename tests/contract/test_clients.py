@@ -18,14 +18,12 @@ if TYPE_CHECKING:
 
 CUT = {
     "flask": ["GET /slow?sleep=0.02&a=", "POST /write?status=201&a=", "GET /stream?rows=2000&a="],
-    "django": ["GET /slow?sleep=0.02&a=", "POST /write?status=201&a="],
+    "django": ["GET /slow?sleep=0.02&a=", "POST /write?status=201&a=", "GET /stream?rows=2000&a="],
     "fastapi": [
         *("GET /slow?sleep=0.02&a=", "GET /slow-sync?sleep=0.02&a=", "POST /write?status=201&a="),
         *("GET /stream?rows=2000&a=", "GET /bare?sleep=0.02&who="),
     ],
 }
-# Django streams through the ORM.
-streaming = pytest.mark.parametrize("served", ["flask", "fastapi"], indirect=True, scope="session")
 
 
 def request(app: App, line: str) -> socket.socket:
@@ -98,7 +96,6 @@ def test_p13_a_client_that_leaves_has_its_query_cancelled(app: App) -> None:
         assert app.rows() == []
 
 
-@streaming
 @pytest.mark.parametrize("how", ["closes", "resets"])
 def test_p13_a_client_that_stops_reading_gives_the_streams_connection_back(app: App, how: str) -> None:
     with request(app, "GET /stream?rows=200000") as connected:
@@ -118,7 +115,6 @@ def peak(pid: int) -> int:
     return max([own, *(peak(int(child)) for child in children)])
 
 
-@streaming
 def test_p13_a_stream_needs_constant_memory(app: App) -> None:
     if not Path("/proc/self/status").exists():
         pytest.skip("needs /proc")

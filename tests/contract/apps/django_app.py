@@ -5,12 +5,13 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from django.conf import settings
 from django.core.wsgi import get_wsgi_application
 from django.db import DatabaseError, IntegrityError, connection, transaction
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse, StreamingHttpResponse
 from django.urls import path
 
 settings.configure(
@@ -100,6 +101,18 @@ def slow(request: HttpRequest) -> HttpResponse:
     return JsonResponse({})
 
 
+def stream(request: HttpRequest) -> StreamingHttpResponse:
+    rows = int(request.GET["rows"])
+
+    def lines() -> Iterator[str]:
+        with connection.chunked_cursor() as cursor:
+            cursor.execute("SELECT repeat('x', 1023) FROM generate_series(1, %s)", [rows])
+            for (text,) in cursor:
+                yield f"{text}\n"
+
+    return StreamingHttpResponse(lines())
+
+
 def ignored(request: HttpRequest) -> HttpResponse:
     insert(request)
     with contextlib.suppress(DatabaseError):
@@ -125,27 +138,6 @@ def value(request: HttpRequest) -> HttpResponse:
     return JsonResponse({"value": run(json.loads(request.body))})
 
 
-VIEWS = (nothing, stats, write, refuse, crash, deferred, late, doomed, block, slow, ignored, own, dirty, value)
-urlpatterns = [
-    path("redirect", redirected),
-    *(
-        path(view.__name__, view)
-        for view in (
-            nothing,
-            stats,
-            write,
-            refuse,
-            crash,
-            deferred,
-            late,
-            doomed,
-            block,
-            slow,
-            ignored,
-            own,
-            dirty,
-            value,
-        )
-    ),
-]
+VIEWS = (nothing, stats, write, refuse, crash, deferred, late, doomed, block, slow, stream, ignored, own, dirty, value)
+urlpatterns = [path("redirect", redirected), *(path(view.__name__, view) for view in VIEWS)]
 application = get_wsgi_application()
