@@ -58,7 +58,9 @@ def test_a_sound_project_has_nothing_to_check(project: Path) -> None:
 def test_checks_that_warn(project: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     path = project / "config.yaml"
     path.chmod(0o644)
+    configure(project, pool=False)
     finished = run(project, "check", "--database", "default")
+    assert "(pgmonkey.W003) DATABASES['default']: OPTIONS: pool is False, but there is always a pool" in finished.stderr
     assert f"(pgmonkey.W002) DATABASES['default']: {path} holds a secret that everybody may read" in finished.stderr
     assert f"HINT: chmod o= {path}" in finished.stderr
     secret = project / "secret"

@@ -41,6 +41,9 @@ class DatabaseValidation(BaseDatabaseValidation):
         if settings.settings.get("CONN_MAX_AGE", 0) != 0:
             hint = "Remove it: the pool keeps connections open, and a request gives its own back."
             yield self._error(1, "CONN_MAX_AGE must be 0", hint)
+        if settings.options.get("pool", True) is False:
+            hint = "Remove it, or use Django's own backend."
+            yield self._warning(3, "OPTIONS: pool is False, but there is always a pool", hint)
         for name, meant in settings.unknown_options().items():
             yield self._error(2, f"OPTIONS: unknown key {name!r}", meant and f"Did you mean {meant!r}?")
         try:
