@@ -146,6 +146,9 @@ for _ in range(20):
     other.connect()  # again, on an open connection
     del other
     gc.collect()
+for _ in range(6):
+    connection.connect()
+connection.close()
 stats = connection.pool.stats()
 print(errors, stats["pool_size"] == stats["pool_available"], stats["requests_errors"])
 """
@@ -206,7 +209,6 @@ for _ in range(2):
             print(cursor.fetchone()[0])
     except Error as error:
         print(str(error).splitlines()[0])
-    connection.close()
 """
     configure(project, assume_role=f"assumed_{dbname}")
     try:
@@ -303,6 +305,7 @@ def test_asynchronous_queries(project: Path, observer: Observer) -> None:
     code = """
 import asyncio
 import django_pgmonkey
+from django.db import connection
 async def main():
     database = django_pgmonkey.database("default")
     assert database is django_pgmonkey.database()
@@ -316,9 +319,11 @@ async def main():
         pass
     counts = (database.fetch_value("SELECT count(*) FROM shop_thing") for _ in range(50))
     print(set(await asyncio.gather(*counts)))
+    connection.settings_dict["NAME"] = "postgres"
+    print(await django_pgmonkey.database().fetch_value("SELECT current_database()"))
 asyncio.run(main())
 """
-    assert ok(run(project, code=code)) == "{1}\n"
+    assert ok(run(project, code=code)) == "{1}\npostgres\n"
 
 
 def test_asynchronous_queries_in_tests_go_to_the_test_database(project: Path) -> None:
