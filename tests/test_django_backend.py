@@ -251,10 +251,12 @@ print("given back")
 
 def test_what_psycopg_has_works_through_the_cursor(project: Path) -> None:
     code = """
-from django.db import connection
+from django.db import connection, connections
 with connection.cursor() as cursor:
     cursor.execute("LISTEN gossip")
-    cursor.execute("NOTIFY gossip, 'hello'")
+    other = connections.create_connection("default")
+    other.cursor().execute("NOTIFY gossip, 'hello'")
+    other.close()
     print([notify.payload for notify in connection.connection.notifies(timeout=1, stop_after=1)])
     cursor.execute("CREATE TEMPORARY TABLE t (a int, b text)")
     with cursor.copy("COPY t FROM STDIN") as copy:

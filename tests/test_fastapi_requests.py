@@ -142,8 +142,10 @@ def test_what_fails_around_the_endpoint_rolls_back(app: FastAPI, db: PGMonkey, o
         yield
         raise ZeroDivisionError
 
-    @app.post("/exit", dependencies=[Depends(failing, scope="function")])
-    async def leave(connection: RequestConnection) -> None:
+    @app.post("/exit")
+    async def leave(
+        connection: RequestConnection, entered: Annotated[None, Depends(failing, scope="function")]
+    ) -> None:
         await connection.execute(INSERT, [1])
 
     @app.post("/validation", response_model=int)
