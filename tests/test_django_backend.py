@@ -37,7 +37,7 @@ def configure(project: Path, extra: str = "{}", **options: Any) -> None:
         ("{}", {"aplication_name": "x"}, "HINT: Did you mean 'application_name'?"),
         ("{}", {"reslove_env": True}, "HINT: Did you mean 'resolve_env'?"),
         ("{}", {"config": "/nowhere.yaml"}, "(pgmonkey.E003) DATABASES['default']: /nowhere.yaml: cannot read"),
-        ("{}", {"release": "never"}, "(pgmonkey.E003) DATABASES['default']: DATABASES['default']: OPTIONS: release"),
+        ("{}", {"release": "never"}, "(pgmonkey.E003) DATABASES['default']: OPTIONS: release: 'never' is neither"),
         ("{'PASSWORD': 'wrong'}", {}, "(pgmonkey.E004) DATABASES['default']: connection failed:"),
     ],
 )
@@ -73,6 +73,8 @@ def test_checks_that_warn(project: Path, config: dict[str, Any], monkeypatch: py
     assert f"{secret} holds a secret" in finished.stderr
     assert str(path) not in finished.stderr
     secret.chmod(stat.S_IRUSR)
+    monkeypatch.setenv("WEB_CONCURRENCY", "auto")
+    assert "no issues" in ok(run(project, "check", "--database", "default"))
     monkeypatch.setenv("WEB_CONCURRENCY", "1000")
     finished = run(project, "check", "--database", "default")
     assert "(pgmonkey.W001) DATABASES['default']: 1000 processes may want 4000 connections, but the" in finished.stderr

@@ -49,7 +49,7 @@ class DatabaseValidation(BaseDatabaseValidation):
         try:
             settings.require()
         except ImproperlyConfigured as error:
-            yield self._error(3, str(error))
+            yield self._error(3, str(error).removeprefix(f"DATABASES[{self.connection.alias!r}]: "))
 
     def _secrets(self) -> Iterator[checks.CheckMessage]:
         path = self.connection.settings.path
@@ -74,7 +74,8 @@ class DatabaseValidation(BaseDatabaseValidation):
             yield self._error(4, " ".join(str(error).split()))
             return
         pool = self.connection.pool
-        workers = int(os.environ.get("WEB_CONCURRENCY") or 1)
+        concurrency = os.environ.get("WEB_CONCURRENCY", "")
+        workers = int(concurrency) if concurrency.isdecimal() else 1
         wanted = workers * (pool.stats()["pool_max"] if pool is not None else 1)
         if wanted > allowed:
             text = f"{workers} processes may want {wanted} connections, but the server allows {allowed}"
