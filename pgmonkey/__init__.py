@@ -14,6 +14,7 @@ from ._unit import UnitOfWork
 from ._unit_async import AsyncUnitOfWork
 from .errors import (
     CancelledUnitError,
+    CommandTimeoutError,
     ConfigError,
     EnvInterpolationError,
     GivenBackError,
@@ -29,6 +30,7 @@ __all__ = [
     "AsyncLease",
     "AsyncUnitOfWork",
     "CancelledUnitError",
+    "CommandTimeoutError",
     "ConfigError",
     "ConnectionHandle",
     "Database",

@@ -5,14 +5,23 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
-from ._config import Config, Kind, PoolSettings
+from ._config import CREDENTIALS, Config, Kind, PoolSettings
 
-# libpq waits for ever and psycopg for 130 seconds when nothing is said.
-CONNECT_TIMEOUT = "10"
+# What is said when neither the file nor the environment says it.  libpq would wait for ever, psycopg 130 seconds, for a
+# connection, and the kernel a quarter of an hour for the acknowledgement of what was sent, or 11 minutes, after two
+# hours of silence, for that of a probe.  Seconds, but for the last, which is in milliseconds.
+_PATIENCE = {
+    "connect_timeout": "10",
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "30000",
+}
 
 # Everything that DISCARD ALL does, which itself may not follow a COMMIT in one message, except what would drop
 # psycopg's own prepared statements.
@@ -33,6 +42,14 @@ class Blueprint:
     autocommit: bool
     settings: PoolSettings
     single: bool
+    credentials: Mapping[str, Any] = field(repr=False)
+    refresh: Callable[[], Mapping[str, Any]] | None
+    """Reads the credentials again where they come from; None when they come from nowhere else."""
+    command_timeout: float | None
+    pgbouncer: bool
+    """Whether a session lasts no longer than a transaction."""
+    transaction_settings: bytes
+    """What is to be executed at the beginning of each transaction, because the session is not ours."""
 
     @property
     def max_size(self) -> int:
@@ -47,16 +64,55 @@ def blueprint(config: Config, kind: Kind) -> Blueprint:
     settings = config.async_pool_settings if is_async else config.pool_settings
     if single:
         settings = replace(settings, min_size=1, max_size=1, max_lifetime=math.inf, max_idle=math.inf)
+    arguments = dict(config.arguments)
+    behind_pgbouncer = arguments.pop("pgbouncer", False)
+    command_timeout = arguments.pop("command_timeout", None)
     connect: dict[str, Any] = dict(config.connect)
-    if "connect_timeout" not in connect and "PGCONNECT_TIMEOUT" not in os.environ:
-        connect["connect_timeout"] = CONNECT_TIMEOUT
+    for keyword, patience in _PATIENCE.items():
+        if keyword not in connect and (keyword != "connect_timeout" or "PGCONNECT_TIMEOUT" not in os.environ):
+            connect[keyword] = patience
     parameters = config.async_settings if is_async else config.sync_settings
-    if parameters:
+    transaction_settings = b""
+    if behind_pgbouncer:
+        transaction_settings = _set_locally(parameters)
+        connect.setdefault("prepare_threshold", None)
+    elif parameters:
         connect["options"] = startup_options(connect.get("options", ""), parameters)
-    connect.update(config.arguments)
+    connect.update(arguments)
     connect.update(settings.kwargs)
     autocommit = bool(connect.pop("autocommit", False))
-    return Blueprint(settings.name or f"pgmonkey-{config.digest[:8]}-{kind}", connect, autocommit, settings, single)
+    name = settings.name or f"pgmonkey-{config.digest[:8]}-{kind}"
+    return Blueprint(
+        name=name,
+        connect=connect,
+        autocommit=autocommit,
+        settings=settings,
+        single=single,
+        credentials=_credentials(config),
+        refresh=None if config.reload is None else partial(_reload_credentials, config.reload),
+        command_timeout=command_timeout,
+        pgbouncer=behind_pgbouncer,
+        transaction_settings=transaction_settings,
+    )
+
+
+def _credentials(config: Config) -> dict[str, Any]:
+    everything = {**config.connect, **config.arguments}
+    return {key: everything[key] for key in CREDENTIALS if key in everything}
+
+
+def _reload_credentials(reload: Callable[[], Config]) -> dict[str, Any]:
+    return _credentials(reload())
+
+
+def _set_locally(parameters: Mapping[str, str]) -> bytes:
+    """Return a statement that sets *parameters* until the end of the transaction; empty when there are none."""
+    calls = ("set_config(E'{}', E'{}', true)".format(*map(_literal, item)) for item in parameters.items())
+    return b"SELECT " + ", ".join(calls).encode() if parameters else b""
+
+
+def _literal(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("'", "\\'")
 
 
 def startup_options(options: str, parameters: Mapping[str, str]) -> str:

@@ -6,6 +6,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from typing import Any, Generic, TypeVar
 
 from ._config import Kind
@@ -14,6 +15,8 @@ T = TypeVar("T")
 Lock = threading.Lock
 sleep = time.sleep
 POOL_KIND: Kind = "pool"
+INTERRUPTS = (KeyboardInterrupt,)
+"""What may end a wait from outside."""
 
 
 def current_loop() -> object | None:
@@ -29,6 +32,33 @@ def is_over(loop: object | None) -> bool:
 def cannot_wait(error: BaseException | None) -> bool:
     """Return False: a thread may always wait."""
     return False
+
+
+class Runner:
+    """The thread that is running."""
+
+    __slots__ = ("_thread",)
+
+    def __init__(self) -> None:
+        self._thread = threading.current_thread()
+
+    def __str__(self) -> str:
+        return f"thread {self._thread.name!r}"
+
+    @property
+    def ended(self) -> bool:
+        """Whether it will never do anything again."""
+        return not self._thread.is_alive()
+
+
+def wait_for(future: Future[None], timeout: float) -> None:
+    """Wait until *future*, which another thread completes, is done, at most *timeout* seconds."""
+    wait([future], timeout=max(0.0, timeout))
+
+
+def ask(function: Callable[[], Any]) -> Any:
+    """Return what *function* returns."""
+    return function()
 
 
 class Waiter(Generic[T]):
@@ -53,18 +83,26 @@ class Ticker:
 
     def __init__(self, method: Callable[[], float | None]) -> None:
         self._method: Any = weakref.WeakMethod(method)
-        self._stopped = threading.Event()
-        threading.Thread(target=self._run, name="pgmonkey-maintenance", daemon=True).start()
+        self._stopped = False
+        self._wake = threading.Event()
+        threading.Thread(target=self._run, name="pgmonkey-upkeep", daemon=True).start()
 
     def _run(self) -> None:
         delay: float | None = 0.0
-        while delay is not None and not self._stopped.wait(delay):
+        while delay is not None:
+            self._wake.wait(delay)
+            self._wake.clear()
             method = self._method()
-            if method is None:
+            if method is None or self._stopped:
                 return
             delay = method()
             del method  # or this thread would keep the pool alive while it sleeps
 
+    def hurry(self) -> None:
+        """Call now what is due later."""
+        self._wake.set()
+
     def stop(self) -> None:
         """Stop for good."""
-        self._stopped.set()
+        self._stopped = True
+        self._wake.set()

@@ -6,6 +6,8 @@ import asyncio
 import threading
 import weakref
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from inspect import isawaitable
 from typing import Any, Generic, TypeVar
 
 from ._config import Kind
@@ -14,6 +16,8 @@ T = TypeVar("T")
 Lock = asyncio.Lock
 sleep = asyncio.sleep
 POOL_KIND: Kind = "async_pool"
+INTERRUPTS = (asyncio.CancelledError, KeyboardInterrupt)
+"""What may end a wait from outside."""
 
 
 def current_loop() -> object | None:
@@ -29,6 +33,38 @@ def is_over(loop: object | None) -> bool:
 def cannot_wait(error: BaseException | None) -> bool:
     """Tell whether *error* is being handled where awaiting is forbidden: a coroutine that is being closed."""
     return isinstance(error, GeneratorExit)
+
+
+class Runner:
+    """The task that is running, which this does not keep alive."""
+
+    __slots__ = ("_task",)
+
+    def __init__(self) -> None:
+        task = asyncio.current_task()
+        self._task: Callable[[], asyncio.Task[Any] | None] = (lambda: None) if task is None else weakref.ref(task)
+
+    def __str__(self) -> str:
+        task = self._task()
+        return "a task that is gone" if task is None else f"task {task.get_name()!r}"
+
+    @property
+    def ended(self) -> bool:
+        """Whether it will never do anything again."""
+        task = self._task()
+        return task is None or task.done()
+
+
+async def wait_for(future: Future[None], timeout: float) -> None:
+    """Wait until *future*, which a thread completes, is done, at most *timeout* seconds."""
+    if not future.done():
+        await asyncio.wait([asyncio.wrap_future(future)], timeout=max(0.0, timeout))
+
+
+async def ask(function: Callable[[], Any]) -> Any:
+    """Return what *function* returns, which may be a coroutine function or one that blocks."""
+    answer = await asyncio.to_thread(function)
+    return await answer if isawaitable(answer) else answer
 
 
 class Waiter(Generic[T]):
@@ -80,6 +116,12 @@ class Ticker:
             delay = await method()
             if delay is not None and self._timer is not None:
                 self._timer = self._loop.call_later(delay, self._tick)
+
+    def hurry(self) -> None:
+        """Call now what is due later."""
+        if self._timer is not None and (self._task is None or self._task.done()):
+            self._timer.cancel()
+            self._timer = self._loop.call_later(0, self._tick)
 
     def stop(self) -> None:
         """Stop for good; safe to call from any thread and after the loop was closed."""

@@ -13,13 +13,13 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
-from psycopg import ProgrammingError, pq
+from psycopg import ProgrammingError, capabilities, pq
 from psycopg.conninfo import conninfo_to_dict
 
 from ._secrets import Dependencies, is_sensitive, redact_text, resolve_references
@@ -59,6 +59,9 @@ class PoolSettings:
     num_workers: int = 3
     close_returns: bool = False
     check_on_checkout: bool = False
+    clean_on_return: bool = True
+    open_timeout: float = 0.0
+    leak_detection_threshold: float = 0.0
     configure: Callable[..., Any] | None = None
     check: Callable[..., Any] | None = None
     reset: Callable[..., Any] | None = None
@@ -83,6 +86,8 @@ class Config:
     pool_settings: PoolSettings = field(repr=False)
     async_pool_settings: PoolSettings = field(repr=False)
     digest: str = field(repr=False)
+    reload: Callable[[], Config] | None = field(default=None, repr=False, compare=False)
+    """Reads the configuration again where its references point to; None when it has none."""
 
 
 def load_config(
@@ -162,6 +167,10 @@ def _did_you_mean(word: str, known: Any) -> str:
 
 # psycopg.connect() takes these beside libpq's keywords; the last three only Python can give.
 _ARGUMENTS = ("autocommit", "prepare_threshold", "row_factory", "cursor_factory", "context")
+OURS = ("command_timeout", "pgbouncer")
+"""The keys among them that pgmonkey takes itself."""
+CREDENTIALS = ("user", "password", "passfile", "sslcert", "sslkey", "sslpassword")
+"""The keywords that may change while a pool is open: each new connection is made with their current values."""
 _CHOICES = {
     "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
     "target_session_attrs": ("any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
@@ -177,6 +186,7 @@ _INTEGERS = {
     "keepalives_count": 0,
     "tcp_user_timeout": 0,
 }
+_MAY_BE_ZERO = ("reconnect_timeout", "open_timeout", "leak_detection_threshold")
 _LISTS = ("host", "hostaddr", "port")
 
 
@@ -197,6 +207,8 @@ class _Checker:
         connect, arguments = self._connection(self._section("connection_settings"))
         sync_settings, async_settings = self._settings("sync_settings"), self._settings("async_settings")
         pool, async_pool = self._pool("pool_settings"), self._pool("async_pool_settings")
+        if arguments.get("pgbouncer"):
+            self._check_pgbouncer(connect, arguments, [*sync_settings, *async_settings])
         identity = [connect, arguments, sync_settings, async_settings, vars(pool), vars(async_pool)]
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=_identity).encode()).hexdigest()
         return Config(
@@ -235,13 +247,38 @@ class _Checker:
                 arguments[key] = None  # psycopg's way to say: never prepare
             if value is None or value == "" or key == "conninfo":
                 continue
-            if key in known:
+            if key in ("user", "password") and callable(value):
+                connect.pop(key, None)
+                arguments[key] = value
+            elif key in known:
                 connect[key] = self._keyword(path, key, value)
-            elif key in _ARGUMENTS:
+            elif key in _ARGUMENTS or key in OURS:
                 arguments[key] = self._argument(path, key, value)
             else:
-                self._unknown(path, key, known | set(_ARGUMENTS))
+                self._unknown(path, key, known | {*_ARGUMENTS, *OURS})
         return connect, arguments
+
+    def _check_pgbouncer(
+        self, connect: Mapping[str, str], arguments: Mapping[str, Any], parameters: Sequence[str]
+    ) -> None:
+        """Refuse what needs a session: with PgBouncer in transaction mode there is none."""
+        if "options" in connect:
+            raise self._error(
+                "connection_settings.options",
+                "PgBouncer refuses startup options; move them to sync_settings and async_settings",
+            )
+        if arguments.get("autocommit") and parameters:
+            raise self._error(
+                "connection_settings.autocommit",
+                f"with pgbouncer and autocommit there is no transaction for {parameters[0]!r} to be set in; "
+                "remove autocommit, or ALTER ROLE ... SET it on the server",
+            )
+        if arguments.get("prepare_threshold") is not None and not capabilities.has_send_close_prepared():
+            raise self._error(
+                "connection_settings.prepare_threshold",
+                f"prepared statements through PgBouncer need libpq 17 (psycopg[binary] has it), "
+                f"and this is {pq.version() // 10000}; remove the key",
+            )
 
     def _conninfo(self, path: str, value: Any) -> dict[str, str]:
         if not isinstance(value, str):
@@ -278,7 +315,9 @@ class _Checker:
         return text
 
     def _argument(self, path: str, key: str, value: Any) -> Any:
-        if key == "autocommit" and not isinstance(value, bool):
+        if key == "command_timeout":
+            return self._seconds(path, key, value)
+        if key in ("autocommit", "pgbouncer") and not isinstance(value, bool):
             raise self._error(path, f"{value!r} is not true or false")
         if key == "prepare_threshold" and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
             raise self._error(path, f"{value!r} is not a whole number of at least 0")
@@ -330,9 +369,9 @@ class _Checker:
                 value = int(value)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise self._error(path, f"{value!r} is not a whole number of at least {least}")
-        elif key in ("timeout", "max_lifetime", "max_idle", "reconnect_timeout"):
+        elif key in ("timeout", "max_lifetime", "max_idle", *_MAY_BE_ZERO):
             value = self._seconds(path, key, value)
-        elif key in ("open", "close_returns", "check_on_checkout"):
+        elif key in ("open", "close_returns", "check_on_checkout", "clean_on_return"):
             if not isinstance(value, bool):
                 raise self._error(path, f"{value!r} is not true or false")
         elif key == "name":
@@ -350,7 +389,7 @@ class _Checker:
             seconds = math.nan if isinstance(value, bool) else float(value)
         except (TypeError, ValueError):
             seconds = math.nan
-        if not 0 < seconds < math.inf and not (key == "reconnect_timeout" and seconds == 0):
+        if not 0 < seconds < math.inf and not (key in _MAY_BE_ZERO and seconds == 0):
             raise self._error(path, f"{value!r} is not a number of seconds greater than 0")
         return seconds
 

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,6 +24,8 @@ from ._lease import Lease
 from ._lending import Label
 from ._pool import Pool
 
+logger = logging.getLogger("pgmonkey")
+
 
 class ConnectionHandle:
     """A database, as one connection or as a pool of them.
@@ -38,6 +42,7 @@ class ConnectionHandle:
         self._pool = Pool(self._plan)
         self._loop = current_loop()
         self._entries: Entries[Lease | _Nested] = Entries()
+        self._pool.scavenge = self._take_back_forgotten
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "open"
@@ -102,6 +107,13 @@ class ConnectionHandle:
     def _outer(self) -> Lease | None:
         return next((lease for lease in _blocks.get() if lease.active and lease.pool is self._pool), None)
 
+    def _take_back_forgotten(self) -> None:
+        """Take back what was entered by hand, in a thread or task that has ended, and that nobody refers to."""
+        for lease in self._entries.remove(_is_forgotten):
+            if isinstance(lease, Lease):
+                logger.warning("%s: taking back a connection that was never given back: %s", self._pool.name, lease)
+                lease.abandon()
+
     def close(self) -> None:
         """Close what is idle now and what is lent when it comes back."""
         self._pool.close(f"{self.kind} connection closed; ask get_database_connection() again")
@@ -128,6 +140,30 @@ class ConnectionHandle:
     def stats(self) -> dict[str, int]:
         """Return counters named as in psycopg_pool: sizes in connections, times in milliseconds."""
         return self._pool.stats()
+
+    def forget_plans(self) -> None:
+        """Have every connection prepare its statements anew."""
+        self._pool.forget_plans()
+
+    @property
+    def needs_transactions(self) -> bool:
+        """Whether settings hold only inside a transaction, because sessions are not ours (PgBouncer)."""
+        return bool(self._plan.transaction_settings)
+
+
+# Frames that are suspended rather than finished when their thread or task has ended: another one may resume them.
+_RESUMABLE = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
+
+
+def _is_forgotten(entry: Lease | _Nested, frame: FrameType) -> bool:
+    if isinstance(entry, _Nested) or not entry.borrower_has_ended or frame.f_code.co_flags & _RESUMABLE:
+        return False
+    try:
+        frame.clear()  # its variables are of no use any more, and would keep the connection alive
+    except RuntimeError:  # it is not finished
+        return False
+    # The lease's own reference, and that of the call.
+    return sys.getrefcount(entry.connection) <= 2
 
 
 _blocks: ContextVar[tuple[Lease, ...]] = ContextVar("pgmonkey_blocks", default=())

@@ -14,7 +14,14 @@ from typing import Any, Generic, TypeVar, overload
 
 import psycopg
 from psycopg import Connection, Cursor, IsolationLevel
-from psycopg.errors import DeadlockDetected, QueryCanceled, SerializationFailure
+from psycopg.errors import (
+    DeadlockDetected,
+    FeatureNotSupported,
+    InvalidSqlStatementName,
+    QueryCanceled,
+    SerializationFailure,
+)
+from psycopg.pq import TransactionStatus
 from psycopg.rows import Row, RowFactory, TupleRow
 
 from ._blueprint import blueprint
@@ -24,6 +31,7 @@ from ._lease import Lease
 from ._lending import Label
 from ._manager import PGConnectionManager
 from ._mode import Mode
+from ._prepared import is_outdated
 from ._statement import Params, Statement, leaves_state
 from ._unit import SessionValues, UnitOfWork, set_values, units
 
@@ -205,21 +213,38 @@ class Database(Generic[Row]):
             with unit.at_work() as going_on:
                 if going_on:
                     connection = unit.connection()
-                    with connection.execute(query, params) as cursor:
+                    with self._execute(connection, query, params) as cursor:
                         yield cursor
                     return
-        if self._session_values is not None and self.session_values():
+        pool = self._pool()
+        if pool.needs_transactions or (self._session_values is not None and self.session_values()):
             with self.unit_of_work(), self._run(query, params) as cursor:
                 yield cursor
             return
         lease = self._borrow(autocommit=True)
         try:
-            with lease.connection.execute(query, params) as cursor:
+            with self._execute(lease.connection, query, params) as cursor:
                 yield cursor
         except BaseException as error:
             lease.finish(error, clean=leaves_state(query))
             raise
         lease.finish(clean=leaves_state(query))
+
+    def _execute(self, connection: Connection[Row], query: Statement, params: Params) -> Cursor[Row]:
+        alone = connection.pgconn.transaction_status == TransactionStatus.IDLE
+        try:
+            return connection.execute(query, params)
+        except (FeatureNotSupported, InvalidSqlStatementName) as error:
+            if not is_outdated(error):
+                raise
+            # Other connections have prepared for the old shape of the table, too.
+            (self._pool()).forget_plans()
+            if not alone:
+                raise
+            # Nothing was done yet, neither by this statement nor before it.
+            if connection.pgconn.transaction_status == TransactionStatus.INERROR:
+                connection.rollback()
+            return connection.execute(query, params)
 
     # -- transactions and units of work ---------------------------------------------------------------------------
 

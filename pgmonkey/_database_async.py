@@ -12,7 +12,14 @@ from typing import Any, Generic, TypeVar, overload
 
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor, IsolationLevel
-from psycopg.errors import DeadlockDetected, QueryCanceled, SerializationFailure
+from psycopg.errors import (
+    DeadlockDetected,
+    FeatureNotSupported,
+    InvalidSqlStatementName,
+    QueryCanceled,
+    SerializationFailure,
+)
+from psycopg.pq import TransactionStatus
 from psycopg.rows import AsyncRowFactory, Row, TupleRow
 
 from ._blueprint import blueprint
@@ -22,6 +29,7 @@ from ._lease_async import AsyncLease
 from ._lending import Label
 from ._manager import PGConnectionManager
 from ._mode import Mode
+from ._prepared import is_outdated
 from ._statement import Params, Statement, leaves_state
 from ._unit_async import AsyncUnitOfWork, SessionValues, set_values, units
 
@@ -203,21 +211,38 @@ class AsyncDatabase(Generic[Row]):
             async with unit.at_work() as going_on:
                 if going_on:
                     connection = await unit.connection()
-                    async with await connection.execute(query, params) as cursor:
+                    async with await self._execute(connection, query, params) as cursor:
                         yield cursor
                     return
-        if self._session_values is not None and self.session_values():
+        pool = await self._pool()
+        if pool.needs_transactions or (self._session_values is not None and self.session_values()):
             async with self.unit_of_work(), self._run(query, params) as cursor:
                 yield cursor
             return
         lease = await self._borrow(autocommit=True)
         try:
-            async with await lease.connection.execute(query, params) as cursor:
+            async with await self._execute(lease.connection, query, params) as cursor:
                 yield cursor
         except BaseException as error:
             await lease.finish(error, clean=leaves_state(query))
             raise
         await lease.finish(clean=leaves_state(query))
+
+    async def _execute(self, connection: AsyncConnection[Row], query: Statement, params: Params) -> AsyncCursor[Row]:
+        alone = connection.pgconn.transaction_status == TransactionStatus.IDLE
+        try:
+            return await connection.execute(query, params)
+        except (FeatureNotSupported, InvalidSqlStatementName) as error:
+            if not is_outdated(error):
+                raise
+            # Other connections have prepared for the old shape of the table, too.
+            (await self._pool()).forget_plans()
+            if not alone:
+                raise
+            # Nothing was done yet, neither by this statement nor before it.
+            if connection.pgconn.transaction_status == TransactionStatus.INERROR:
+                await connection.rollback()
+            return await connection.execute(query, params)
 
     # -- transactions and units of work ---------------------------------------------------------------------------
 

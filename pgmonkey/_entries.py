@@ -8,6 +8,7 @@ frame, whatever thread runs it.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, Generic, TypeVar
 
@@ -46,6 +47,18 @@ class Entries(Generic[T]):
             if not entries:
                 del self._by_frame[entered_by]
             return entry
+
+    def remove(self, abandoned: Callable[[T, FrameType], bool]) -> list[T]:
+        """Remove and return the entries that are abandoned, as *abandoned* tells."""
+        removed: list[T] = []
+        with self._lock:
+            for frame, entries in list(self._by_frame.items()):
+                gone = [entry for entry in entries if abandoned(entry, frame)]
+                removed += gone
+                entries[:] = [entry for entry in entries if entry not in gone]
+                if not entries:
+                    del self._by_frame[frame]
+        return removed
 
     def _same_object(self, frame: FrameType) -> FrameType | None:
         owner = _first_argument(frame)

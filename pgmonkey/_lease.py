@@ -13,16 +13,25 @@ from psycopg.abc import AdaptContext
 from psycopg.errors import InFailedSqlTransaction, error_from_result
 from psycopg.generators import execute
 from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
+from psycopg.pq.abc import PGresult
 
 from ._blueprint import CLEAN
-from ._colour import cannot_wait
+from ._cancelling import hang_up, request_cancel
+from ._colour import cannot_wait, wait_for
+from ._connector import PooledConnection
 from ._lending import lend, take_back
-from ._pool import Pool, PooledConnection
+from ._pool import Pool
+from ._prepared import DEALLOCATE
 
 logger = logging.getLogger("pgmonkey")
 
 _CLEAN = CLEAN.encode()
+_DEALLOCATE = DEALLOCATE.encode()
+# Seconds to wait for the end of what was cancelled, for a ROLLBACK, and for one whose borrower was interrupted.  A
+# server that takes longer is not waited for: it rolls back what it loses.
 _CANCEL_TIMEOUT = 5.0
+_ROLLBACK_TIMEOUT = 5.0
+_INTERRUPTED_TIMEOUT = 0.75
 
 
 class Lease:
@@ -48,6 +57,15 @@ class Lease:
         """Whether the connection is still the borrower's."""
         return self._pooled is not None
 
+    @property
+    def borrower_has_ended(self) -> bool:
+        """Whether the thread or task that borrowed the connection will never do anything again."""
+        place = self._pooled.place if self._pooled is not None else None
+        return place is not None and place.runner.ended
+
+    def __str__(self) -> str:
+        return "given back" if self._pooled is None else str(self._pooled)
+
     def finish(self, error: BaseException | None = None, *, clean: bool = True) -> None:
         """Commit, or roll back when there is an *error*; clean the session; give the connection back.
 
@@ -64,7 +82,7 @@ class Lease:
             elif error is None:
                 self._commit(pooled, clean)
             else:
-                self._roll_back(pooled, clean)
+                self._roll_back(pooled, clean, error)
             if self.pool.plan.settings.reset is not None and pooled.connection.pgconn.status == ConnStatus.OK:
                 self.pool.plan.settings.reset(pooled.connection)
         except psycopg.Error:
@@ -83,10 +101,11 @@ class Lease:
         """
         connection = self.connection
         if self._pooled is not None and connection.pgconn.transaction_status == TransactionStatus.ACTIVE:
-            try:
-                connection.cancel_safe(timeout=_CANCEL_TIMEOUT)
-            except psycopg.Error as error:
-                logger.warning("a statement could not be cancelled: %s", error)
+            cancelled = request_cancel(connection.pgconn)
+            wait_for(cancelled, _CANCEL_TIMEOUT)
+            if not cancelled.done():
+                logger.warning("a statement could not be cancelled: the server did not answer")
+                hang_up(connection.pgconn)
             with connection.lock:
                 """The statement has ended."""
 
@@ -123,27 +142,54 @@ class Lease:
             raise psycopg.OperationalError("nothing was committed: the connection was lost")
 
     def _send_commit(self, pooled: PooledConnection, clean: bool) -> None:
-        connection, pgconn = pooled.connection, pooled.connection.pgconn
-        with connection.lock:
-            pgconn.send_query(b"COMMIT; " + _CLEAN if clean else b"COMMIT")
-            results = connection.wait(execute(pgconn))
+        results = self._send(pooled, [b"COMMIT"], clean)
         if results[0].status != ExecStatus.COMMAND_OK:
             self._roll_back(pooled, clean)
             raise error_from_result(results[0])
         if any(result.status == ExecStatus.FATAL_ERROR for result in results):
             pooled.close()  # committed, but not clean
 
-    def _roll_back(self, pooled: PooledConnection, clean: bool) -> None:
+    def _roll_back(self, pooled: PooledConnection, clean: bool, error: BaseException | None = None) -> None:
         status = pooled.connection.pgconn.transaction_status
-        statements = [b"ROLLBACK"] if status in (TransactionStatus.INTRANS, TransactionStatus.INERROR) else []
-        statements += [_CLEAN] if clean else []
-        try:
-            if status == TransactionStatus.ACTIVE:
-                pooled.close()
-            elif statements and status != TransactionStatus.UNKNOWN:
-                # By way of psycopg's own, which forgets what it prepared when it sees a ROLLBACK.
-                pooled.connection.execute(b"; ".join(statements), prepare=False)
-        except psycopg.Error as error:
-            # The borrower is handling a more important error; the server rolls back what it loses.
-            logger.debug("closing a connection that could not be rolled back: %s", error)
+        open_transaction = status in (TransactionStatus.INTRANS, TransactionStatus.INERROR)
+        if status == TransactionStatus.ACTIVE:
             pooled.close()
+        if status in (TransactionStatus.ACTIVE, TransactionStatus.UNKNOWN):
+            return
+        state = pooled.connection.__dict__
+        usual = state["command_timeout"]
+        patience = _ROLLBACK_TIMEOUT if error is None or isinstance(error, Exception) else _INTERRUPTED_TIMEOUT
+        state["command_timeout"] = min(patience, usual or patience)
+        try:
+            results = self._send(pooled, [b"ROLLBACK"] if open_transaction else [], clean)
+            if any(result.status == ExecStatus.FATAL_ERROR for result in results):
+                pooled.close()
+        except psycopg.Error as failure:
+            # The borrower is handling a more important error; the server rolls back what it loses.
+            logger.debug("closing a connection that could not be rolled back: %s", failure)
+            pooled.close()
+        finally:
+            state["command_timeout"] = usual
+
+    def _send(self, pooled: PooledConnection, ending: list[bytes], clean: bool) -> list[PGresult]:
+        """Send *ending* and what cleans the session in one message; return the results."""
+        plan, prepared = self.pool.plan, pooled.prepared
+        statements = list(ending)
+        # Behind PgBouncer, only what is in one message with the end of a transaction reaches the session it was in,
+        # and PgBouncer knows better than we what was prepared there.
+        if clean and plan.settings.clean_on_return and (ending or not plan.pgbouncer):
+            statements.append(_CLEAN)
+        # psycopg, too, prepares anew after a ROLLBACK: what it prepared may be gone.
+        anew = ending == [b"ROLLBACK"]
+        if plan.pgbouncer:
+            if anew:
+                prepared.clear()
+        elif anew or (clean and plan.settings.clean_on_return and prepared.to_deallocate):
+            statements.append(_DEALLOCATE)
+            prepared.forget()
+        if not statements:
+            return []
+        connection, pgconn = pooled.connection, pooled.connection.pgconn
+        with connection.lock:
+            pgconn.send_query(b"; ".join(statements))
+            return connection.wait(execute(pgconn))

@@ -11,16 +11,25 @@ from psycopg.abc import AdaptContext
 from psycopg.errors import InFailedSqlTransaction, error_from_result
 from psycopg.generators import execute
 from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
+from psycopg.pq.abc import PGresult
 
 from ._blueprint import CLEAN
-from ._colour_async import cannot_wait
+from ._cancelling import hang_up, request_cancel
+from ._colour_async import cannot_wait, wait_for
+from ._connector_async import AsyncPooledConnection
 from ._lending import lend, take_back
-from ._pool_async import AsyncPool, AsyncPooledConnection
+from ._pool_async import AsyncPool
+from ._prepared import DEALLOCATE
 
 logger = logging.getLogger("pgmonkey")
 
 _CLEAN = CLEAN.encode()
+_DEALLOCATE = DEALLOCATE.encode()
+# Seconds to wait for the end of what was cancelled, for a ROLLBACK, and for one whose borrower was interrupted.  A
+# server that takes longer is not waited for: it rolls back what it loses.
 _CANCEL_TIMEOUT = 5.0
+_ROLLBACK_TIMEOUT = 5.0
+_INTERRUPTED_TIMEOUT = 0.75
 
 
 class AsyncLease:
@@ -46,6 +55,15 @@ class AsyncLease:
         """Whether the connection is still the borrower's."""
         return self._pooled is not None
 
+    @property
+    def borrower_has_ended(self) -> bool:
+        """Whether the thread or task that borrowed the connection will never do anything again."""
+        place = self._pooled.place if self._pooled is not None else None
+        return place is not None and place.runner.ended
+
+    def __str__(self) -> str:
+        return "given back" if self._pooled is None else str(self._pooled)
+
     async def finish(self, error: BaseException | None = None, *, clean: bool = True) -> None:
         """Commit, or roll back when there is an *error*; clean the session; give the connection back.
 
@@ -62,7 +80,7 @@ class AsyncLease:
             elif error is None:
                 await self._commit(pooled, clean)
             else:
-                await self._roll_back(pooled, clean)
+                await self._roll_back(pooled, clean, error)
             if self.pool.plan.settings.reset is not None and pooled.connection.pgconn.status == ConnStatus.OK:
                 await self.pool.plan.settings.reset(pooled.connection)
         except psycopg.Error:
@@ -81,10 +99,11 @@ class AsyncLease:
         """
         connection = self.connection
         if self._pooled is not None and connection.pgconn.transaction_status == TransactionStatus.ACTIVE:
-            try:
-                await connection.cancel_safe(timeout=_CANCEL_TIMEOUT)
-            except psycopg.Error as error:
-                logger.warning("a statement could not be cancelled: %s", error)
+            cancelled = request_cancel(connection.pgconn)
+            await wait_for(cancelled, _CANCEL_TIMEOUT)
+            if not cancelled.done():
+                logger.warning("a statement could not be cancelled: the server did not answer")
+                hang_up(connection.pgconn)
             async with connection.lock:
                 """The statement has ended."""
 
@@ -121,27 +140,54 @@ class AsyncLease:
             raise psycopg.OperationalError("nothing was committed: the connection was lost")
 
     async def _send_commit(self, pooled: AsyncPooledConnection, clean: bool) -> None:
-        connection, pgconn = pooled.connection, pooled.connection.pgconn
-        async with connection.lock:
-            pgconn.send_query(b"COMMIT; " + _CLEAN if clean else b"COMMIT")
-            results = await connection.wait(execute(pgconn))
+        results = await self._send(pooled, [b"COMMIT"], clean)
         if results[0].status != ExecStatus.COMMAND_OK:
             await self._roll_back(pooled, clean)
             raise error_from_result(results[0])
         if any(result.status == ExecStatus.FATAL_ERROR for result in results):
             pooled.close()  # committed, but not clean
 
-    async def _roll_back(self, pooled: AsyncPooledConnection, clean: bool) -> None:
+    async def _roll_back(self, pooled: AsyncPooledConnection, clean: bool, error: BaseException | None = None) -> None:
         status = pooled.connection.pgconn.transaction_status
-        statements = [b"ROLLBACK"] if status in (TransactionStatus.INTRANS, TransactionStatus.INERROR) else []
-        statements += [_CLEAN] if clean else []
-        try:
-            if status == TransactionStatus.ACTIVE:
-                pooled.close()
-            elif statements and status != TransactionStatus.UNKNOWN:
-                # By way of psycopg's own, which forgets what it prepared when it sees a ROLLBACK.
-                await pooled.connection.execute(b"; ".join(statements), prepare=False)
-        except psycopg.Error as error:
-            # The borrower is handling a more important error; the server rolls back what it loses.
-            logger.debug("closing a connection that could not be rolled back: %s", error)
+        open_transaction = status in (TransactionStatus.INTRANS, TransactionStatus.INERROR)
+        if status == TransactionStatus.ACTIVE:
             pooled.close()
+        if status in (TransactionStatus.ACTIVE, TransactionStatus.UNKNOWN):
+            return
+        state = pooled.connection.__dict__
+        usual = state["command_timeout"]
+        patience = _ROLLBACK_TIMEOUT if error is None or isinstance(error, Exception) else _INTERRUPTED_TIMEOUT
+        state["command_timeout"] = min(patience, usual or patience)
+        try:
+            results = await self._send(pooled, [b"ROLLBACK"] if open_transaction else [], clean)
+            if any(result.status == ExecStatus.FATAL_ERROR for result in results):
+                pooled.close()
+        except psycopg.Error as failure:
+            # The borrower is handling a more important error; the server rolls back what it loses.
+            logger.debug("closing a connection that could not be rolled back: %s", failure)
+            pooled.close()
+        finally:
+            state["command_timeout"] = usual
+
+    async def _send(self, pooled: AsyncPooledConnection, ending: list[bytes], clean: bool) -> list[PGresult]:
+        """Send *ending* and what cleans the session in one message; return the results."""
+        plan, prepared = self.pool.plan, pooled.prepared
+        statements = list(ending)
+        # Behind PgBouncer, only what is in one message with the end of a transaction reaches the session it was in,
+        # and PgBouncer knows better than we what was prepared there.
+        if clean and plan.settings.clean_on_return and (ending or not plan.pgbouncer):
+            statements.append(_CLEAN)
+        # psycopg, too, prepares anew after a ROLLBACK: what it prepared may be gone.
+        anew = ending == [b"ROLLBACK"]
+        if plan.pgbouncer:
+            if anew:
+                prepared.clear()
+        elif anew or (clean and plan.settings.clean_on_return and prepared.to_deallocate):
+            statements.append(_DEALLOCATE)
+            prepared.forget()
+        if not statements:
+            return []
+        connection, pgconn = pooled.connection, pooled.connection.pgconn
+        async with connection.lock:
+            pgconn.send_query(b"; ".join(statements))
+            return await connection.wait(execute(pgconn))

@@ -15,12 +15,15 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 from time import monotonic
 from types import CodeType, FrameType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from psycopg import BaseConnection
 from psycopg.abc import AdaptContext
 from psycopg.adapt import AdaptersMap
+from psycopg.pq import TransactionStatus
 
+from ._cancelling import request_cancel
+from ._prepared import Prepared
 from .errors import GivenBackError
 
 C = TypeVar("C", bound="BaseConnection[Any]")
@@ -42,6 +45,19 @@ class _Lent:
         """Whether the connection is closed, or was given back."""
         return "pgconn" not in self.__dict__ or bool(super().closed)  # type: ignore[misc]
 
+    def _get_tx_start_command(self) -> bytes:
+        """Return psycopg's ``BEGIN``, with the settings that no session can keep (PgBouncer) behind it."""
+        command: bytes = super()._get_tx_start_command()  # type: ignore[misc]
+        settings: bytes = self.__dict__.get("transaction_settings", b"")
+        return b"%b; %b" % (command, settings) if settings and self._pipeline is None else command
+
+    def _start_query(self) -> Any:
+        """Begin a transaction as psycopg does; in a pipeline, its settings are a command of their own."""
+        begins = self.pgconn.transaction_status == TransactionStatus.IDLE and not self._autocommit
+        yield from super()._start_query()  # type: ignore[misc]
+        if begins and self._pipeline is not None and "transaction_settings" in self.__dict__:
+            yield from self._exec_command(self.__dict__["transaction_settings"])
+
     def __getattr__(self, name: str) -> Any:
         if name in _TAKEN_BACK:
             raise GivenBackError(
@@ -59,10 +75,10 @@ class _Lent:
 
 
 @lru_cache
-def lendable(connection_class: Any) -> Any:
-    """Return the subclass of *connection_class* that a pool connects with and lends."""
+def lendable(connection_class: Any, guard: Any) -> Any:
+    """Return the subclass of *connection_class* that a pool connects with and lends; *guard* is mixed in."""
     name = connection_class.__name__
-    return type(name, (_Lent, connection_class), {"__module__": connection_class.__module__})
+    return type(name, (_Lent, guard, connection_class), {"__module__": connection_class.__module__})
 
 
 def lend(pooled: C, *, autocommit: bool, prepare_threshold: int | None, context: AdaptContext | None) -> C:
@@ -98,24 +114,34 @@ Label = Callable[[], str]
 """Says on whose behalf a connection is borrowed; asked when somebody wants to know."""
 
 
+class Borrower(Protocol):
+    """A thread or a task; ``str()`` gives its name."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it will never do anything again."""
+        ...
+
+
 class Place:
-    """Where in the program a connection was borrowed, and on whose behalf."""
+    """Where in the program a connection was borrowed, by whom, and on whose behalf."""
 
-    __slots__ = ("_code", "_label", "_line", "_module")
+    __slots__ = ("_code", "_label", "_line", "_module", "runner")
 
-    def __init__(self, frame: FrameType, label: Label | None) -> None:
+    def __init__(self, frame: FrameType, label: Label | None, runner: Borrower) -> None:
+        self.runner = runner
         self._code = frame.f_code
         self._line = frame.f_lineno
         self._module = _module(frame)
         self._label = label
 
     @classmethod
-    def here(cls, label: Label | None = None) -> Place:
+    def here(cls, label: Label | None, runner: Borrower) -> Place:
         """Return the nearest calling place outside pgmonkey."""
         frame: FrameType = sys._getframe(1)
         while frame.f_back is not None and _module(frame) in _OURS:
             frame = frame.f_back
-        return cls(frame, label)
+        return cls(frame, label, runner)
 
     def __str__(self) -> str:
         place = location(self._code, self._line)
@@ -138,15 +164,25 @@ def _module(frame: FrameType) -> str:
 class Pooled(Generic[C]):
     """One connection of a pool, with what the pool knows about it; times as `time.monotonic` gives them."""
 
-    __slots__ = ("borrowed_at", "connection", "expires", "idle_since", "place")
+    __slots__ = ("borrowed_at", "connection", "expires", "idle_since", "place", "prepared", "reported")
 
     def __init__(self, connection: C, max_lifetime: float) -> None:
         self.connection = connection
+        self.prepared = Prepared.watch(connection)
         self.expires = monotonic() + max_lifetime
         self.idle_since = 0.0
         self.borrowed_at = monotonic()
         self.place: Place | None = None
+        self.reported = False
+
+    def __str__(self) -> str:
+        place = self.place
+        age = f"{monotonic() - self.borrowed_at:.1f} s"
+        return age if place is None else f"{age}, borrowed {place} by {place.runner}"
 
     def close(self) -> None:
-        """Close the socket at once; the server ends the session and rolls back what was open."""
-        self.connection.pgconn.finish()
+        """Close the socket at once; the server ends what is running, and the session, and rolls back what was open."""
+        pgconn = self.connection.pgconn
+        if pgconn.transaction_status == TransactionStatus.ACTIVE:
+            request_cancel(pgconn)
+        pgconn.finish()

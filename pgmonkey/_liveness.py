@@ -39,6 +39,18 @@ def is_alive(pgconn: pq.abc.PGconn) -> bool:
     return not fatal and pgconn.status == pq.ConnStatus.OK
 
 
+# The server is being shut down, has crashed, or is starting: class 57 of the manual's appendix A.
+_GOING_AWAY = ("57P01", "57P02", "57P03")
+
+
+def tells_of_a_lost_server(error: psycopg.Error, pgconn: pq.abc.PGconn) -> bool:
+    """Tell whether *error*, of *pgconn*, means that the server is going away, is lost, or is no longer the primary."""
+    if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+        return pgconn.status == pq.ConnStatus.OK and pgconn.parameter_status(b"in_hot_standby") == b"on"
+    sqlstate = error.sqlstate or ""
+    return sqlstate in _GOING_AWAY or sqlstate.startswith("08")
+
+
 def _readable(socket: int) -> bool:
     if hasattr(select, "poll"):  # select() cannot watch descriptors from 1024 on
         poller = select.poll()

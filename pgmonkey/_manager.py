@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, Literal, TypedDict, overload
 
 from . import _colour_async
@@ -28,13 +28,33 @@ class CacheInfo(TypedDict):
     connection_types: dict[str, str]
 
 
-@dataclass
-class _Loaded:
-    """A configuration read from a file, with what tells that it must be read again."""
+class _Source:
+    """Where a configuration comes from; it is read again only when that, or what it refers to, has changed."""
 
-    config: Config
-    signature: tuple[int, int, int]
-    dependencies: Dependencies
+    def __init__(self, origin: Path | Mapping[str, Any], resolve_env: bool, allow_sensitive_defaults: bool) -> None:
+        self._origin = origin
+        self._options = {"resolve_env": resolve_env, "allow_sensitive_defaults": allow_sensitive_defaults}
+        self._loaded: tuple[Config, tuple[int, int, int] | None, Dependencies] | None = None
+
+    def config(self) -> Config:
+        """Return the checked configuration as it is now."""
+        loaded = self._loaded
+        # Before the read: a change in between is then noticed at the next call.
+        signature = None if isinstance(self._origin, Mapping) else file_signature(self._origin)
+        if loaded is not None and loaded[1] == signature and loaded[2].unchanged():
+            return loaded[0]
+        dependencies = Dependencies()
+        document = self._document()
+        config = check(prepare(document, dependencies=dependencies, **self._options))
+        if dependencies:
+            config = replace(config, reload=self.config)
+        self._loaded = config, signature, dependencies
+        return config
+
+    def _document(self) -> Document:
+        if isinstance(self._origin, Mapping):
+            return Document("configuration", dict(self._origin))
+        return read_document(self._origin)
 
 
 class PGConnectionManager:
@@ -45,7 +65,7 @@ class PGConnectionManager:
     """
 
     def __init__(self) -> None:
-        self._loaded: dict[tuple[str, bool, bool], _Loaded] = {}
+        self._sources: dict[tuple[str, bool, bool], _Source] = {}
 
     @overload
     def get_database_connection(
@@ -154,7 +174,7 @@ class PGConnectionManager:
 
         A connection that is lent out at that moment is closed when it is given back.
         """
-        self._loaded.clear()
+        self._sources.clear()
         cache.release(self)
 
     async def clear_cache_async(self) -> None:
@@ -166,33 +186,15 @@ class PGConnectionManager:
     ) -> Config:
         """Return the checked configuration; a file is read again only when it, or what it refers to, has changed."""
         if isinstance(config, Mapping):
-            document, dependencies = Document("configuration", dict(config)), Dependencies()
-            return check(
-                prepare(
-                    document,
-                    resolve_env=resolve_env,
-                    allow_sensitive_defaults=allow_sensitive_defaults,
-                    dependencies=dependencies,
-                )
-            )
+            return _Source(config, resolve_env, allow_sensitive_defaults).config()
         if not isinstance(config, (str, os.PathLike)):
             raise ConfigError(f"expected the path of a file or a mapping, not {type(config).__name__}")
         path = os.fspath(config)
         memo = (path, resolve_env, allow_sensitive_defaults)
-        known = self._loaded.get(memo)
-        # Before the read: a change in between is then noticed at the next call.
-        signature = file_signature(path)
-        if known is not None and known.signature == signature and known.dependencies.unchanged():
-            return known.config
-        dependencies = Dependencies()
-        prepared = prepare(
-            read_document(path),
-            resolve_env=resolve_env,
-            allow_sensitive_defaults=allow_sensitive_defaults,
-            dependencies=dependencies,
-        )
-        self._loaded[memo] = _Loaded(check(prepared), signature, dependencies)
-        return self._loaded[memo].config
+        source = self._sources.get(memo)
+        if source is None:
+            source = self._sources.setdefault(memo, _Source(*memo))
+        return source.config()
 
     def _open(self, config: Config, kind: Kind | None, force_reload: bool) -> Any:
         kind = config.kind if kind is None else kind

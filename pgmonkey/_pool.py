@@ -4,8 +4,7 @@
 
 Borrowers make the connections that they need themselves, so that a connection that cannot be made is the borrower's own
 error, with the server's own words, and nobody waits for a background worker.  Checkout is last in, first out: warm
-connections stay warm, and the ones not needed grow idle and are closed.  A timer fills the pool up to ``min_size`` and
-closes what is too old.
+connections stay warm, and the ones not needed grow idle and are closed.
 
 The lock guards the bookkeeping alone; nothing waits while holding it.
 """
@@ -13,35 +12,34 @@ The lock guards the bookkeeping alone; nothing waits while holding it.
 from __future__ import annotations
 
 import logging
-import traceback
 from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
 from enum import Enum
 from time import monotonic
-from typing import Any
 
 import psycopg
-from psycopg import Connection
+from psycopg import pq
 from psycopg.pq import TransactionStatus
 
 from . import _forks
 from ._blueprint import Blueprint
-from ._colour import Ticker, Waiter
-from ._lending import Label, Place, Pooled, lendable
-from ._liveness import is_alive
+from ._colour import Runner, Waiter, sleep
+from ._connector import Connector, PooledConnection
+from ._lending import Label, Place
+from ._liveness import is_alive, tells_of_a_lost_server
 from ._lock import DeferringLock
-from .errors import PoolClosedError, PoolFullError, PoolTimeoutError
+from ._upkeep import Upkeep
+from .errors import PgmonkeyError, PoolClosedError, PoolFullError, PoolTimeoutError
 
 logger = logging.getLogger("pgmonkey")
 
-_TICK = 5.0
-_RETRY = 1.0
+# Seconds between the attempts to open a pool, doubled each time up to the second.
+_PAUSE = (0.1, 2.0)
 _COUNTS = (
     *("usage_ms", "requests_num", "requests_queued", "requests_wait_ms", "requests_errors", "returns_bad"),
     *("connections_num", "connections_ms", "connections_errors", "connections_lost"),
 )
-
-
-PooledConnection = Pooled[Connection[Any]]
 
 
 class _Signal(Enum):
@@ -59,15 +57,17 @@ class Pool:
 
     def __init__(self, plan: Blueprint) -> None:
         self.plan = plan
+        self.name = f"pool {plan.name!r}"
         self._settings = plan.settings
         self._max_size = plan.max_size
-        connection_class: Any = plan.settings.connection_class or Connection
-        self._class = lendable(connection_class)
+        self._connector = Connector(plan, self.observe)
         self._close_reason = ""
         self._counts = dict.fromkeys(_COUNTS, 0)
         self._opened = False
         self._last_error: str | None = None
-        self._failing_since: float | None = None
+        self.scavenge: Callable[[], None] | None = None
+        """Takes back what was forgotten; called before anybody has to wait."""
+        self._upkeep = Upkeep(self, plan.settings)
         self._reset_state()
         _forks.watch(self)
 
@@ -78,7 +78,7 @@ class Pool:
         self._lent: set[PooledConnection] = set()
         self._waiters: deque[Waiter[_Delivery]] = deque()
         self._size = 0
-        self._ticker: Ticker | None = None
+        self._upkeep.reset()
 
     # -- borrow and give back -------------------------------------------------------------------------------------
 
@@ -90,30 +90,39 @@ class Pool:
         """
         pooled = self._checkout(self._settings.timeout if timeout is None else timeout)
         pooled.borrowed_at = monotonic()
-        pooled.place = Place.here(label)
+        pooled.place = Place.here(label, Runner())
         return pooled
 
     def _checkout(self, timeout: float) -> PooledConnection:
         deadline = monotonic() + timeout
         self._counts["requests_num"] += 1
+        scavenged = self.scavenge is None
         while True:
             with self._lock:
                 if self._close_reason:
-                    raise PoolClosedError(f"{self._name}: {self._close_reason}")
+                    raise PoolClosedError(f"{self.name}: {self._close_reason}")
                 pooled = self._pop_idle()
-                waiter: Waiter[_Delivery] | None = None
-                if pooled is None:
-                    if self._size < self._max_size:
-                        self._size += 1
-                    else:
-                        waiter = self._enqueue()
+                room = pooled is None and self._size < self._max_size
+                self._size += room
+                exhausted = pooled is None and not room
+                waiter = self._enqueue() if exhausted and scavenged else None
+            if exhausted and self.scavenge is not None and not scavenged:
+                self.scavenge()
+                scavenged = True
+                continue
             if waiter is not None:
                 pooled = self._wait(waiter, timeout, deadline)
             if pooled is None:
-                return self._connect()
-            if self._passes_check(pooled):
-                return pooled
-            self._drop(pooled)
+                return self._connect(deadline)
+            try:
+                self._connector.check(pooled, deadline)
+            except BaseException as error:
+                self._drop(pooled)
+                if not isinstance(error, psycopg.Error):
+                    raise
+                self._last_error = str(error)
+                continue
+            return pooled
 
     def _pop_idle(self) -> PooledConnection | None:
         while self._idle:
@@ -121,16 +130,30 @@ class Pool:
             if is_alive(pooled.connection.pgconn) and monotonic() < pooled.expires:
                 self._lent.add(pooled)
                 return pooled
-            self._counts["connections_lost"] += 1
-            self._size -= 1
-            pooled.close()
+            # What ended this one may have ended all: each is looked at now, rather than by a borrower each.
+            self._idle.append(pooled)
+            self._evict()
         return None
+
+    def _evict(self, *, all_of_them: bool = False) -> None:
+        """Close the idle connections that are dead or too old.  The lock is held."""
+        now = monotonic()
+        kept: list[PooledConnection] = []
+        for pooled in self._idle:
+            if not all_of_them and now < pooled.expires and is_alive(pooled.connection.pgconn):
+                kept.append(pooled)
+            else:
+                pooled.close()
+        lost = len(self._idle) - len(kept)
+        self._idle = kept
+        self._size -= lost
+        self._counts["connections_lost"] += lost
 
     def _enqueue(self) -> Waiter[_Delivery]:
         limit = self._settings.max_waiting
         if limit and len(self._waiters) >= limit:
             self._counts["requests_errors"] += 1
-            raise PoolFullError(f"{self._name}: {limit} borrowers are waiting already (max_waiting); {self._load()}")
+            raise PoolFullError(f"{self.name}: {limit} borrowers are waiting already (max_waiting); {self._load()}")
         waiter: Waiter[_Delivery] = Waiter()
         self._waiters.append(waiter)
         self._counts["requests_queued"] += 1
@@ -142,8 +165,8 @@ class Pool:
             waiter.wait(deadline - started)
         except BaseException:
             # Cancelled or interrupted: what was delivered meanwhile goes to the next in the queue.
-            with self._lock:
-                self._leave_queue(waiter)
+            with self._lock, suppress(ValueError):
+                self._waiters.remove(waiter)
             self._return_delivery(waiter.result)
             raise
         finally:
@@ -151,16 +174,12 @@ class Pool:
         with self._lock:
             delivery = waiter.result
             if delivery is None:
-                self._leave_queue(waiter)
+                self._waiters.remove(waiter)
                 self._counts["requests_errors"] += 1
-                raise PoolTimeoutError(f"{self._name}: no connection came free within {timeout:g} s; {self._load()}")
+                raise PoolTimeoutError(f"{self.name}: no connection came free within {timeout:g} s; {self._load()}")
         if delivery is _Signal.CLOSED:
-            raise PoolClosedError(f"{self._name}: {self._close_reason}")
+            raise PoolClosedError(f"{self.name}: {self._close_reason}")
         return None if delivery is _Signal.ROOM else delivery
-
-    def _leave_queue(self, waiter: Waiter[_Delivery]) -> None:
-        if waiter in self._waiters:
-            self._waiters.remove(waiter)
 
     def _return_delivery(self, delivery: _Delivery | None) -> None:
         if delivery is _Signal.ROOM:
@@ -222,116 +241,101 @@ class Pool:
 
     # -- connections ----------------------------------------------------------------------------------------------
 
-    def _connect(self) -> PooledConnection:
+    def _connect(self, deadline: float | None) -> PooledConnection:
         """Make a connection for which there is room already, and count it as lent."""
+        self._counts["connections_num"] += 1
+        started = monotonic()
         try:
-            pooled = self._make()
+            pooled = self._connector.connect(deadline)
         except BaseException as error:
             if isinstance(error, psycopg.Error):
                 self._last_error = str(error)
-            else:
-                # Cancelled half-way: these frames hold the connection in the making, for whose next word the server
-                # would wait a minute (authentication_timeout), holding up whoever drops a database.
-                traceback.clear_frames(error.__traceback__)
             self._counts["connections_errors"] += 1
             self._free_room()
+            if isinstance(error, psycopg.OperationalError):
+                self._review()
             raise
+        self._counts["connections_ms"] += int((monotonic() - started) * 1000)
         with self._lock:
             self._lent.add(pooled)
-            if self._ticker is None and self._size != self._settings.min_size and not self._close_reason:
-                self._ticker = Ticker(self.maintain)
-        return pooled
-
-    def _make(self) -> PooledConnection:
-        self._counts["connections_num"] += 1
-        started = monotonic()
-        # The pooled object is always in autocommit; what is lent over it has the mode that was asked for.
-        connection: Connection[Any] = self._class.connect(autocommit=True, **self.plan.connect)
-        self._counts["connections_ms"] += int((monotonic() - started) * 1000)
-        pooled = PooledConnection(connection, self._settings.max_lifetime)
-        if self._settings.configure is not None:
-            try:
-                self._settings.configure(connection)
-                if connection.pgconn.transaction_status != TransactionStatus.IDLE:
-                    raise psycopg.ProgrammingError("the 'configure' function left a transaction open")
-            except BaseException:
-                pooled.close()
-                raise
         self._opened, self._last_error = True, None
+        self._upkeep.start()
         return pooled
 
-    def _passes_check(self, pooled: PooledConnection) -> bool:
-        try:
-            if self._settings.check_on_checkout:
-                pooled.connection.execute("SELECT 1")
-            if self._settings.check is not None:
-                self._settings.check(pooled.connection)
-        except psycopg.Error:
-            return False
-        except BaseException:
-            self._drop(pooled)
-            raise
+    def observe(self, error: psycopg.Error, pgconn: pq.abc.PGconn) -> None:
+        """Take note of an error of one of the pool's connections: it may concern all of them."""
+        lost = tells_of_a_lost_server(error, pgconn)
+        if lost:
+            logger.info("%s: replacing all connections: %s", self.name, error)
+        if lost or (isinstance(error, psycopg.OperationalError) and error.sqlstate is None):
+            self._review(all_of_them=lost)
+
+    def _review(self, *, all_of_them: bool = False) -> None:
+        """Replace the idle connections that are dead; or else all, the lent ones when they come back."""
+        with self._lock:
+            self._evict(all_of_them=all_of_them)
+            for pooled in self._lent if all_of_them else ():
+                pooled.expires = 0.0
+        self._upkeep.start()
+
+    def forget_plans(self) -> None:
+        """Have every connection prepare its statements anew: the tables have changed under them."""
+        with self._lock:
+            for pooled in [*self._idle, *self._lent]:
+                pooled.prepared.mark_stale()
+
+    # -- what upkeep needs ----------------------------------------------------------------------------------------
+
+    @property
+    def settled(self) -> bool:
+        """Whether there are as many connections as there should be."""
+        return self._size == self._settings.min_size
+
+    def grow(self) -> bool:
+        """Make a connection if there are fewer than ``min_size``; tell whether one was made."""
+        with self._lock:
+            if self._close_reason or self._size >= self._settings.min_size:
+                return False
+            self._size += 1
+        self.give_back(self._connect(None))
         return True
 
-    def maintain(self) -> float | None:
-        """Fill up to ``min_size``, close what is too old or idle too long.
-
-        Return the seconds until the next time, or None when there is nothing to do before another connection is made:
-        a pool that is settled has no thread, which would trouble those who fork.
-        """
-        self._close_old()
-        while self._grow():
-            try:
-                pooled = self._connect()
-            except Exception as error:
-                self._report_failure(error)
-                return None if self._close_reason else _RETRY
-            self._failing_since = None
-            self.give_back(pooled)
-        with self._lock:
-            if self._size <= self._settings.min_size:
-                self._ticker = None
-                return None
-        return min(_TICK, self._settings.max_idle / 4, self._settings.max_lifetime / 4)
-
-    def _grow(self) -> bool:
-        with self._lock:
-            wanted = self._size < self._settings.min_size and not self._close_reason
-            self._size += wanted
-            return wanted
-
-    def _close_old(self) -> None:
+    def shrink(self) -> bool:
+        """Close what is dead, too old or idle too long; tell whether there are more connections than ``min_size``."""
         now = monotonic()
-        old: list[PooledConnection] = []
         with self._lock:
+            self._evict()
             for pooled in list(self._idle):  # the ones idle longest come first
-                surplus = self._size > self._settings.min_size and now - pooled.idle_since >= self._settings.max_idle
-                if surplus or now >= pooled.expires:
+                if self._size > self._settings.min_size and now - pooled.idle_since >= self._settings.max_idle:
                     self._idle.remove(pooled)
                     self._size -= 1
-                    old.append(pooled)
-        for pooled in old:
-            pooled.close()
+                    pooled.close()
+            return self._size > self._settings.min_size
 
-    def _report_failure(self, error: Exception) -> None:
-        now = monotonic()
-        if self._close_reason:
-            return
-        if self._failing_since is None:
-            self._failing_since = now
-            logger.warning("%s: cannot connect, trying again: %s", self._name, error)
-        elif 0 < self._settings.reconnect_timeout <= now - self._failing_since:
-            self._failing_since = now
-            logger.error("%s: cannot connect for %g s: %s", self._name, self._settings.reconnect_timeout, error)
-            if self._settings.reconnect_failed is not None:
-                self._settings.reconnect_failed(self)
+    @property
+    def lent(self) -> list[PooledConnection]:
+        """The connections that are out."""
+        with self._lock:
+            return list(self._lent)
 
     # -- life -----------------------------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Make the first connection now, so that a wrong configuration fails here; do nothing when there was one."""
-        if not self._opened:
-            self.give_back(self._checkout(self._settings.timeout))
+        """Make the first connection now, so that a wrong configuration fails here; do nothing when there was one.
+
+        A server that cannot be reached is tried again for ``open_timeout`` seconds.
+        """
+        give_up = monotonic() + self._settings.open_timeout
+        pause, longest = _PAUSE
+        while not self._opened:
+            try:
+                self.give_back(self._checkout(self._settings.timeout))
+            except psycopg.OperationalError as error:
+                if isinstance(error, PgmonkeyError) or monotonic() + pause >= give_up:
+                    raise
+                logger.warning("%s: cannot connect, trying again: %s", self.name, error)
+                sleep(pause)
+                pause = min(2 * pause, longest)
 
     def close(self, reason: str = "the pool is closed") -> None:
         """Close idle connections now and lent ones when they are given back; whoever waits gets `PoolClosedError`.
@@ -340,21 +344,22 @@ class Pool:
         """
         with self._lock:
             self._close_reason = self._close_reason or reason
-            idle, waiters, ticker = self._idle, self._waiters, self._ticker
-            self._idle, self._waiters, self._ticker = [], deque(), None
+            idle, waiters, lent = self._idle, self._waiters, list(self._lent)
+            self._idle, self._waiters = [], deque()
             self._size -= len(idle)
-        if ticker is not None:
-            ticker.stop()
+        self._upkeep.stop()
         for waiter in waiters:
             waiter.deliver(_Signal.CLOSED)
         for pooled in idle:
             pooled.close()
+        for pooled in lent:
+            logger.warning("%s: closed while a connection is still out: %s", self.name, pooled)
 
     def terminate(self, reason: str = "the pool is closed") -> None:
         """Close every connection now, also the lent ones: for when nobody can give them back any more."""
-        self.close(reason)
         with self._lock:
             lent, self._lent = self._lent, set()
+        self.close(reason)
         for pooled in lent:
             pooled.close()
 
@@ -371,10 +376,6 @@ class Pool:
 
     # -- what it tells --------------------------------------------------------------------------------------------
 
-    @property
-    def _name(self) -> str:
-        return f"pool {self.plan.name!r}"
-
     def stats(self) -> dict[str, int]:
         """Return counters named as in psycopg_pool: sizes in connections, times in milliseconds."""
         with self._lock:
@@ -388,12 +389,10 @@ class Pool:
             }
 
     def _load(self) -> str:
-        now = monotonic()
         parts = [f"{len(self._lent)} of at most {self._max_size} in use, {len(self._waiters)} waiting"]
         held = [pooled for pooled in self._lent if pooled.place is not None]
         if held:
-            longest = min(held, key=lambda pooled: pooled.borrowed_at)
-            parts.append(f"held longest: {now - longest.borrowed_at:.1f} s, borrowed {longest.place}")
+            parts.append(f"held longest: {min(held, key=lambda pooled: pooled.borrowed_at)}")
         if self._last_error is not None:
             parts.append(f"last connection error: {self._last_error}")
         return "; ".join(parts)

@@ -64,6 +64,10 @@ class Dependencies:
     environ: dict[str, str | None] = field(default_factory=dict, repr=False)
     files: dict[str, tuple[int, int, int]] = field(default_factory=dict)
 
+    def __bool__(self) -> bool:
+        """Tell whether anything was read."""
+        return bool(self.environ or self.files)
+
     def unchanged(self) -> bool:
         """Tell whether every variable and every file is as it was."""
         return all(os.environ.get(name) == value for name, value in self.environ.items()) and all(

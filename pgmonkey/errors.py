@@ -7,6 +7,7 @@ PgmonkeyError
 ├── PoolFullError (psycopg_pool.TooManyRequests)  ``max_waiting`` borrowers are in the queue already
 ├── PoolClosedError (psycopg_pool.PoolClosed)     the pool was closed, or another event loop owns it
 ├── GivenBackError (psycopg.InterfaceError)       the connection was given back and is no longer yours
+├── CommandTimeoutError (psycopg.OperationalError) a statement took longer than ``command_timeout``
 └── CancelledUnitError (psycopg.OperationalError) what a request did was undone, because its client is gone
 
 The errors about connections are psycopg errors too (``psycopg.Error``), so code written for psycopg or psycopg_pool
@@ -18,6 +19,7 @@ from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 __all__ = [
     "CancelledUnitError",
+    "CommandTimeoutError",
     "ConfigError",
     "EnvInterpolationError",
     "GivenBackError",
@@ -54,6 +56,10 @@ class PoolClosedError(PgmonkeyError, PoolClosed):
 
 class GivenBackError(PgmonkeyError, psycopg.InterfaceError):
     """Report the use of a connection after it was given back to its pool."""
+
+
+class CommandTimeoutError(PgmonkeyError, psycopg.OperationalError):
+    """Report a statement that took longer than ``command_timeout`` seconds; it was cancelled, its connection closed."""
 
 
 class CancelledUnitError(PgmonkeyError, psycopg.OperationalError):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import psycopg.pq
@@ -17,6 +18,17 @@ _DJANGOS = ("pool", "assume_role", "isolation_level", "server_side_binding", "pr
 # Django's name of a setting, and libpq's keyword for it.
 _SETTINGS = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port"}
 _EMPTY: dict[str, Any] = {"connection_settings": {}}
+
+
+@lru_cache
+def _reader(path: str, allow_sensitive_defaults: bool, keyword: str) -> Callable[[], str]:
+    """Return a function that reads *keyword* from the file; always the same one, as the pool is found by it."""
+
+    def read() -> str:
+        config = load_config(path, resolve_env=True, allow_sensitive_defaults=allow_sensitive_defaults)
+        return str(config["connection_settings"][keyword])
+
+    return read
 
 
 class Settings:
@@ -70,7 +82,7 @@ class Settings:
     def config(self) -> dict[str, Any]:
         """Return the core's configuration: the YAML's, overridden by Django's settings."""
         self.require()
-        config = {**self.yaml, "connection_settings": self.connection_settings()}
+        config = {**self.yaml, "connection_settings": {**self.connection_settings(), **self._credentials()}}
         pool = self.options.get("pool")
         own = dict(pool) if isinstance(pool, Mapping) else {}
         if self.settings.get("CONN_HEALTH_CHECKS"):
@@ -78,6 +90,18 @@ class Settings:
         if own:
             config["pool_settings"] = {**(config.get("pool_settings") or {}), **own}
         return config
+
+    def _credentials(self) -> dict[str, Callable[[], str]]:
+        """Return what reads the credentials again for each connection, where they come from outside the file."""
+        options = self.options
+        if self.path is None or not options.get("resolve_env"):
+            return {}
+        names = {"user": "USER", "password": "PASSWORD"}
+        return {
+            keyword: _reader(self.path, options.get("allow_sensitive_defaults", False), keyword)
+            for keyword, name in names.items()
+            if keyword in self.yaml["connection_settings"] and not self.settings[name] and keyword not in options
+        }
 
     def connection_settings(self) -> dict[str, Any]:
         """Return libpq's keywords."""

@@ -8,10 +8,15 @@ from textwrap import indent
 from typing import Any
 
 from .._blueprint import startup_options
-from .._config import Config, Kind
+from .._config import OURS, Config, Kind
 from .._secrets import is_sensitive
 from .._yaml import read_document
 
+# What psycopg and psycopg_pool do not have, or have in another way.
+_NOT_IN_THE_POOL = (
+    *("open", "check_on_checkout", "kwargs", "close_returns", "connection_class"),
+    *("clean_on_return", "open_timeout", "leak_detection_threshold"),
+)
 _REFERENCE = re.compile(r"\$\{([^}:]*)(?::-([^}]*))?\}")
 _SYNC = """\
 with {handle} as conn:
@@ -85,10 +90,14 @@ class _Settings:
             document, self._in_file = document["postgresql"], 'document["postgresql"]["connection_settings"]'
         raw = document["connection_settings"]
         values: dict[str, str] = {}
-        for key, value in {**config.connect, **config.arguments}.items():
+        arguments = {key: value for key, value in config.arguments.items() if key not in OURS}
+        behind_pgbouncer = config.arguments.get("pgbouncer", False)
+        if behind_pgbouncer:
+            arguments.setdefault("prepare_threshold", None)
+        for key, value in {**config.connect, **arguments}.items():
             values[key] = self._expression(key, raw.get(key, value), resolve_env)
         parameters = config.async_settings if is_async else config.sync_settings
-        if parameters:
+        if parameters and not behind_pgbouncer:
             values["options"] = repr(startup_options(config.connect.get("options", ""), parameters))
         lines = "".join(f"    {key!r}: {value},\n" for key, value in values.items())
         reading = ""
@@ -98,11 +107,10 @@ class _Settings:
 
     def pool_arguments(self, prefix: str) -> str:
         """Return the arguments of psycopg_pool's pool."""
-        skipped = ("open", "check_on_checkout", "kwargs", "close_returns", "connection_class")
         arguments = {
             name: value
             for name, value in vars(self._pool).items()
-            if name not in skipped and value is not None and not callable(value)
+            if name not in _NOT_IN_THE_POOL and value is not None and not callable(value)
         }
         parts = ["kwargs=settings", *(f"{name}={value!r}" for name, value in arguments.items())]
         if prefix:

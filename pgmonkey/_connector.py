@@ -1,0 +1,108 @@
+# Generated from _connector_async.py by tools/twins.py: change that file, then run the tool.
+
+"""Make the connections of a pool, with today's credentials, within a deadline."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from time import monotonic
+from typing import Any
+from weakref import WeakMethod
+
+import psycopg
+from psycopg import Connection
+from psycopg.pq import TransactionStatus
+
+from ._blueprint import Blueprint
+from ._colour import ask
+from ._guard import Guard, OnError
+from ._lending import Pooled, lendable
+from ._limits import connecting_until
+from .errors import ConfigError
+
+logger = logging.getLogger("pgmonkey")
+
+PooledConnection = Pooled[Connection[Any]]
+
+
+class Connector:
+    """Connects as the blueprint says; *on_error* is told, if it still exists, of every error of a connection."""
+
+    def __init__(self, plan: Blueprint, on_error: OnError) -> None:
+        self._plan = plan
+        self._on_error = WeakMethod(on_error)
+        connection_class: Any = plan.settings.connection_class or Connection
+        self._class = lendable(connection_class, Guard)
+        self._credentials = plan.credentials
+
+    def connect(self, deadline: float | None) -> PooledConnection:
+        """Return a new connection; raise what psycopg raises when there is none by the *deadline*."""
+        token = connecting_until.set(deadline)
+        try:
+            connection = self._connect()
+        except BaseException as error:
+            if not isinstance(error, psycopg.Error):
+                # Cancelled half-way: these frames hold the connection in the making, for whose next word the server
+                # would wait a minute (authentication_timeout), holding up whoever drops a database.
+                traceback.clear_frames(error.__traceback__)
+            raise
+        finally:
+            connecting_until.reset(token)
+        pooled = PooledConnection(connection, self._plan.settings.max_lifetime)
+        connection.__dict__.update(on_error=self._on_error, command_timeout=self._plan.command_timeout)
+        if self._plan.transaction_settings:
+            connection.__dict__["transaction_settings"] = self._plan.transaction_settings
+        try:
+            self._configure(connection)
+        except BaseException:
+            pooled.close()
+            raise
+        return pooled
+
+    def check(self, pooled: PooledConnection, deadline: float) -> None:
+        """Ask the server whether it is there, if the settings want it; raise what psycopg raises when it is not."""
+        settings = self._plan.settings
+        if not settings.check_on_checkout and settings.check is None:
+            return
+        state = pooled.connection.__dict__
+        state["command_timeout"] = max(0.0, deadline - monotonic())
+        try:
+            if settings.check_on_checkout:
+                pooled.connection.execute("SELECT 1")
+            if settings.check is not None:
+                settings.check(pooled.connection)
+        finally:
+            state["command_timeout"] = self._plan.command_timeout
+
+    def _connect(self) -> Connection[Any]:
+        credentials = self._current_credentials()
+        while True:
+            # The pooled object is always in autocommit; what is lent over it has the mode that was asked for.
+            arguments = {**self._plan.connect, **credentials, "autocommit": True}
+            try:
+                connection: Connection[Any] = self._class.connect(**arguments)
+                return connection
+            except psycopg.OperationalError:
+                # They may have changed since they were read.
+                previous, credentials = credentials, self._current_credentials()
+                if credentials == previous:
+                    raise
+
+    def _current_credentials(self) -> dict[str, Any]:
+        if self._plan.refresh is not None:
+            try:
+                self._credentials = self._plan.refresh()
+            except ConfigError as error:
+                logger.warning("%s: going on with the credentials that were read before", error)
+        credentials = dict(self._credentials)
+        for key, value in credentials.items():
+            if callable(value):
+                credentials[key] = ask(value)
+        return credentials
+
+    def _configure(self, connection: Connection[Any]) -> None:
+        if self._plan.settings.configure is not None:
+            self._plan.settings.configure(connection)
+            if connection.pgconn.transaction_status != TransactionStatus.IDLE:
+                raise psycopg.ProgrammingError("the 'configure' function left a transaction open")
