@@ -56,6 +56,11 @@ def wait_for(future: Future[None], timeout: float) -> None:
     wait([future], timeout=max(0.0, timeout))
 
 
+def acquire(lock: threading.Lock, timeout: float) -> bool:
+    """Take *lock* within *timeout* seconds; tell whether that succeeded."""
+    return lock.acquire(timeout=timeout)
+
+
 def ask(function: Callable[[], Any]) -> Any:
     """Return what *function* returns."""
     return function()

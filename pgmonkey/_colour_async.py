@@ -61,6 +61,14 @@ async def wait_for(future: Future[None], timeout: float) -> None:
         await asyncio.wait([asyncio.wrap_future(future)], timeout=max(0.0, timeout))
 
 
+async def acquire(lock: Lock, timeout: float) -> bool:
+    """Take *lock* within *timeout* seconds; tell whether that succeeded."""
+    try:
+        return await asyncio.wait_for(lock.acquire(), timeout)
+    except asyncio.TimeoutError:  # the built-in TimeoutError only from Python 3.11 on
+        return False
+
+
 async def ask(function: Callable[[], Any]) -> Any:
     """Return what *function* returns, which may be a coroutine function or one that blocks."""
     answer = await asyncio.to_thread(function)

@@ -5,24 +5,31 @@ from __future__ import annotations
 import inspect
 import logging
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
+from time import monotonic
 from types import CoroutineType, FrameType, TracebackType
 from typing import Any, cast
 
+import psycopg
 from psycopg import AsyncConnection
 from psycopg.abc import AdaptContext
 
 from ._blueprint import blueprint
-from ._colour_async import current_loop, is_over
+from ._colour_async import current_loop, is_over, sleep
 from ._config import Config, Kind
 from ._entries import Entries
 from ._lease_async import AsyncLease
 from ._lending import Label
 from ._pool_async import AsyncPool
+from .errors import PgmonkeyError
 
 logger = logging.getLogger("pgmonkey")
+
+# Seconds between the attempts to open a pool, doubled each time up to the second.
+_PAUSE = (0.1, 2.0)
 
 
 class AsyncConnectionHandle:
@@ -39,6 +46,8 @@ class AsyncConnectionHandle:
         self._plan = blueprint(config, kind)
         self._pool = AsyncPool(self._plan)
         self._loop = current_loop()
+        self._opening = 0
+        self._counting = threading.Lock()
         self._entries: Entries[AsyncLease | _Nested] = Entries()
         self._pool.scavenge = self._take_back_forgotten
 
@@ -47,9 +56,30 @@ class AsyncConnectionHandle:
         return f"<{type(self).__module__}.{type(self).__qualname__} {self._plan.name!r} {state}>"
 
     async def open(self) -> None:
-        """Connect now rather than at the first borrow; raise what psycopg raises when the server cannot be reached."""
-        if self._plan.settings.open is not False:
-            await self._pool.open()
+        """Connect now rather than at the first borrow; raise what psycopg raises when the server cannot be reached.
+
+        It is tried again for ``open_timeout`` seconds.
+        """
+        settings = self._plan.settings
+        if settings.open is False:
+            return
+        give_up = monotonic() + settings.open_timeout
+        pause, longest = _PAUSE
+        with self._counting:
+            self._opening += 1
+        try:
+            while not self._pool.opened:
+                try:
+                    await self._pool.open()
+                except psycopg.OperationalError as error:
+                    if isinstance(error, PgmonkeyError) or monotonic() + pause >= give_up:
+                        raise
+                    logger.warning("%s: cannot connect, trying again: %s", self._pool.name, error)
+                    await sleep(pause)
+                    pause = min(2 * pause, longest)
+        finally:
+            with self._counting:
+                self._opening -= 1
 
     async def borrow(
         self,
@@ -126,6 +156,11 @@ class AsyncConnectionHandle:
     def closed(self) -> bool:
         """Whether the handle was closed."""
         return self._pool.closed
+
+    @property
+    def unused(self) -> bool:
+        """Whether no connection was ever made, and nobody tries to."""
+        return not self._pool.opened and not self._opening
 
     @property
     def usable_here(self) -> bool:

@@ -35,8 +35,10 @@ class AsyncGuard:
 
     async def wait(self, gen: Waits[T], interval: float = INTERVAL, **options: Any) -> T:
         """Run one of psycopg's generators to its end."""
-        pgconn = self.pgconn
-        limit: float | None = self.__dict__.get("command_timeout")
+        pgconn, state = self.pgconn, self.__dict__
+        if "refusal" in state:
+            raise state["refusal"]
+        limit: float | None = state.get("command_timeout")
         waits = gen if limit is None else limited(gen, pgconn, limit)
         try:
             result: T = await waiting.wait_async(waits, pgconn.socket, interval or INTERVAL, **options)
@@ -44,7 +46,7 @@ class AsyncGuard:
             if isinstance(error, CommandTimeoutError):
                 request_cancel(pgconn)
                 pgconn.finish()
-            reference: Callable[[], OnError | None] | None = self.__dict__.get("on_error")
+            reference: Callable[[], OnError | None] | None = state.get("on_error")
             on_error = reference and reference()
             if on_error is not None:
                 on_error(error, pgconn)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+from time import monotonic
 from typing import Any
 
 import psycopg
@@ -17,7 +18,7 @@ from psycopg.pq.abc import PGresult
 
 from ._blueprint import CLEAN
 from ._cancelling import hang_up, request_cancel
-from ._colour import cannot_wait, wait_for
+from ._colour import acquire, cannot_wait, wait_for
 from ._connector import PooledConnection
 from ._lending import lend, take_back
 from ._pool import Pool
@@ -27,9 +28,11 @@ logger = logging.getLogger("pgmonkey")
 
 _CLEAN = CLEAN.encode()
 _DEALLOCATE = DEALLOCATE.encode()
-# Seconds to wait for the end of what was cancelled, for a ROLLBACK, and for one whose borrower was interrupted.  A
-# server that takes longer is not waited for: it rolls back what it loses.
+# Seconds to wait for the end of what was cancelled, until it is cancelled again (a request may come between two
+# statements), for a ROLLBACK, and for one whose borrower was interrupted.  A server that takes longer is not waited
+# for: it rolls back what it loses.
 _CANCEL_TIMEOUT = 5.0
+_CANCEL_AGAIN = 0.02
 _ROLLBACK_TIMEOUT = 5.0
 _INTERRUPTED_TIMEOUT = 0.75
 
@@ -94,20 +97,24 @@ class Lease:
             take_back(self.connection)
             self.pool.give_back(pooled)
 
-    def cancel(self) -> None:
-        """End the statement that is running, on the server, and wait for its end; the lease stays the borrower's.
+    def cancel(self, error: psycopg.Error) -> None:
+        """End what is running, on the server, and wait for its end; from now on each statement raises *error*.
 
-        Whoever runs the statement gets `psycopg.errors.QueryCanceled`.
+        Whoever runs a statement gets `psycopg.errors.QueryCanceled`.  The lease stays the borrower's.
         """
+        if self._pooled is None:
+            return
         connection = self.connection
-        if self._pooled is not None and connection.pgconn.transaction_status == TransactionStatus.ACTIVE:
-            cancelled = request_cancel(connection.pgconn)
-            wait_for(cancelled, _CANCEL_TIMEOUT)
-            if not cancelled.done():
+        connection.__dict__["refusal"] = error
+        pgconn, deadline = connection.pgconn, monotonic() + _CANCEL_TIMEOUT
+        while not acquire(connection.lock, _CANCEL_AGAIN):
+            if monotonic() >= deadline:
                 logger.warning("a statement could not be cancelled: the server did not answer")
-                hang_up(connection.pgconn)
-            with connection.lock:
-                """The statement has ended."""
+                hang_up(pgconn)
+                return
+            if pgconn.transaction_status == TransactionStatus.ACTIVE:
+                wait_for(request_cancel(pgconn), deadline - monotonic())
+        connection.lock.release()
 
     def abandon(self) -> None:
         """Close the connection, whatever it is doing, and give its place back.  Never waits."""

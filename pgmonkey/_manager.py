@@ -207,7 +207,8 @@ class PGConnectionManager:
         try:
             handle.open()
         except BaseException:
-            cache.release(self, key)
+            if handle.unused:  # another caller may have had more luck
+                cache.release(self, key)
             raise
         return handle
 
@@ -217,7 +218,8 @@ class PGConnectionManager:
         try:
             await handle.open()
         except BaseException:
-            cache.release(self, key)
+            if handle.unused:  # another caller may have had more luck
+                cache.release(self, key)
             raise
         return handle
 

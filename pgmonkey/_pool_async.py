@@ -22,18 +22,16 @@ from psycopg.pq import TransactionStatus
 
 from . import _forks
 from ._blueprint import Blueprint
-from ._colour_async import Runner, Waiter, sleep
+from ._colour_async import Runner, Waiter
 from ._connector_async import AsyncConnector, AsyncPooledConnection
 from ._lending import Label, Place
 from ._liveness import is_alive, tells_of_a_lost_server
 from ._lock import DeferringLock
 from ._upkeep_async import AsyncUpkeep
-from .errors import PgmonkeyError, PoolClosedError, PoolFullError, PoolTimeoutError
+from .errors import PoolClosedError, PoolFullError, PoolTimeoutError
 
 logger = logging.getLogger("pgmonkey")
 
-# Seconds between the attempts to open a pool, doubled each time up to the second.
-_PAUSE = (0.1, 2.0)
 _COUNTS = (
     *("usage_ms", "requests_num", "requests_queued", "requests_wait_ms", "requests_errors", "returns_bad"),
     *("connections_num", "connections_ms", "connections_errors", "connections_lost"),
@@ -61,7 +59,8 @@ class AsyncPool:
         self._connector = AsyncConnector(plan, self.observe)
         self._close_reason = ""
         self._counts = dict.fromkeys(_COUNTS, 0)
-        self._opened = False
+        self.opened = False
+        """Whether there ever was a connection."""
         self._last_error: str | None = None
         self.scavenge: Callable[[], None] | None = None
         """Takes back what was forgotten; called before anybody has to wait."""
@@ -256,7 +255,7 @@ class AsyncPool:
         self._counts["connections_ms"] += int((monotonic() - started) * 1000)
         with self._lock:
             self._lent.add(pooled)
-        self._opened, self._last_error = True, None
+        self.opened, self._last_error = True, None
         self._upkeep.start()
         return pooled
 
@@ -319,21 +318,9 @@ class AsyncPool:
     # -- life -----------------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Make the first connection now, so that a wrong configuration fails here; do nothing when there was one.
-
-        A server that cannot be reached is tried again for ``open_timeout`` seconds.
-        """
-        give_up = monotonic() + self._settings.open_timeout
-        pause, longest = _PAUSE
-        while not self._opened:
-            try:
-                self.give_back(await self._checkout(self._settings.timeout))
-            except psycopg.OperationalError as error:
-                if isinstance(error, PgmonkeyError) or monotonic() + pause >= give_up:
-                    raise
-                logger.warning("%s: cannot connect, trying again: %s", self.name, error)
-                await sleep(pause)
-                pause = min(2 * pause, longest)
+        """Make the first connection now, so that a wrong configuration fails here; do nothing when there was one."""
+        if not self.opened:
+            self.give_back(await self._checkout(self._settings.timeout))
 
     def close(self, reason: str = "the pool is closed") -> None:
         """Close idle connections now and lent ones when they are given back; whoever waits gets `PoolClosedError`.

@@ -140,7 +140,7 @@ class UnitOfWork(Generic[Row]):
         lease = self._lease
         if lease is not None:
             with self._cancelling:
-                lease.cancel()
+                lease.cancel(self._cancelled)
             self.roll_back(self._cancelled)
 
     def _end(self, error: BaseException | None) -> None:

@@ -140,7 +140,7 @@ class AsyncUnitOfWork(Generic[Row]):
         lease = self._lease
         if lease is not None:
             async with self._cancelling:
-                await lease.cancel()
+                await lease.cancel(self._cancelled)
             await self.roll_back(self._cancelled)
 
     async def _end(self, error: BaseException | None) -> None:

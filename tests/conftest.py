@@ -40,6 +40,18 @@ class GivenServer(Server):
         """Leave it running."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    faults = parser.getgroup("faults")
+    faults.addoption("--faults", action="store_true", help="collect the fault suite too, which takes its time")
+    faults.addoption("--short", action="store_true", help="keep the outages, the failovers and the soak short")
+    faults.addoption("--write-figures", action="store_true", help="write the figures into docs/reliability.md")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave the fault suite out unless it is asked for."""
+    return True if collection_path.name == "faults" and not config.getoption("--faults") else None
+
+
 def pytest_configure(config: pytest.Config) -> None:
     global _server
     if os.environ.get("PGMONKEY_TEST_INSTALLED") and Path(pgmonkey.__file__).is_relative_to(ROOT / "pgmonkey"):
