@@ -21,6 +21,8 @@ from .errors import ConfigError
 
 logger = logging.getLogger("pgmonkey")
 
+_CHANCE = 0.75
+
 AsyncPooledConnection = Pooled[AsyncConnection[Any]]
 
 
@@ -36,7 +38,8 @@ class AsyncConnector:
 
     async def connect(self, deadline: float | None) -> AsyncPooledConnection:
         """Return a new connection; raise what psycopg raises when there is none by the *deadline*."""
-        token = connecting_until.set(deadline)
+        # Somebody in a hurry still gives a connection a chance, or a pool on a slow network would never have one.
+        token = connecting_until.set(None if deadline is None else max(deadline, monotonic() + _CHANCE))
         try:
             connection = await self._connect()
         except BaseException as error:

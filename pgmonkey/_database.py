@@ -191,18 +191,23 @@ class Database(Generic[Row]):
 
     def _stream(self, query: Statement, params: Params, size: int, values: SessionValues) -> Iterator[Row]:
         lease = self._borrow(autocommit=False)
+        stopped = False
         try:
             set_values(lease.connection, values)
             with lease.connection.cursor("pgmonkey_stream") as cursor:
                 cursor.itersize = size
                 cursor.execute(query, params)
                 for row in cursor:
-                    yield row
-        except GeneratorExit:
-            lease.finish(_STOPPED)  # a generator that is being closed may wait, unlike a coroutine
-            raise
+                    try:
+                        yield row
+                    except GeneratorExit:
+                        stopped = True
+                        raise
         except BaseException as error:
-            lease.finish(error)
+            # A generator that is being closed may wait, unlike a coroutine.
+            lease.finish(_STOPPED if stopped else error)
+            if stopped and isinstance(error, psycopg.Error):
+                return  # whoever stopped it does not mind that the connection was lost
             raise
         lease.finish()
 

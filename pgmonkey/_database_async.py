@@ -189,18 +189,23 @@ class AsyncDatabase(Generic[Row]):
 
     async def _stream(self, query: Statement, params: Params, size: int, values: SessionValues) -> AsyncIterator[Row]:
         lease = await self._borrow(autocommit=False)
+        stopped = False
         try:
             await set_values(lease.connection, values)
             async with lease.connection.cursor("pgmonkey_stream") as cursor:
                 cursor.itersize = size
                 await cursor.execute(query, params)
                 async for row in cursor:
-                    yield row
-        except GeneratorExit:
-            await lease.finish(_STOPPED)  # a generator that is being closed may wait, unlike a coroutine
-            raise
+                    try:
+                        yield row
+                    except GeneratorExit:
+                        stopped = True
+                        raise
         except BaseException as error:
-            await lease.finish(error)
+            # A generator that is being closed may wait, unlike a coroutine.
+            await lease.finish(_STOPPED if stopped else error)
+            if stopped and isinstance(error, psycopg.Error):
+                return  # whoever stopped it does not mind that the connection was lost
             raise
         await lease.finish()
 

@@ -94,6 +94,8 @@ class AsyncLease:
         finally:
             take_back(self.connection)
             self.pool.give_back(pooled)
+            if not cannot_wait(error):
+                self.pool.replenish()
 
     async def cancel(self, error: psycopg.Error) -> None:
         """End what is running, on the server, and wait for its end; from now on each statement raises *error*.

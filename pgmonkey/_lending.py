@@ -20,7 +20,9 @@ from typing import Any, Generic, Protocol, TypeVar
 from psycopg import BaseConnection
 from psycopg.abc import AdaptContext
 from psycopg.adapt import AdaptersMap
-from psycopg.pq import TransactionStatus
+from psycopg.errors import error_from_result
+from psycopg.generators import execute
+from psycopg.pq import ExecStatus, TransactionStatus
 
 from ._cancelling import request_cancel
 from ._prepared import Prepared
@@ -45,18 +47,19 @@ class _Lent:
         """Whether the connection is closed, or was given back."""
         return "pgconn" not in self.__dict__ or bool(super().closed)  # type: ignore[misc]
 
-    def _get_tx_start_command(self) -> bytes:
-        """Return psycopg's ``BEGIN``, with the settings that no session can keep (PgBouncer) behind it."""
-        command: bytes = super()._get_tx_start_command()  # type: ignore[misc]
-        settings: bytes = self.__dict__.get("transaction_settings", b"")
-        return b"%b; %b" % (command, settings) if settings and self._pipeline is None else command
-
     def _start_query(self) -> Any:
-        """Begin a transaction as psycopg does; in a pipeline, its settings are a command of their own."""
-        begins = self.pgconn.transaction_status == TransactionStatus.IDLE and not self._autocommit
-        yield from super()._start_query()  # type: ignore[misc]
-        if begins and self._pipeline is not None and "transaction_settings" in self.__dict__:
-            yield from self._exec_command(self.__dict__["transaction_settings"])
+        """Begin a transaction as psycopg does, in one message with the settings that no session keeps (PgBouncer)."""
+        settings: bytes = self.__dict__.get("transaction_settings", b"")
+        if not settings or self._autocommit or self.pgconn.transaction_status != TransactionStatus.IDLE:
+            yield from super()._start_query()  # type: ignore[misc]
+        elif self._pipeline is not None:
+            yield from super()._start_query()  # type: ignore[misc]
+            yield from self._exec_command(settings)
+        else:
+            self.pgconn.send_query(self._get_tx_start_command() + b"; " + settings)
+            for result in (yield from execute(self.pgconn)):
+                if result.status == ExecStatus.FATAL_ERROR:
+                    raise error_from_result(result)
 
     def __getattr__(self, name: str) -> Any:
         if name in _TAKEN_BACK:

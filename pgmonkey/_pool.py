@@ -201,7 +201,7 @@ class Pool:
             self._lent.discard(pooled)
             self._counts["usage_ms"] += int((now - pooled.borrowed_at) * 1000)
             if fit and not self._close_reason and now < pooled.expires:
-                pooled.place = None
+                pooled.place, pooled.reported = None, False
                 if self._waiters:
                     self._lent.add(pooled)
                     self._waiters.popleft().deliver(pooled)
@@ -212,6 +212,11 @@ class Pool:
             self._counts["returns_bad"] += not fit
         pooled.close()
         self._free_room()
+
+    def replenish(self) -> None:
+        """Have connections made in the place of those that were lost."""
+        if self._size < self._settings.min_size:
+            self._upkeep.start()
 
     def reclaim(self, pooled: PooledConnection) -> None:
         """Take back a connection whose borrower was garbage-collected, at whatever moment that happened."""
@@ -340,7 +345,7 @@ class Pool:
         for pooled in idle:
             pooled.close()
         for pooled in lent:
-            logger.warning("%s: closed while a connection is still out: %s", self.name, pooled)
+            logger.warning("%s: closed while a connection is still out: %s", self.name, str(pooled))
 
     def terminate(self, reason: str = "the pool is closed") -> None:
         """Close every connection now, also the lent ones: for when nobody can give them back any more."""

@@ -134,4 +134,4 @@ class AsyncUpkeep:
         for pooled in self._pool.lent:
             if not pooled.reported and pooled.place is not None and monotonic() - pooled.borrowed_at >= threshold:
                 pooled.reported = True
-                logger.warning("%s: a connection is out for long, perhaps it leaks: %s", self._pool.name, pooled)
+                logger.warning("%s: a connection is out for long, perhaps it leaks: %s", self._pool.name, str(pooled))

@@ -28,7 +28,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import sql
@@ -38,6 +38,7 @@ from .errors import PgmonkeyError
 __all__ = ["EmbeddedError", "Server", "die_with_parent", "find_binaries"]
 
 SUPERUSER = "postgres"
+S = TypeVar("S", bound="Server")
 
 _DISTRIBUTIONS = (
     "usr/lib/postgresql/*/bin",
@@ -129,7 +130,7 @@ class Server:
         self._process: subprocess.Popen[Any] | None = None
         self._bin = Path()
 
-    def __enter__(self) -> Server:
+    def __enter__(self: S) -> S:
         self.start()
         return self
 

@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import threading
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -29,9 +28,17 @@ class Outcome:
 class Load:
     """Writes rows from threads and tasks until its block ends; every second write is a transaction of two."""
 
-    def __init__(self, config: dict[str, Any], *, threads: int = 8, tasks: int = 50, pause: float = 0.004) -> None:
-        self.database = Database(config)
-        self.async_database = AsyncDatabase(config)
+    def __init__(
+        self,
+        config: dict[str, Any] | str,
+        *,
+        threads: int = 8,
+        tasks: int = 50,
+        pause: float = 0.004,
+        resolve_env: bool = False,
+    ) -> None:
+        self.database = Database(config, resolve_env=resolve_env)
+        self.async_database = AsyncDatabase(config, resolve_env=resolve_env)
         self.outcomes: list[Outcome] = []
         self._keys = itertools.count(1)
         self._stopped = False
@@ -133,8 +140,3 @@ def wait_until(what: Any, seconds: float = 10.0) -> float:
         assert time.monotonic() - started < seconds
         time.sleep(0.002)
     return time.monotonic() - started
-
-
-def worst(values: Iterable[float]) -> float:
-    """Return the largest of *values*."""
-    return max(values)

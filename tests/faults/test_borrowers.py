@@ -126,8 +126,8 @@ async def test_nothing_is_left_in_the_session(ending: str, config: dict[str, Any
     reached = []
     for name, (leave, look, clean) in STATES.items():
         if ending == "autocommit" and name != "held cursor":
-            database.execute(leave)  # type: ignore[arg-type]
-            await async_database.execute(leave)  # type: ignore[arg-type]
+            database.execute(leave)
+            await async_database.execute(leave)
         else:
             try:
                 with database.connection() as connection:
@@ -139,7 +139,7 @@ async def test_nothing_is_left_in_the_session(ending: str, config: dict[str, Any
                 """As it was meant."""
             async with async_database.connection() as async_connection:
                 await async_connection.execute(leave.encode())
-        if database.fetch_value(look) != clean or await async_database.fetch_value(look) != clean:  # type: ignore[arg-type]
+        if database.fetch_value(look) != clean or await async_database.fetch_value(look) != clean:
             reached.append(name)
     assert reached == []
     await async_database.close()

@@ -1,0 +1,13 @@
+"""What tests do differently in threads.  `_colour_async` offers the same names to tasks."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+
+def elsewhere(function: Callable[[], None]) -> None:
+    """Run *function* in a thread of its own, to its end."""
+    thread = threading.Thread(target=function)
+    thread.start()
+    thread.join()

@@ -1,0 +1,98 @@
+"""PgBouncer in transaction mode: every transaction may be in another session."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from pgmonkey import AsyncDatabase, Database
+from pgmonkey.embedded import Server
+
+from .clusters import Cluster, PgBouncer
+
+Figure = Callable[[str, str], None]
+ROW = "PgBouncer in transaction mode"
+
+
+@pytest.fixture
+def bouncer(cluster: Cluster) -> Iterator[PgBouncer]:
+    if shutil.which("pgbouncer") is None:
+        pytest.skip("pgbouncer is not installed (Debian: apt install pgbouncer)")
+    with PgBouncer(cluster, default_pool_size=4) as bouncer:
+        yield bouncer
+
+
+@pytest.fixture
+def bounced(config: dict[str, Any], bouncer: PgBouncer) -> dict[str, Any]:
+    settings = {**config["connection_settings"], "port": bouncer.port, "pgbouncer": True}
+    limits = {"statement_timeout": "7s", "search_path": ["public", "pg_temp"]}
+    return {**config, "connection_settings": settings, "sync_settings": limits, "async_settings": limits}
+
+
+async def test_many_operations(bounced: dict[str, Any], figure: Figure) -> None:
+    database, async_database = Database(bounced), AsyncDatabase(bounced)
+    errors: list[Exception] = []
+    operations = 0
+
+    def operate() -> None:
+        nonlocal operations
+        for number in range(125):
+            operations += 4
+            try:
+                assert database.fetch_value("SELECT %s::int", [number]) == number
+                assert database.fetch_value("SHOW statement_timeout") == "7s"
+                with database.transaction() as connection:
+                    assert connection.execute("SHOW statement_timeout").fetchone() == ("7s",)
+                    connection.execute("SET work_mem = '123kB'")
+                assert sum(1 for _ in database.stream("SELECT generate_series(1, 20)", size=7)) == 20
+            except (psycopg.Error, AssertionError) as error:
+                errors.append(error)
+
+    async def async_operate() -> None:
+        nonlocal operations
+        for number in range(10):
+            operations += 3
+            try:
+                assert await async_database.fetch_value("SELECT %s::int", [number]) == number
+                async with async_database.transaction() as connection:
+                    cursor = await connection.execute("SHOW search_path")
+                    assert await cursor.fetchone() == ("public, pg_temp",)
+                assert await async_database.fetch_value("SHOW work_mem") == "4MB"
+            except (psycopg.Error, AssertionError) as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=operate) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    await asyncio.gather(*(async_operate() for _ in range(50)))
+    for thread in threads:
+        await asyncio.to_thread(thread.join)
+    assert errors == []
+    assert database.fetch_value("SHOW work_mem") == "4MB"
+    figure(
+        ROW,
+        f"8 threads with 500 operations each, 50 tasks: {len(errors)} errors of {operations}, no SET reaches others",
+    )
+    await async_database.close()
+
+
+def test_without_settings_a_verb_is_one_statement(bounced: dict[str, Any], server: Server) -> None:
+    del bounced["sync_settings"]
+    database = Database(bounced)
+    for _ in range(20):
+        assert database.fetch_value("SELECT 1") == 1
+    with database.connection() as connection:
+        assert connection.prepare_threshold is None
+
+
+def test_pipelines_have_the_settings_too(bounced: dict[str, Any]) -> None:
+    database = Database(bounced)
+    with database.connection() as connection, connection.pipeline():
+        cursor = connection.execute("SHOW statement_timeout")
+        assert cursor.fetchone() == ("7s",)
