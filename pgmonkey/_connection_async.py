@@ -141,9 +141,7 @@ class AsyncConnectionHandle:
         """Take back what was entered by hand, in a thread or task that has ended, and that nobody refers to."""
         for lease in self._entries.remove(_is_forgotten):
             if isinstance(lease, AsyncLease):
-                logger.warning(
-                    "%s: taking back a connection that was never given back: %s", self._pool.name, str(lease)
-                )
+                logger.warning("%s: taking back what was never given back: %s", self._pool.name, str(lease))
                 lease.abandon()
 
     def close(self) -> None:
