@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from ._config import CREDENTIALS, Config, Kind, PoolSettings
+from ._config import CREDENTIALS, Config, Kind, PoolSettings, libpq_keywords
 
 # What is said when neither the file nor the environment says it.  libpq would wait for ever, psycopg 130 seconds, for a
 # connection, and the kernel a quarter of an hour for the acknowledgement of what was sent, or 11 minutes, after two
@@ -68,9 +68,9 @@ def blueprint(config: Config, kind: Kind) -> Blueprint:
     behind_pgbouncer = arguments.pop("pgbouncer", False)
     command_timeout = arguments.pop("command_timeout", None)
     connect: dict[str, Any] = dict(config.connect)
-    for keyword, patience in _PATIENCE.items():
-        if keyword not in connect and (keyword != "connect_timeout" or "PGCONNECT_TIMEOUT" not in os.environ):
-            connect[keyword] = patience
+    for keyword in libpq_keywords().intersection(_PATIENCE):
+        if keyword != "connect_timeout" or "PGCONNECT_TIMEOUT" not in os.environ:
+            connect.setdefault(keyword, _PATIENCE[keyword])
     parameters = config.async_settings if is_async else config.sync_settings
     transaction_settings = b""
     if behind_pgbouncer:

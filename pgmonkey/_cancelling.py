@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+import _thread
 import logging
-import os
-import threading
 from concurrent.futures import Future
-from contextlib import suppress
 from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
 from socket import SHUT_RDWR, socket
 from time import monotonic
@@ -31,8 +29,8 @@ def request_cancel(pgconn: pq.abc.PGconn) -> Future[None]:
     try:
         safe = psycopg.capabilities.has_cancel_safe()
         request: Any = pgconn.cancel_conn() if safe else pgconn.get_cancel()
-        sender = threading.Thread(target=_send, args=(request, safe, done), name="pgmonkey-cancel", daemon=True)
-        sender.start()
+        # Not a threading.Thread, whose locks a finalizer that interrupted threading's own code would wait for for ever.
+        _thread.start_new_thread(_send, (request, safe, done))
     except (RuntimeError, psycopg.Error) as error:  # the interpreter is ending, or the connection is lost
         logger.debug("a statement could not be cancelled: %s", error)
         done.set_result(None)
@@ -41,8 +39,13 @@ def request_cancel(pgconn: pq.abc.PGconn) -> Future[None]:
 
 def hang_up(pgconn: pq.abc.PGconn) -> None:
     """Cut *pgconn*, which another thread is using, off from the server: that thread sees the end of the stream."""
-    with socket(fileno=os.dup(pgconn.socket)) as link, suppress(OSError):
+    link = socket(fileno=pgconn.socket)
+    try:
         link.shutdown(SHUT_RDWR)
+    except OSError:
+        """It is cut off already."""
+    finally:
+        link.detach()
 
 
 def _send(request: Any, safe: bool, done: Future[None]) -> None:

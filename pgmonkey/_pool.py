@@ -263,7 +263,7 @@ class Pool:
         with self._lock:
             self._lent.add(pooled)
         self.opened, self._last_error = True, None
-        self._upkeep.start()
+        self._upkeep.start(hurry=True)
         return pooled
 
     def observe(self, error: psycopg.Error, pgconn: pq.abc.PGconn) -> None:

@@ -73,14 +73,14 @@ class Upkeep:
         self._failing_since: float | None = None
         self._pause = 0.0
 
-    def start(self) -> None:
-        """Begin, or go on at once where a pause was made after a failure."""
+    def start(self, *, hurry: bool = False) -> None:
+        """Begin; with *hurry*, after somebody's success, end the pause that was made after a failure."""
         with self._lock:
             self._wanted = True
             if self._ticker is None:
                 if not self._pool.closed and (self._settings.leak_detection_threshold or not self._pool.settled):
                     self._ticker = Ticker(self._run)
-            elif self._pause:
+            elif hurry and self._pause:
                 self._pause = 0.0
                 self._ticker.hurry()
 

@@ -262,7 +262,12 @@ def test_a_script_that_is_interrupted(
 ) -> None:
     code = 'from pgmonkey import Database\nprint("go", flush=True)\nDatabase(CONFIG).fetch_value("SELECT pg_sleep(30)")'
     prelude = f"import json\nCONFIG = json.loads({json.dumps(json.dumps(config))})\n"
-    process = subprocess.Popen([sys.executable, "-c", prelude + code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", prelude + code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a job in the background has not
+    )
     assert process.stdout is not None
     process.stdout.readline()
     query = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%' AND state = 'active'"
