@@ -61,7 +61,7 @@ def test_a_command_timeout_ends_the_statement_here_and_there(config: dict[str, A
                 connection.execute("SELECT pg_sleep(30)")
             with pytest.raises(psycopg.OperationalError):
                 connection.execute("SELECT 1")
-    assert database.stats()["pool_size"] == database.stats()["pool_available"]
+    until(lambda: database.stats()["pool_size"] == database.stats()["pool_available"])
     database.close()
 
 

@@ -59,7 +59,7 @@ async def test_a_command_timeout_ends_the_statement_here_and_there(config: dict[
                 await connection.execute("SELECT pg_sleep(30)")
             with pytest.raises(psycopg.OperationalError):
                 await connection.execute("SELECT 1")
-    assert database.stats()["pool_size"] == database.stats()["pool_available"]
+    await until(lambda: database.stats()["pool_size"] == database.stats()["pool_available"])
     await database.close()
 
 
