@@ -16,7 +16,7 @@ import yaml
 
 from pgmonkey.embedded import find_binaries
 
-from .django_projects import SETTINGS, migrate, ok, run
+from .django_projects import SETTINGS, make, migrate, ok, run
 
 
 def test_migrations_and_the_orm(project: Path, observer: psycopg.Connection[Any]) -> None:
@@ -163,3 +163,44 @@ def test_the_example_shops_commands(examples: Path, config: dict[str, Any], obse
         if command.startswith("test"):
             assert "Ran 2 tests" in finished.stderr
     assert observer.execute("SELECT count(*) FROM purchase").fetchone() == (0,)
+
+
+def test_a_rotated_secret_needs_no_restart(
+    config: dict[str, Any], observer: psycopg.Connection[Any], tmp_path: Path
+) -> None:
+    role = f"rotating_{observer.info.dbname}"
+    observer.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'one'".encode())
+    try:
+        secret = tmp_path / "secret"
+        secret.write_text("one\n")
+        admin = dict(config["connection_settings"])
+        config["connection_settings"].update(user=role, password={"from_file": str(secret)})
+        config["pool_settings"]["max_lifetime"] = 0.05
+        make(tmp_path, config)
+        (tmp_path / "settings.py").write_text(
+            "EXTRA = {}\n" + SETTINGS + "DATABASES['default']['OPTIONS']['resolve_env'] = True\n"
+        )
+        code = f"""
+import pathlib, threading, time
+import psycopg
+from django.db import connection
+def work():
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT current_user")
+        seen.append((cursor.fetchone()[0], id(connection.pool)))
+    connection.close()
+seen = []
+work()
+with psycopg.connect(**{admin!r}, autocommit=True) as c:
+    c.execute("ALTER ROLE {role} PASSWORD 'two'")
+pathlib.Path({str(secret)!r}).write_text("two\\n")
+time.sleep(0.1)
+work()
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+print(len(seen), len(set(seen)))
+"""
+        assert ok(run(tmp_path, code=code)) == "3 1\n"
+    finally:
+        observer.execute(f"DROP ROLE {role}".encode())
