@@ -10,6 +10,8 @@ from concurrent.futures import Future
 from inspect import isawaitable
 from typing import Any, Generic, TypeVar
 
+from psycopg import pq
+
 from ._config import Kind
 
 T = TypeVar("T")
@@ -33,6 +35,11 @@ def is_over(loop: object | None) -> bool:
 def cannot_wait(error: BaseException | None) -> bool:
     """Tell whether *error* is being handled where awaiting is forbidden: a coroutine that is being closed."""
     return isinstance(error, GeneratorExit)
+
+
+def quick_answer(pgconn: pq.abc.PGconn, arrived: Callable[[int], object]) -> pq.abc.PGresult | None:
+    """Return None: a task does not wait without giving way."""
+    return None
 
 
 class Runner:

@@ -23,6 +23,7 @@ from ._blueprint import blueprint
 from ._colour import current_loop, is_over, sleep
 from ._config import Config, Kind
 from ._entries import Entries
+from ._fast import FastPath
 from ._lease import Lease
 from ._lending import Label
 from ._pool import Pool
@@ -175,6 +176,10 @@ class ConnectionHandle:
     def stats(self) -> dict[str, int]:
         """Return counters named as in psycopg_pool: sizes in connections, times in milliseconds."""
         return self._pool.stats()
+
+    def fast_path(self, row_factory: Any) -> FastPath:
+        """Return the short way for single statements with rows as *row_factory* makes them."""
+        return FastPath(self._pool, row_factory)
 
     def forget_plans(self) -> None:
         """Have every connection prepare its statements anew."""

@@ -21,6 +21,7 @@ from ._blueprint import blueprint
 from ._colour_async import current_loop, is_over, sleep
 from ._config import Config, Kind
 from ._entries import Entries
+from ._fast_async import AsyncFastPath
 from ._lease_async import AsyncLease
 from ._lending import Label
 from ._pool_async import AsyncPool
@@ -175,6 +176,10 @@ class AsyncConnectionHandle:
     def stats(self) -> dict[str, int]:
         """Return counters named as in psycopg_pool: sizes in connections, times in milliseconds."""
         return self._pool.stats()
+
+    def fast_path(self, row_factory: Any) -> AsyncFastPath:
+        """Return the short way for single statements with rows as *row_factory* makes them."""
+        return AsyncFastPath(self._pool, row_factory)
 
     def forget_plans(self) -> None:
         """Have every connection prepare its statements anew."""

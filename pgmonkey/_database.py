@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from time import perf_counter
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar, cast, overload
 
 import psycopg
 from psycopg import Connection, Cursor, IsolationLevel
@@ -22,11 +22,12 @@ from psycopg.errors import (
     SerializationFailure,
 )
 from psycopg.pq import TransactionStatus
-from psycopg.rows import Row, RowFactory, TupleRow
+from psycopg.rows import Row, RowFactory, TupleRow, tuple_row
 
 from ._blueprint import blueprint
 from ._colour import POOL_KIND, sleep
 from ._connection import ConnectionHandle
+from ._fast import MISS, FastPath, read_all, read_count, read_one, read_value
 from ._lease import Lease
 from ._lending import Label
 from ._manager import PGConnectionManager
@@ -95,6 +96,7 @@ class Database(Generic[Row]):
         self._row_factory = row_factory
         self._session_values = session_values
         self._handle: ConnectionHandle | None = None
+        self._fast: FastPath | None = None
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -108,7 +110,7 @@ class Database(Generic[Row]):
 
     def release(self) -> None:
         """Do what `close` does, where nothing can be awaited."""
-        self._handle = None
+        self._handle = self._fast = None
         self._manager.clear_cache()
 
     def disconnect(self) -> None:
@@ -128,7 +130,10 @@ class Database(Generic[Row]):
     def _pool(self) -> ConnectionHandle:
         handle = self._handle
         if handle is None or not handle.usable_here:
-            handle = self._handle = self._get()
+            handle = self._get()
+            fast = handle.fast_path(self._row_factory)
+            self._fast = fast if fast.possible and self._session_values is None else None
+            self._handle = handle
         return handle
 
     def _borrow(
@@ -155,24 +160,39 @@ class Database(Generic[Row]):
 
     def fetch_one(self, query: Statement, params: Params = None) -> Row | None:
         """Return the first row of *query*, or None when there is none."""
+        if self._fast is not None and not units.get():
+            found = self._fast.run(query, params, read_one)
+            if found is not MISS:
+                return cast("Row | None", found)
         with self._run(query, params) as cursor:
             return cursor.fetchone()
 
     def fetch_all(self, query: Statement, params: Params = None) -> list[Row]:
         """Return all rows of *query*."""
+        if self._fast is not None and not units.get():
+            found = self._fast.run(query, params, read_all)
+            if found is not MISS:
+                return cast("list[Row]", found)
         with self._run(query, params) as cursor:
             return cursor.fetchall()
 
     def fetch_value(self, query: Statement, params: Params = None) -> Any:
         """Return the first column of the first row of *query*, or None when there is no row."""
+        if self._fast is not None and not units.get():
+            found = self._fast.run(query, params, read_value)
+            if found is not MISS:
+                return found
         with self._run(query, params) as cursor:
+            cursor.row_factory = cast(Any, tuple_row)
             row: Any = cursor.fetchone()
-        if row is None:
-            return None
-        return next(iter(row.values())) if isinstance(row, Mapping) else row[0]
+        return None if row is None else row[0]
 
     def execute(self, query: Statement, params: Params = None) -> int:
         """Run *query*; return the number of rows affected, -1 where the statement has none."""
+        if self._fast is not None and not units.get():
+            found = self._fast.run(query, params, read_count)
+            if found is not MISS:
+                return cast(int, found)
         with self._run(query, params) as cursor:
             return cursor.rowcount
 
@@ -230,6 +250,8 @@ class Database(Generic[Row]):
         try:
             with self._execute(lease.connection, query, params) as cursor:
                 yield cursor
+                if self._fast is not None and lease.pooled is not None and isinstance(query, str):
+                    self._fast.learn(lease.pooled, query, params, cursor)
         except BaseException as error:
             lease.finish(error, clean=leaves_state(query))
             raise

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import asynccontextmanager
 from functools import partial
 from time import perf_counter
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar, cast, overload
 
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor, IsolationLevel
@@ -20,11 +20,12 @@ from psycopg.errors import (
     SerializationFailure,
 )
 from psycopg.pq import TransactionStatus
-from psycopg.rows import AsyncRowFactory, Row, TupleRow
+from psycopg.rows import AsyncRowFactory, Row, TupleRow, tuple_row
 
 from ._blueprint import blueprint
 from ._colour_async import POOL_KIND, sleep
 from ._connection_async import AsyncConnectionHandle
+from ._fast_async import MISS, AsyncFastPath, read_all, read_count, read_one, read_value
 from ._lease_async import AsyncLease
 from ._lending import Label
 from ._manager import PGConnectionManager
@@ -93,6 +94,7 @@ class AsyncDatabase(Generic[Row]):
         self._row_factory = row_factory
         self._session_values = session_values
         self._handle: AsyncConnectionHandle | None = None
+        self._fast: AsyncFastPath | None = None
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -106,7 +108,7 @@ class AsyncDatabase(Generic[Row]):
 
     def release(self) -> None:
         """Do what `close` does, where nothing can be awaited."""
-        self._handle = None
+        self._handle = self._fast = None
         self._manager.clear_cache()
 
     async def disconnect(self) -> None:
@@ -126,7 +128,10 @@ class AsyncDatabase(Generic[Row]):
     async def _pool(self) -> AsyncConnectionHandle:
         handle = self._handle
         if handle is None or not handle.usable_here:
-            handle = self._handle = await self._get()
+            handle = await self._get()
+            fast = handle.fast_path(self._row_factory)
+            self._fast = fast if fast.possible and self._session_values is None else None
+            self._handle = handle
         return handle
 
     async def _borrow(
@@ -153,24 +158,39 @@ class AsyncDatabase(Generic[Row]):
 
     async def fetch_one(self, query: Statement, params: Params = None) -> Row | None:
         """Return the first row of *query*, or None when there is none."""
+        if self._fast is not None and not units.get():
+            found = await self._fast.run(query, params, read_one)
+            if found is not MISS:
+                return cast("Row | None", found)
         async with self._run(query, params) as cursor:
             return await cursor.fetchone()
 
     async def fetch_all(self, query: Statement, params: Params = None) -> list[Row]:
         """Return all rows of *query*."""
+        if self._fast is not None and not units.get():
+            found = await self._fast.run(query, params, read_all)
+            if found is not MISS:
+                return cast("list[Row]", found)
         async with self._run(query, params) as cursor:
             return await cursor.fetchall()
 
     async def fetch_value(self, query: Statement, params: Params = None) -> Any:
         """Return the first column of the first row of *query*, or None when there is no row."""
+        if self._fast is not None and not units.get():
+            found = await self._fast.run(query, params, read_value)
+            if found is not MISS:
+                return found
         async with self._run(query, params) as cursor:
+            cursor.row_factory = cast(Any, tuple_row)
             row: Any = await cursor.fetchone()
-        if row is None:
-            return None
-        return next(iter(row.values())) if isinstance(row, Mapping) else row[0]
+        return None if row is None else row[0]
 
     async def execute(self, query: Statement, params: Params = None) -> int:
         """Run *query*; return the number of rows affected, -1 where the statement has none."""
+        if self._fast is not None and not units.get():
+            found = await self._fast.run(query, params, read_count)
+            if found is not MISS:
+                return cast(int, found)
         async with self._run(query, params) as cursor:
             return cursor.rowcount
 
@@ -228,6 +248,8 @@ class AsyncDatabase(Generic[Row]):
         try:
             async with await self._execute(lease.connection, query, params) as cursor:
                 yield cursor
+                if self._fast is not None and lease.pooled is not None and isinstance(query, str):
+                    self._fast.learn(lease.pooled, query, params, cursor)
         except BaseException as error:
             await lease.finish(error, clean=leaves_state(query))
             raise

@@ -61,10 +61,15 @@ class Lease:
         return self._pooled is not None
 
     @property
+    def pooled(self) -> PooledConnection | None:
+        """What is borrowed; None when it was given back."""
+        return self._pooled
+
+    @property
     def borrower_has_ended(self) -> bool:
         """Whether the thread or task that borrowed the connection will never do anything again."""
         place = self._pooled.place if self._pooled is not None else None
-        return place is not None and place.runner.ended
+        return place is not None and place.runner is not None and place.runner.ended
 
     def __str__(self) -> str:
         return "given back" if self._pooled is None else str(self._pooled)

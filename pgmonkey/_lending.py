@@ -11,7 +11,7 @@ import os
 import sys
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import lru_cache, partial
 from time import monotonic
 from types import CodeType, FrameType
@@ -25,6 +25,7 @@ from psycopg.generators import execute
 from psycopg.pq import ExecStatus, TransactionStatus
 
 from ._cancelling import request_cancel
+from ._liveness import watch
 from ._prepared import Prepared
 from .errors import GivenBackError
 
@@ -131,7 +132,7 @@ class Place:
 
     __slots__ = ("_code", "_label", "_line", "_module", "runner")
 
-    def __init__(self, frame: FrameType, label: Label | None, runner: Borrower) -> None:
+    def __init__(self, frame: FrameType, label: Label | None, runner: Borrower | None) -> None:
         self.runner = runner
         self._code = frame.f_code
         self._line = frame.f_lineno
@@ -141,7 +142,11 @@ class Place:
     @classmethod
     def here(cls, label: Label | None, runner: Borrower) -> Place:
         """Return the nearest calling place outside pgmonkey."""
-        frame: FrameType = sys._getframe(1)
+        return cls.above(sys._getframe(1), label, runner)
+
+    @classmethod
+    def above(cls, frame: FrameType, label: Label | None, runner: Borrower | None) -> Place:
+        """Return the place nearest to *frame*, or the frame's own, that is outside pgmonkey."""
         while frame.f_back is not None and _module(frame) in _OURS:
             frame = frame.f_back
         return cls(frame, label, runner)
@@ -167,21 +172,38 @@ def _module(frame: FrameType) -> str:
 class Pooled(Generic[C]):
     """One connection of a pool, with what the pool knows about it; times as `time.monotonic` gives them."""
 
-    __slots__ = ("borrowed_at", "connection", "expires", "idle_since", "place", "prepared", "reported")
+    __slots__ = (
+        *("arrived", "borrowed_at", "connection", "expires", "frame", "idle_since"),
+        *("lent_at", "plans", "prepared", "reported"),
+    )
 
     def __init__(self, connection: C, max_lifetime: float) -> None:
         self.connection = connection
         self.prepared = Prepared.watch(connection)
+        self.plans: dict[Any, Any] = {}
+        self.arrived = watch(connection.pgconn.socket)
         self.expires = monotonic() + max_lifetime
         self.idle_since = 0.0
         self.borrowed_at = monotonic()
-        self.place: Place | None = None
+        self.lent_at: Place | None = None
+        self.frame: FrameType | None = None
+        self.reported = False
+
+    @property
+    def place(self) -> Place | None:
+        """Where it was borrowed; None while it is idle, or used by the pool itself."""
+        return Place.above(self.frame, None, None) if self.frame is not None else self.lent_at
+
+    def forget_place(self) -> None:
+        """Nobody has it any more."""
+        self.lent_at = self.frame = None
         self.reported = False
 
     def __str__(self) -> str:
-        place = self.place
-        age = f"{monotonic() - self.borrowed_at:.1f} s"
-        return age if place is None else f"{age}, borrowed {place} by {place.runner}"
+        age, place = f"{monotonic() - self.borrowed_at:.1f} s", self.place
+        if place is None:
+            return age
+        return f"{age}, borrowed {place}" + (f" by {place.runner}" if place.runner is not None else "")
 
     def close(self) -> None:
         """Close the socket at once; the server ends what is running, and the session, and rolls back what was open."""
@@ -189,3 +211,14 @@ class Pooled(Generic[C]):
         if pgconn.transaction_status == TransactionStatus.ACTIVE:
             request_cancel(pgconn)
         pgconn.finish()
+
+
+def load(lent: Collection[Pooled[Any]], max_size: int, waiting: int, last_error: str | None) -> str:
+    """Say how busy a pool is, with what, and why it may not grow."""
+    parts = [f"{len(lent)} of at most {max_size} in use, {waiting} waiting"]
+    held = [pooled for pooled in lent if pooled.place is not None]
+    if held:
+        parts.append(f"held longest: {min(held, key=lambda pooled: pooled.borrowed_at)}")
+    if last_error is not None:
+        parts.append(f"last connection error: {last_error}")
+    return "; ".join(parts)

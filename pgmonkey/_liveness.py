@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import select
+from collections.abc import Callable
 
 import psycopg
 from psycopg import pq
 
 
-def is_alive(pgconn: pq.abc.PGconn) -> bool:
+def watch(socket: int) -> Callable[[int], object]:
+    """Return what tells, waiting for as many milliseconds as it is given, whether something has arrived on *socket*."""
+    if not hasattr(select, "poll"):  # Windows, whose select() can watch any number
+        return lambda timeout: select.select([socket], [], [], timeout / 1000)[0]
+    poller = select.poll()
+    poller.register(socket, select.POLLIN)
+    return poller.poll
+
+
+def is_alive(pgconn: pq.abc.PGconn, arrived: Callable[[int], object]) -> bool:
     """Tell whether the idle connection *pgconn* can be lent, at the cost of one ``poll`` when nothing has arrived.
 
     What the server sent meanwhile is read and parsed: notifications and changed parameters are fine, the end of the
@@ -16,7 +26,7 @@ def is_alive(pgconn: pq.abc.PGconn) -> bool:
     """
     if pgconn.status != pq.ConnStatus.OK:
         return False
-    if not _readable(pgconn.socket):
+    if not arrived(0):
         return True
     fatal = False
 
@@ -26,7 +36,7 @@ def is_alive(pgconn: pq.abc.PGconn) -> bool:
 
     previous, pgconn.notice_handler = pgconn.notice_handler, notice
     try:
-        while not fatal and _readable(pgconn.socket):
+        while not fatal and arrived(0):
             pgconn.consume_input()
             if pgconn.is_busy():  # also what makes libpq parse what it read
                 return False
@@ -49,11 +59,3 @@ def tells_of_a_lost_server(error: psycopg.Error, pgconn: pq.abc.PGconn) -> bool:
         return pgconn.status == pq.ConnStatus.OK and pgconn.parameter_status(b"in_hot_standby") == b"on"
     sqlstate = error.sqlstate or ""
     return sqlstate in _GOING_AWAY or sqlstate.startswith("08")
-
-
-def _readable(socket: int) -> bool:
-    if hasattr(select, "poll"):  # select() cannot watch descriptors from 1024 on
-        poller = select.poll()
-        poller.register(socket, select.POLLIN)
-        return bool(poller.poll(0))
-    return bool(select.select([socket], [], [], 0)[0])

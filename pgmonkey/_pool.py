@@ -17,22 +17,24 @@ from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
 from time import monotonic
+from types import FrameType
 
 import psycopg
 from psycopg import pq
-from psycopg.pq import TransactionStatus
 
 from . import _forks
 from ._blueprint import Blueprint
 from ._colour import Runner, Waiter
 from ._connector import Connector, PooledConnection
-from ._lending import Label, Place
+from ._lending import Label, Place, load
 from ._liveness import is_alive, tells_of_a_lost_server
 from ._lock import DeferringLock
 from ._upkeep import Upkeep
 from .errors import PoolClosedError, PoolFullError, PoolTimeoutError
 
 logger = logging.getLogger("pgmonkey")
+
+_IDLE = int(pq.TransactionStatus.IDLE)
 
 _COUNTS = (
     *("usage_ms", "requests_num", "requests_queued", "requests_wait_ms", "requests_errors", "returns_bad"),
@@ -89,7 +91,7 @@ class Pool:
         """
         pooled = self._checkout(self._settings.timeout if timeout is None else timeout)
         pooled.borrowed_at = monotonic()
-        pooled.place = Place.here(label, Runner())
+        pooled.lent_at = Place.here(label, Runner())
         return pooled
 
     def _checkout(self, timeout: float) -> PooledConnection:
@@ -126,7 +128,7 @@ class Pool:
     def _pop_idle(self) -> PooledConnection | None:
         while self._idle:
             pooled = self._idle.pop()
-            if is_alive(pooled.connection.pgconn) and monotonic() < pooled.expires:
+            if is_alive(pooled.connection.pgconn, pooled.arrived) and monotonic() < pooled.expires:
                 self._lent.add(pooled)
                 return pooled
             # What ended this one may have ended all: each is looked at now, rather than by a borrower each.
@@ -139,7 +141,7 @@ class Pool:
         now = monotonic()
         kept: list[PooledConnection] = []
         for pooled in self._idle:
-            if not all_of_them and now < pooled.expires and is_alive(pooled.connection.pgconn):
+            if not all_of_them and now < pooled.expires and is_alive(pooled.connection.pgconn, pooled.arrived):
                 kept.append(pooled)
             else:
                 pooled.close()
@@ -186,22 +188,43 @@ class Pool:
         elif delivery is not None and delivery is not _Signal.CLOSED:
             self.give_back(delivery)
 
+    def take_idle(self, frame: FrameType) -> PooledConnection | None:
+        """Lend an idle connection to *frame*; None when there is none that is certainly alive."""
+        lock = self._lock
+        lock.acquire()
+        try:
+            if not self._idle:
+                return None
+            pooled = self._idle.pop()
+            now = monotonic()
+            if pooled.arrived(0) or now >= pooled.expires:
+                self._idle.append(pooled)
+                return None
+            self._lent.add(pooled)
+            self._counts["requests_num"] += 1
+            pooled.borrowed_at, pooled.frame = now, frame
+            return pooled
+        finally:
+            lock.release()
+            if self._dropped:
+                self._collect()
+
     def give_back(self, pooled: PooledConnection) -> None:
         """Take a connection back: hand it to the first waiter, keep it, or close it when it is not fit to be kept.
 
         Never waits, so nothing can interrupt it half-way.
         """
-        # Lent before a fork, when the parent owns it, or before `terminate`: then at the end of the process, where a
-        # daemon thread may have died with the lock in its hands.
+        # Lent before a fork or before `terminate`, at whose time a daemon thread may have died with the lock.
         if pooled not in self._lent:
             return
-        fit = pooled.connection.pgconn.transaction_status == TransactionStatus.IDLE
-        now = monotonic()
-        with self._lock:
+        fit = pooled.connection.pgconn.transaction_status == _IDLE
+        now, lock = monotonic(), self._lock
+        lock.acquire()
+        try:
             self._lent.discard(pooled)
             self._counts["usage_ms"] += int((now - pooled.borrowed_at) * 1000)
             if fit and not self._close_reason and now < pooled.expires:
-                pooled.place, pooled.reported = None, False
+                pooled.forget_place()
                 if self._waiters:
                     self._lent.add(pooled)
                     self._waiters.popleft().deliver(pooled)
@@ -210,6 +233,10 @@ class Pool:
                     self._idle.append(pooled)
                 return
             self._counts["returns_bad"] += not fit
+        finally:
+            lock.release()
+            if self._dropped:
+                self._collect()
         pooled.close()
         self._free_room()
 
@@ -288,8 +315,6 @@ class Pool:
             for pooled in [*self._idle, *self._lent]:
                 pooled.prepared.mark_stale()
 
-    # -- what upkeep needs ----------------------------------------------------------------------------------------
-
     @property
     def settled(self) -> bool:
         """Whether there are as many connections as there should be."""
@@ -336,14 +361,12 @@ class Pool:
         """
         with self._lock:
             self._close_reason = self._close_reason or reason
-            idle, waiters, lent = self._idle, self._waiters, list(self._lent)
-            self._idle, self._waiters = [], deque()
-            self._size -= len(idle)
+            self._evict(all_of_them=True)
+            waiters, self._waiters = self._waiters, deque()
+            lent = list(self._lent)
         self._upkeep.stop()
         for waiter in waiters:
             waiter.deliver(_Signal.CLOSED)
-        for pooled in idle:
-            pooled.close()
         for pooled in lent:
             logger.warning("%s: closed while a connection is still out: %s", self.name, str(pooled))
 
@@ -366,25 +389,12 @@ class Pool:
             _forks.disown(pooled.connection.pgconn)
         self._reset_state()
 
-    # -- what it tells --------------------------------------------------------------------------------------------
-
     def stats(self) -> dict[str, int]:
         """Return counters named as in psycopg_pool: sizes in connections, times in milliseconds."""
         with self._lock:
-            return {
-                "pool_min": self._settings.min_size,
-                "pool_max": self._max_size,
-                "pool_size": self._size,
-                "pool_available": len(self._idle),
-                "requests_waiting": len(self._waiters),
-                **self._counts,
-            }
+            sizes = {"pool_min": self._settings.min_size, "pool_max": self._max_size, "pool_size": self._size}
+            queues = {"pool_available": len(self._idle), "requests_waiting": len(self._waiters)}
+            return {**sizes, **queues, **self._counts}
 
     def _load(self) -> str:
-        parts = [f"{len(self._lent)} of at most {self._max_size} in use, {len(self._waiters)} waiting"]
-        held = [pooled for pooled in self._lent if pooled.place is not None]
-        if held:
-            parts.append(f"held longest: {min(held, key=lambda pooled: pooled.borrowed_at)}")
-        if self._last_error is not None:
-            parts.append(f"last connection error: {self._last_error}")
-        return "; ".join(parts)
+        return load(self._lent, self._max_size, len(self._waiters), self._last_error)

@@ -46,6 +46,22 @@ class Prepared(PrepareManager):
             return Prepare.NO, b""
         return super().get(query, prepare)
 
+    @property
+    def any(self) -> bool:
+        """Whether psycopg has prepared something."""
+        return bool(self._names)
+
+    def name_of(self, key: Any) -> bytes | None:
+        """Return the name of the statement prepared for *key*, its text and the types of its parameters."""
+        return None if self._stale else self._names.get(key)
+
+    def use(self, key: Any, name: bytes) -> bool:
+        """Tell whether *name* is prepared for *key*, and count it as used."""
+        if self._stale or self._names.get(key) is not name:
+            return False
+        self._names.move_to_end(key)
+        return True
+
     def mark_stale(self) -> None:
         """Remember that the tables have changed under what was prepared; safe to call from any thread."""
         self._stale = True

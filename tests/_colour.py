@@ -11,3 +11,11 @@ def elsewhere(function: Callable[[], None]) -> None:
     thread = threading.Thread(target=function)
     thread.start()
     thread.join()
+
+
+def run_to_end(function: Callable[[], object]) -> object:
+    """Return what *function* returns, or what it raises."""
+    try:
+        return function()
+    except Exception as error:
+        return error

@@ -13,3 +13,11 @@ async def elsewhere(function: Callable[[], Awaitable[None]]) -> None:
         await function()
 
     await asyncio.create_task(run())
+
+
+async def run_to_end(function: Callable[[], Awaitable[object]]) -> object:
+    """Return what *function* returns, or what it raises."""
+    try:
+        return await function()
+    except Exception as error:
+        return error

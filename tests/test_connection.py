@@ -196,7 +196,12 @@ def test_what_a_borrower_leaves_does_not_reach_the_next(config: dict[str, Any], 
             assert value(connection, "SHOW search_path") == '"$user", public'
             assert not value(connection, "SELECT current_setting('pgm.who', true)")
             assert value(connection, "SHOW default_transaction_read_only") == "off"
-            assert value(connection, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
+            assert (
+                value(
+                    connection, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+                )
+                == 0
+            )
             assert value(connection, "SELECT to_regclass('pg_temp.mine') IS NULL")
             assert value(connection, "SELECT count(*) FROM pg_listening_channels()") == 0
             assert value(connection, "SELECT count(*) FROM pg_cursors WHERE name = 'held'") == 0

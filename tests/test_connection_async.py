@@ -198,7 +198,12 @@ async def test_what_a_borrower_leaves_does_not_reach_the_next(config: dict[str, 
             assert await value(connection, "SHOW search_path") == '"$user", public'
             assert not await value(connection, "SELECT current_setting('pgm.who', true)")
             assert await value(connection, "SHOW default_transaction_read_only") == "off"
-            assert await value(connection, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
+            assert (
+                await value(
+                    connection, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+                )
+                == 0
+            )
             assert await value(connection, "SELECT to_regclass('pg_temp.mine') IS NULL")
             assert await value(connection, "SELECT count(*) FROM pg_listening_channels()") == 0
             assert await value(connection, "SELECT count(*) FROM pg_cursors WHERE name = 'held'") == 0

@@ -150,24 +150,25 @@ def test_what_somebody_still_refers_to_is_not_taken_back(config: dict[str, Any])
 
 
 def test_opening_keeps_trying_for_as_long_as_it_is_told(
-    config: dict[str, Any], new_database: Callable[[], str], observer: Observer, caplog: pytest.LogCaptureFixture
+    config: dict[str, Any], observer: Observer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config["connection_settings"]["dbname"] = "comes_late"
-    with pytest.raises(psycopg.OperationalError, match="comes_late"):
+    late = f"late_{observer.info.dbname}"
+    config["connection_settings"]["dbname"] = late
+    with pytest.raises(psycopg.OperationalError, match=late):
         Database(pools(config)).connect()
     started = time.monotonic()
-    with pytest.raises(psycopg.OperationalError, match="comes_late"):
+    with pytest.raises(psycopg.OperationalError, match=late):
         Database(pools(config, open_timeout=0.5)).connect()
     assert 0.1 < time.monotonic() - started < 2
-    threading.Timer(0.4, lambda: observer.execute("CREATE DATABASE comes_late")).start()
+    threading.Timer(0.4, lambda: observer.execute(f"CREATE DATABASE {late}".encode())).start()
     database = Database(pools(config, open_timeout=20))
     try:
         database.connect()
-        assert database.fetch_value("SELECT current_database()") == "comes_late"
+        assert database.fetch_value("SELECT current_database()") == late
     finally:
         database.close()
         sleep(0.1)
-        observer.execute("DROP DATABASE comes_late WITH (FORCE)")
+        observer.execute(f"DROP DATABASE {late} WITH (FORCE)".encode())
     assert "trying again" in caplog.text
 
 

@@ -103,7 +103,7 @@ STATES = {
     "read only": ("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY", "SHOW transaction_read_only", "off"),
     "advisory lock": (
         "SELECT pg_advisory_lock(1)",
-        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'",
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()",
         0,
     ),
     "temporary table": ("CREATE TEMPORARY TABLE left_over (a int)", "SELECT to_regclass('left_over')::text", None),
