@@ -92,7 +92,11 @@ class Waiter(Generic[T]):
 
     async def wait(self, timeout: float) -> None:
         """Wait until something is delivered, at most *timeout* seconds."""
-        await asyncio.wait([self._future], timeout=timeout)
+        timer = self._future.get_loop().call_later(timeout, self._wake)
+        try:
+            await self._future
+        finally:
+            timer.cancel()
 
     def deliver(self, result: T) -> None:
         """Set the result and wake the waiter, from whatever thread."""

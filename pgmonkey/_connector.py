@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import traceback
+from collections.abc import Mapping
 from time import monotonic
 from typing import Any
 from weakref import WeakMethod
@@ -81,28 +82,29 @@ class Connector:
     def _connect(self) -> Connection[Any]:
         credentials = self._current_credentials()
         while True:
-            # The pooled object is always in autocommit; what is lent over it has the mode that was asked for.
-            arguments = {**self._plan.connect, **credentials, "autocommit": True}
+            given = {key: ask(value) if callable(value) else value for key, value in credentials.items()}
             try:
+                # The pooled object is always in autocommit; what is lent over it has the mode that was asked for.
+                arguments = {**self._plan.connect, **given, "autocommit": True}
                 connection: Connection[Any] = self._class.connect(**arguments)
-                return connection
             except psycopg.OperationalError:
                 # They may have changed since they were read.
                 previous, credentials = credentials, self._current_credentials()
                 if credentials == previous:
                     raise
+            else:
+                self._credentials = credentials
+                return connection
 
-    def _current_credentials(self) -> dict[str, Any]:
-        if self._plan.refresh is not None:
-            try:
-                self._credentials = self._plan.refresh()
-            except ConfigError as error:
-                logger.warning("%s: going on with the credentials that were read before", error)
-        credentials = dict(self._credentials)
-        for key, value in credentials.items():
-            if callable(value):
-                credentials[key] = ask(value)
-        return credentials
+    def _current_credentials(self) -> Mapping[str, Any]:
+        """Return what the references of the configuration point to now, or else what was good the last time."""
+        if self._plan.refresh is None:
+            return self._credentials
+        try:
+            return self._plan.refresh()
+        except ConfigError as error:
+            logger.warning("%s: going on with the credentials that were good the last time", error)
+            return self._credentials
 
     def _configure(self, connection: Connection[Any]) -> None:
         if self._plan.settings.configure is not None:

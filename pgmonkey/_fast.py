@@ -125,7 +125,8 @@ class FastPath:
         key = (statement, params is None, self._row_factory)
         if key not in self._known or self._loop is not current_loop():
             return MISS
-        pooled = self._pool.take_idle(sys._getframe(1))
+        frame = sys._getframe(1)
+        pooled = self._pool.take_idle(frame) or self._pool.wait_for_one(frame)
         if pooled is None:
             return MISS
         try:

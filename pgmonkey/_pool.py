@@ -81,8 +81,6 @@ class Pool:
         self._size = 0
         self._upkeep.reset()
 
-    # -- borrow and give back -------------------------------------------------------------------------------------
-
     def borrow(self, timeout: float | None = None, label: Label | None = None) -> PooledConnection:
         """Return a live connection that is the caller's until `give_back`.
 
@@ -92,6 +90,14 @@ class Pool:
         pooled = self._checkout(self._settings.timeout if timeout is None else timeout)
         pooled.borrowed_at = monotonic()
         pooled.lent_at = Place.here(label, Runner())
+        return pooled
+
+    def wait_for_one(self, frame: FrameType) -> PooledConnection | None:
+        """Lend a connection to *frame* when one comes free; None when there is no need to wait, but one to be made."""
+        exhausted = not self._idle and self._size >= self._max_size
+        pooled = self._checkout(self._settings.timeout) if exhausted else None
+        if pooled is not None:
+            pooled.borrowed_at, pooled.frame = monotonic(), frame
         return pooled
 
     def _checkout(self, timeout: float) -> PooledConnection:
@@ -118,7 +124,8 @@ class Pool:
             try:
                 self._connector.check(pooled, deadline)
             except BaseException as error:
-                self._drop(pooled)
+                pooled.close()
+                self.give_back(pooled)
                 if not isinstance(error, psycopg.Error):
                     raise
                 self._last_error = str(error)
@@ -256,21 +263,12 @@ class Pool:
             dropped.close()
             self.give_back(dropped)
 
-    def _drop(self, pooled: PooledConnection) -> None:
-        with self._lock:
-            self._lent.discard(pooled)
-            self._counts["connections_lost"] += 1
-        pooled.close()
-        self._free_room()
-
     def _free_room(self) -> None:
         with self._lock:
             if self._waiters and not self._close_reason:
                 self._waiters.popleft().deliver(_Signal.ROOM)
             else:
                 self._size -= 1
-
-    # -- connections ----------------------------------------------------------------------------------------------
 
     def _connect(self, deadline: float | None) -> PooledConnection:
         """Make a connection for which there is room already, and count it as lent."""
@@ -347,8 +345,6 @@ class Pool:
         with self._lock:
             return list(self._lent)
 
-    # -- life -----------------------------------------------------------------------------------------------------
-
     def open(self) -> None:
         """Make the first connection now, so that a wrong configuration fails here; do nothing when there was one."""
         if not self.opened:
@@ -393,8 +389,8 @@ class Pool:
         """Return counters named as in psycopg_pool: sizes in connections, times in milliseconds."""
         with self._lock:
             sizes = {"pool_min": self._settings.min_size, "pool_max": self._max_size, "pool_size": self._size}
-            queues = {"pool_available": len(self._idle), "requests_waiting": len(self._waiters)}
-            return {**sizes, **queues, **self._counts}
+            sizes.update(pool_available=len(self._idle), requests_waiting=len(self._waiters))
+            return {**sizes, **self._counts}
 
     def _load(self) -> str:
         return load(self._lent, self._max_size, len(self._waiters), self._last_error)

@@ -79,8 +79,6 @@ class AsyncPool:
         self._size = 0
         self._upkeep.reset()
 
-    # -- borrow and give back -------------------------------------------------------------------------------------
-
     async def borrow(self, timeout: float | None = None, label: Label | None = None) -> AsyncPooledConnection:
         """Return a live connection that is the caller's until `give_back`.
 
@@ -90,6 +88,14 @@ class AsyncPool:
         pooled = await self._checkout(self._settings.timeout if timeout is None else timeout)
         pooled.borrowed_at = monotonic()
         pooled.lent_at = Place.here(label, Runner())
+        return pooled
+
+    async def wait_for_one(self, frame: FrameType) -> AsyncPooledConnection | None:
+        """Lend a connection to *frame* when one comes free; None when there is no need to wait, but one to be made."""
+        exhausted = not self._idle and self._size >= self._max_size
+        pooled = await self._checkout(self._settings.timeout) if exhausted else None
+        if pooled is not None:
+            pooled.borrowed_at, pooled.frame = monotonic(), frame
         return pooled
 
     async def _checkout(self, timeout: float) -> AsyncPooledConnection:
@@ -116,7 +122,8 @@ class AsyncPool:
             try:
                 await self._connector.check(pooled, deadline)
             except BaseException as error:
-                self._drop(pooled)
+                pooled.close()
+                self.give_back(pooled)
                 if not isinstance(error, psycopg.Error):
                     raise
                 self._last_error = str(error)
@@ -254,21 +261,12 @@ class AsyncPool:
             dropped.close()
             self.give_back(dropped)
 
-    def _drop(self, pooled: AsyncPooledConnection) -> None:
-        with self._lock:
-            self._lent.discard(pooled)
-            self._counts["connections_lost"] += 1
-        pooled.close()
-        self._free_room()
-
     def _free_room(self) -> None:
         with self._lock:
             if self._waiters and not self._close_reason:
                 self._waiters.popleft().deliver(_Signal.ROOM)
             else:
                 self._size -= 1
-
-    # -- connections ----------------------------------------------------------------------------------------------
 
     async def _connect(self, deadline: float | None) -> AsyncPooledConnection:
         """Make a connection for which there is room already, and count it as lent."""
@@ -345,8 +343,6 @@ class AsyncPool:
         with self._lock:
             return list(self._lent)
 
-    # -- life -----------------------------------------------------------------------------------------------------
-
     async def open(self) -> None:
         """Make the first connection now, so that a wrong configuration fails here; do nothing when there was one."""
         if not self.opened:
@@ -391,8 +387,8 @@ class AsyncPool:
         """Return counters named as in psycopg_pool: sizes in connections, times in milliseconds."""
         with self._lock:
             sizes = {"pool_min": self._settings.min_size, "pool_max": self._max_size, "pool_size": self._size}
-            queues = {"pool_available": len(self._idle), "requests_waiting": len(self._waiters)}
-            return {**sizes, **queues, **self._counts}
+            sizes.update(pool_available=len(self._idle), requests_waiting=len(self._waiters))
+            return {**sizes, **self._counts}
 
     def _load(self) -> str:
         return load(self._lent, self._max_size, len(self._waiters), self._last_error)
