@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor, rows
@@ -26,6 +26,9 @@ from ._connector_async import AsyncPooledConnection
 from ._pool_async import AsyncPool
 from ._prepared import is_outdated
 from ._statement import Params, leaves_state
+
+if TYPE_CHECKING:
+    from typing_extensions import LiteralString
 
 _LARGEST = 200
 MISS: Any = object()
@@ -96,7 +99,9 @@ class AsyncFastPath:
             and not {"cursor_factory", "row_factory", "context"}.intersection(arguments)
         )
 
-    def learn(self, pooled: AsyncPooledConnection, statement: str, params: Params, cursor: AsyncCursor[Any]) -> None:
+    def learn(
+        self, pooled: AsyncPooledConnection, statement: LiteralString, params: Params, cursor: AsyncCursor[Any]
+    ) -> None:
         """Remember how *cursor* has executed *statement*, if it was prepared and all is as usual."""
         connection, result = pooled.connection, cursor.pgresult
         if not pooled.prepared.any or result is None or leaves_state(statement):

@@ -16,7 +16,9 @@ from pgmonkey import ConfigError, PGConnectionManager, load_config, redact_confi
 from pgmonkey._blueprint import blueprint
 from pgmonkey._config import KINDS, PoolSettings, libpq_keywords
 
-MANY = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+MANY = settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 SECRET = "hunter2-never-to-be-seen"
 
 scalars = st.one_of(

@@ -21,7 +21,12 @@ from hypothesis.stateful import (
 
 from pgmonkey import ConnectionHandle, GivenBackError, Lease, PGConnectionManager, PoolTimeoutError
 
-FEW = settings(max_examples=15, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
+FEW = settings(
+    max_examples=15,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
 LARGEST = 3
 
 

@@ -103,7 +103,7 @@ class PgBouncer:
         self.port = _free_port()
         self._server = server
         self._settings = settings
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[Any] | None = None
 
     def __enter__(self) -> PgBouncer:
         self._folder = Path(tempfile.mkdtemp(prefix="pgbouncer-"))
