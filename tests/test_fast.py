@@ -180,7 +180,7 @@ def test_what_is_affected(config: dict[str, Any], observer: Observer, short_ways
         assert database.fetch_one("UPDATE t SET b = b WHERE a = %s RETURNING a", [4]) == (4,)
     for _ in range(3):
         assert database.execute("UPDATE t SET b = b") == 10
-        with pytest.raises(psycopg.ProgrammingError, match="didn't produce records"):
+        with pytest.raises(psycopg.ProgrammingError, match="didn't produce"):
             database.fetch_one("UPDATE t SET b = b")
     assert short_ways() > 10
     database.close()
@@ -275,7 +275,7 @@ def test_tables_and_types_that_change(config: dict[str, Any], observer: Observer
     ):
         observer.execute(change.encode())
         for _ in range(4):
-            assert database.fetch_all(query) == observer.execute(query).fetchall()
+            assert database.fetch_all(query) == observer.execute(query, prepare=False).fetchall()
     assert short_ways() >= 8
     database.close()
 
@@ -319,7 +319,7 @@ def test_a_lost_connection_on_the_short_way(config: dict[str, Any], observer: Ob
             " AND datname = current_database()"
         ),
     ).start()
-    with pytest.raises(psycopg.errors.AdminShutdown):
+    with pytest.raises(psycopg.OperationalError, match="administrator command"):
         database.fetch_value(query, [30])
     assert database.fetch_value("SELECT 1") == 1
     database.close()

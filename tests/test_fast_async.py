@@ -178,7 +178,7 @@ async def test_what_is_affected(config: dict[str, Any], observer: Observer, shor
         assert await database.fetch_one("UPDATE t SET b = b WHERE a = %s RETURNING a", [4]) == (4,)
     for _ in range(3):
         assert await database.execute("UPDATE t SET b = b") == 10
-        with pytest.raises(psycopg.ProgrammingError, match="didn't produce records"):
+        with pytest.raises(psycopg.ProgrammingError, match="didn't produce"):
             await database.fetch_one("UPDATE t SET b = b")
     assert short_ways() > 10
     await database.close()
@@ -273,7 +273,7 @@ async def test_tables_and_types_that_change(config: dict[str, Any], observer: Ob
     ):
         observer.execute(change.encode())
         for _ in range(4):
-            assert await database.fetch_all(query) == observer.execute(query).fetchall()
+            assert await database.fetch_all(query) == observer.execute(query, prepare=False).fetchall()
     assert short_ways() >= 8
     await database.close()
 
@@ -317,7 +317,7 @@ async def test_a_lost_connection_on_the_short_way(config: dict[str, Any], observ
             " AND datname = current_database()"
         ),
     ).start()
-    with pytest.raises(psycopg.errors.AdminShutdown):
+    with pytest.raises(psycopg.OperationalError, match="administrator command"):
         await database.fetch_value(query, [30])
     assert await database.fetch_value("SELECT 1") == 1
     await database.close()

@@ -173,14 +173,12 @@ def test_opening_keeps_trying_for_as_long_as_it_is_told(
     assert "trying again" in caplog.text
 
 
-def test_one_that_hears_of_a_shutdown_replaces_all(config: dict[str, Any], observer: Observer) -> None:
+def test_one_that_hears_of_a_shutdown_replaces_all(config: dict[str, Any]) -> None:
     database = Database(pools(config, min_size=2))
     with database.connection() as first, database.connection() as second:
         pids = {first.info.backend_pid, second.info.backend_pid}
     with pytest.raises(psycopg.errors.AdminShutdown):
-        with database.connection() as connection:
-            observer.execute("SELECT pg_terminate_backend(%s, 5000)", [connection.info.backend_pid])
-            connection.execute("SELECT 1")
+        database.execute("DO $$ BEGIN RAISE 'going down' USING ERRCODE = 'admin_shutdown'; END $$")
     with database.connection() as first, database.connection() as second:
         assert not pids & {first.info.backend_pid, second.info.backend_pid}
     database.close()
