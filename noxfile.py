@@ -145,6 +145,14 @@ def faults(session):
     session.run("pytest", "--faults", "--numprocesses=0", "tests/faults", *session.posargs, env=environ)
 
 
+@nox.session
+def benchmarks(session):
+    """Measure beside the peers, in one run; ``-- --write`` puts the figures into docs/performance.md."""
+    session.install("-e", ".[binary]", *group("benchmarks"))
+    install_postgres_if_missing(session, ".[embedded]")
+    session.run("python", "-m", "benchmarks", *session.posargs)
+
+
 # The oldest Django that is supported, and the current one.
 @nox.session(name="django-suite")
 @nox.parametrize(

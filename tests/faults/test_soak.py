@@ -32,7 +32,8 @@ def test_soak(
     request: pytest.FixtureRequest,
 ) -> None:
     short = request.config.getoption("--short")
-    seconds, growth = (40, 1.1) if short else (600, 1.02)
+    # In a short run, what is made once and kept is still being made: only the long one shows that nothing grows.
+    seconds, growth = (40, 1.5) if short else (600, 1.02)
     proxied["connection_settings"]["command_timeout"] = 3
     journal = tmp_path / "journal"
     with (tmp_path / "errors").open("w") as errors:

@@ -1,0 +1,1 @@
+"""How fast, beside what people use today, in one run: ``nox -s benchmarks``."""

@@ -1,0 +1,129 @@
+"""The libraries for tasks: each a context manager that gives, for a workload, a coroutine function to call."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+import psycopg
+import sqlalchemy
+from psycopg_pool import AsyncConnectionPool
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from pgmonkey import AsyncDatabase
+
+from .sync_candidates import SIZE, _config, _read
+from .workloads import Workload
+
+Make = Callable[[Workload], Callable[[], Awaitable[object]]]
+
+
+async def _read_async(cursor: Any, workload: Workload) -> object:
+    if workload.rows == "one":
+        return await cursor.fetchone()
+    return await cursor.fetchall() if workload.rows == "all" else cursor.rowcount
+
+
+@asynccontextmanager
+async def held_open(dsn: str) -> AsyncIterator[Make]:
+    """One psycopg connection, held open, in autocommit; its tasks wait for each other."""
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+
+        def make(w: Workload) -> Callable[[], Awaitable[object]]:
+            async def call() -> object:
+                return await _read_async(await connection.execute(w.sql.encode(), w.params or None), w)
+
+            return call
+
+        yield make
+
+
+@asynccontextmanager
+async def pool_idiom(dsn: str) -> AsyncIterator[Make]:
+    """AsyncConnectionPool as its documentation shows it."""
+    async with AsyncConnectionPool(dsn, min_size=SIZE, max_size=SIZE, open=False) as pool:
+        await pool.wait()
+
+        def make(w: Workload) -> Callable[[], Awaitable[object]]:
+            async def call() -> object:
+                async with pool.connection() as connection:
+                    return await _read_async(await connection.execute(w.sql.encode(), w.params or None), w)
+
+            return call
+
+        yield make
+
+
+@asynccontextmanager
+async def asyncpg_pool(dsn: str) -> AsyncIterator[Make]:
+    """Asyncpg's pool."""
+    async with asyncpg.create_pool(dsn, min_size=SIZE, max_size=SIZE) as pool:
+
+        def make(w: Workload) -> Callable[[], Awaitable[object]]:
+            verb = {"one": pool.fetchrow, "all": pool.fetch, "none": pool.execute}[w.rows]
+            return lambda: verb(w.dollar_sql, *w.params)
+
+        yield make
+
+
+@asynccontextmanager
+async def sqlalchemy_core(dsn: str) -> AsyncIterator[Make]:
+    """SQLAlchemy Core over asyncpg, in autocommit."""
+    url = dsn.replace("postgresql://", "postgresql+asyncpg://")
+    engine = create_async_engine(url, pool_size=SIZE, max_overflow=0, isolation_level="AUTOCOMMIT")
+
+    def make(w: Workload) -> Callable[[], Awaitable[object]]:
+        statement, params = sqlalchemy.text(w.named_sql), w.named_params
+
+        async def call() -> object:
+            async with engine.connect() as connection:
+                return _read(await connection.execute(statement, params), w)
+
+        return call
+
+    yield make
+    await engine.dispose()
+
+
+@asynccontextmanager
+async def pgmonkey_verb(dsn: str) -> AsyncIterator[Make]:
+    """Pgmonkey's `fetch_one`, `fetch_all` and `execute`."""
+    database = AsyncDatabase(_config(dsn))
+    await database.connect()
+
+    def make(w: Workload) -> Callable[[], Awaitable[object]]:
+        verbs = {"one": database.fetch_one, "all": database.fetch_all, "none": database.execute}
+        verb: Any = verbs[w.rows]
+        return lambda: verb(w.sql, w.params or None)
+
+    yield make
+    await database.close()
+
+
+@asynccontextmanager
+async def pgmonkey_transaction(dsn: str) -> AsyncIterator[Make]:
+    """Pgmonkey's `transaction`, with one statement in it."""
+    database = AsyncDatabase(_config(dsn))
+    await database.connect()
+
+    def make(w: Workload) -> Callable[[], Awaitable[object]]:
+        async def call() -> object:
+            async with database.transaction() as connection:
+                return await _read_async(await connection.execute(w.sql.encode(), w.params or None), w)
+
+        return call
+
+    yield make
+    await database.close()
+
+
+CANDIDATES = {
+    "psycopg, held open": held_open,
+    "AsyncConnectionPool, its idiom": pool_idiom,
+    "asyncpg's pool": asyncpg_pool,
+    "SQLAlchemy Core over asyncpg": sqlalchemy_core,
+    "pgmonkey, verb": pgmonkey_verb,
+    "pgmonkey, transaction": pgmonkey_transaction,
+}

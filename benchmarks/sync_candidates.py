@@ -1,0 +1,128 @@
+"""The libraries for threads: each a context manager that gives, for a workload, a function to call."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import psycopg
+import sqlalchemy
+from psycopg_pool import ConnectionPool
+
+from pgmonkey import Database
+
+from .workloads import Workload
+
+Make = Callable[[Workload], Callable[[], object]]
+SIZE = 8
+
+
+def _read(cursor: Any, workload: Workload) -> object:
+    if workload.rows == "one":
+        return cursor.fetchone()
+    return cursor.fetchall() if workload.rows == "all" else cursor.rowcount
+
+
+@contextmanager
+def held_open(dsn: str, threads: int) -> Iterator[Make]:
+    """Hold a psycopg connection open for each thread, in autocommit: no pool, no safety."""
+    local, opened = threading.local(), []
+
+    def connection() -> psycopg.Connection[Any]:
+        if not hasattr(local, "connection"):
+            local.connection = psycopg.connect(dsn, autocommit=True)
+            opened.append(local.connection)
+        return local.connection  # type: ignore[no-any-return]
+
+    yield lambda w: lambda: _read(connection().execute(w.sql.encode(), w.params or None), w)
+    for each in opened:
+        each.close()
+
+
+@contextmanager
+def pool_idiom(dsn: str, threads: int, **arguments: Any) -> Iterator[Make]:
+    """psycopg_pool as its documentation shows it: a transaction a block."""
+    with ConnectionPool(dsn, min_size=SIZE, max_size=SIZE, open=True, **arguments) as pool:
+        pool.wait()
+
+        def make(w: Workload) -> Callable[[], object]:
+            def call() -> object:
+                with pool.connection() as connection:
+                    return _read(connection.execute(w.sql.encode(), w.params or None), w)
+
+            return call
+
+        yield make
+
+
+def pool_checked(dsn: str, threads: int) -> AbstractContextManager[Make]:
+    """psycopg_pool in autocommit, checking each connection, which is what it takes to survive a restart."""
+    return pool_idiom(dsn, threads, kwargs={"autocommit": True}, check=ConnectionPool.check_connection)
+
+
+@contextmanager
+def sqlalchemy_core(dsn: str, threads: int) -> Iterator[Make]:
+    """SQLAlchemy Core over psycopg, in autocommit."""
+    url = dsn.replace("postgresql://", "postgresql+psycopg://")
+    engine = sqlalchemy.create_engine(url, pool_size=SIZE, max_overflow=0, isolation_level="AUTOCOMMIT")
+
+    def make(w: Workload) -> Callable[[], object]:
+        statement, params = sqlalchemy.text(w.named_sql), w.named_params
+
+        def call() -> object:
+            with engine.connect() as connection:
+                return _read(connection.execute(statement, params), w)
+
+        return call
+
+    yield make
+    engine.dispose()
+
+
+@contextmanager
+def pgmonkey_verb(dsn: str, threads: int) -> Iterator[Make]:
+    """Pgmonkey's `fetch_one`, `fetch_all` and `execute`."""
+    database = Database(_config(dsn))
+    database.connect()
+
+    def make(w: Workload) -> Callable[[], object]:
+        verbs = {"one": database.fetch_one, "all": database.fetch_all, "none": database.execute}
+        verb: Any = verbs[w.rows]
+        return lambda: verb(w.sql, w.params or None)
+
+    yield make
+    database.close()
+
+
+@contextmanager
+def pgmonkey_transaction(dsn: str, threads: int) -> Iterator[Make]:
+    """Pgmonkey's `transaction`, with one statement in it."""
+    database = Database(_config(dsn))
+    database.connect()
+
+    def make(w: Workload) -> Callable[[], object]:
+        def call() -> object:
+            with database.transaction() as connection:
+                return _read(connection.execute(w.sql.encode(), w.params or None), w)
+
+        return call
+
+    yield make
+    database.close()
+
+
+def _config(dsn: str) -> dict[str, Any]:
+    pool = {"min_size": SIZE, "max_size": SIZE}
+    return {"connection_settings": {"conninfo": dsn}, "pool_settings": pool, "async_pool_settings": pool}
+
+
+CANDIDATES = {
+    "psycopg, held open": held_open,
+    "psycopg_pool, its idiom": pool_idiom,
+    "psycopg_pool, autocommit and check": pool_checked,
+    "SQLAlchemy Core, autocommit": sqlalchemy_core,
+    "pgmonkey, verb": pgmonkey_verb,
+    "pgmonkey, transaction": pgmonkey_transaction,
+}
