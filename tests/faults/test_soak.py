@@ -112,7 +112,7 @@ def test_soak(
     assert after["descriptors"] == before["descriptors"]
     assert after["memory"] < before["memory"] * growth
     figure(
-        f"{seconds / 60:g}-minute soak with faults at random",
+        f"{'40-second' if short else '10-minute'} soak with faults at random",
         f"{len(faults)} faults, {after['failures']} writes refused, {len(acknowledged)} acknowledged, "
         f"{len(acknowledged - rows)} lost; threads {before['threads']} → {after['threads']}, "
         f"descriptors {before['descriptors']} → {after['descriptors']}, "
