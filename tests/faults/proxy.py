@@ -139,6 +139,7 @@ class FaultProxy:
 
 def _reset(writer: asyncio.StreamWriter) -> None:
     connected = writer.get_extra_info("socket")
-    with contextlib.suppress(Exception):
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        writer.transport.abort()
+    if connected is not None:
+        with contextlib.suppress(OSError):  # it is closed already
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
