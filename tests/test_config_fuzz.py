@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -106,7 +105,3 @@ def test_any_slip_of_the_pen(start: int, length: int, put: str) -> None:
 @given(text=st.binary(max_size=80))
 def test_any_bytes(text: bytes) -> None:
     load(text)
-
-
-def test_an_environment_is_there() -> None:
-    assert os.environ.get("HOME"), "the slips of the pen refer to it"

@@ -147,6 +147,8 @@ def test_a_lost_connection_is_no_commit(config: dict[str, Any], table: str, obse
             connection.execute("INSERT INTO t VALUES (1)")
             observer.execute("SELECT pg_terminate_backend(%s, 5000)", [connection.info.backend_pid])
     assert rows(observer) == []
+    assert pool._pool.lent == []
+    assert pool.stats()["returns_bad"] == 1
     with pool as connection:
         assert value(connection, "SELECT 1") == 1
 

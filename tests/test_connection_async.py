@@ -149,6 +149,8 @@ async def test_a_lost_connection_is_no_commit(config: dict[str, Any], table: str
             await connection.execute("INSERT INTO t VALUES (1)")
             observer.execute("SELECT pg_terminate_backend(%s, 5000)", [connection.info.backend_pid])
     assert rows(observer) == []
+    assert pool._pool.lent == []
+    assert pool.stats()["returns_bad"] == 1
     async with pool as connection:
         assert await value(connection, "SELECT 1") == 1
 

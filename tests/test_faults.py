@@ -18,7 +18,7 @@ import psycopg
 import pytest
 import yaml
 
-from pgmonkey import CommandTimeoutError, Database, GivenBackError, PGConnectionManager
+from pgmonkey import CommandTimeoutError, Database, PGConnectionManager
 from pgmonkey._colour import POOL_KIND, sleep
 
 from ._colour import elsewhere
@@ -312,12 +312,3 @@ def test_a_function_may_be_the_password(config: dict[str, Any]) -> None:
         assert asked
         asked.clear()
         database.close()
-
-
-def test_use_after_giving_back_stays_an_error_after_a_cancel(config: dict[str, Any]) -> None:
-    database = Database(pools(config))
-    with database.connection() as connection:
-        connection.execute("SELECT 1")
-    with pytest.raises(GivenBackError):
-        connection.execute("SELECT 1")
-    database.close()

@@ -16,7 +16,7 @@ import psycopg
 import pytest
 import yaml
 
-from pgmonkey import AsyncDatabase, CommandTimeoutError, GivenBackError, PGConnectionManager
+from pgmonkey import AsyncDatabase, CommandTimeoutError, PGConnectionManager
 from pgmonkey._colour_async import POOL_KIND, sleep
 
 from ._colour_async import elsewhere
@@ -312,12 +312,3 @@ async def test_a_function_may_be_the_password(config: dict[str, Any]) -> None:
         assert asked
         asked.clear()
         await database.close()
-
-
-async def test_use_after_giving_back_stays_an_error_after_a_cancel(config: dict[str, Any]) -> None:
-    database = AsyncDatabase(pools(config))
-    async with database.connection() as connection:
-        await connection.execute("SELECT 1")
-    with pytest.raises(GivenBackError):
-        await connection.execute("SELECT 1")
-    await database.close()

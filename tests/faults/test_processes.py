@@ -41,8 +41,9 @@ def run(code: str, config: dict[str, Any], *flags: str) -> tuple[str, float]:
     ended = time.time()
     assert finished.returncode == 0, finished.stderr
     assert finished.stderr == ""
-    output, _, end = finished.stdout.rpartition("END ")
-    return output, ended - float(end) if output or end.strip().replace(".", "").isdigit() else 0.0
+    output, said, end = finished.stdout.rpartition("END ")
+    assert said, finished.stdout
+    return output, ended - float(end)
 
 
 FORKED = """
