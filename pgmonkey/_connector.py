@@ -8,7 +8,7 @@ import logging
 import traceback
 from collections.abc import Mapping
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 from weakref import WeakMethod
 
 import psycopg
@@ -53,7 +53,8 @@ class Connector:
             raise
         finally:
             connecting_until.reset(token)
-        pooled = PooledConnection(connection, self._plan.settings.max_lifetime)
+        watcher = cast(Any, connection).own_watcher()
+        pooled = PooledConnection(connection, watcher, self._plan.settings.max_lifetime)
         connection.__dict__.update(on_error=self._on_error, command_timeout=self._plan.command_timeout)
         if self._plan.transaction_settings:
             connection.__dict__["transaction_settings"] = self._plan.transaction_settings

@@ -6,7 +6,7 @@ import logging
 import traceback
 from collections.abc import Mapping
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 from weakref import WeakMethod
 
 import psycopg
@@ -51,7 +51,8 @@ class AsyncConnector:
             raise
         finally:
             connecting_until.reset(token)
-        pooled = AsyncPooledConnection(connection, self._plan.settings.max_lifetime)
+        watcher = cast(Any, connection).own_watcher()
+        pooled = AsyncPooledConnection(connection, watcher, self._plan.settings.max_lifetime)
         connection.__dict__.update(on_error=self._on_error, command_timeout=self._plan.command_timeout)
         if self._plan.transaction_settings:
             connection.__dict__["transaction_settings"] = self._plan.transaction_settings

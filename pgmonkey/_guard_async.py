@@ -7,12 +7,13 @@ from time import monotonic
 from typing import Any, TypeVar
 
 import psycopg
-from psycopg import pq, waiting
+from psycopg import pq
 from psycopg.pq import TransactionStatus
 
 from ._cancelling import request_cancel
 from ._colour_async import INTERRUPTS, wait_for
-from ._limits import INTERVAL, Waits, connecting_until, limited, limited_connecting
+from ._limits import INTERVAL, Waits, connecting_until, limited_connecting
+from ._watcher_async import Watcher
 from .errors import CommandTimeoutError
 
 T = TypeVar("T")
@@ -32,20 +33,21 @@ class AsyncGuard:
     """
 
     pgconn: pq.abc.PGconn
+    closed: bool
+    _closed: bool
 
-    async def wait(self, gen: Waits[T], interval: float = INTERVAL, **options: Any) -> T:
+    async def wait(self, gen: Waits[T], interval: float | None = None, **options: Any) -> T:
         """Run one of psycopg's generators to its end."""
         pgconn, state = self.pgconn, self.__dict__
         if "refusal" in state:
             raise state["refusal"]
-        limit: float | None = state.get("command_timeout")
-        waits = gen if limit is None else limited(gen, pgconn, limit)
+        watcher = self.own_watcher()
         try:
-            result: T = await waiting.wait_async(waits, pgconn.socket, interval or INTERVAL, **options)
+            result: T = await watcher.run(gen, state.get("command_timeout"), interval, **options)
         except psycopg.Error as error:
             if isinstance(error, CommandTimeoutError):
                 request_cancel(pgconn)
-                pgconn.finish()
+                watcher.finish()
             reference: Callable[[], OnError | None] | None = state.get("on_error")
             on_error = reference and reference()
             if on_error is not None:
@@ -53,9 +55,23 @@ class AsyncGuard:
             raise
         except INTERRUPTS:
             if pgconn.transaction_status == TransactionStatus.ACTIVE:
-                await _stop(gen, pgconn)
+                await _stop(gen, pgconn, watcher)
             raise
         return result
+
+    async def close(self) -> None:
+        """Close the connection."""
+        if not self.closed:
+            self._closed = True
+            self.own_watcher().finish()
+
+    def own_watcher(self) -> Watcher:
+        """Return what waits for this connection's answers."""
+        state = self.__dict__
+        watcher: Watcher | None = state.get("watcher")
+        if watcher is None:
+            watcher = state["watcher"] = Watcher(self.pgconn)
+        return watcher
 
     @classmethod
     def _connect_gen(cls, *arguments: Any, **options: Any) -> Any:
@@ -64,20 +80,20 @@ class AsyncGuard:
         return connecting if deadline is None else limited_connecting(connecting, deadline)
 
 
-async def _stop(gen: Waits[Any], pgconn: pq.abc.PGconn) -> None:
+async def _stop(gen: Waits[Any], pgconn: pq.abc.PGconn, watcher: Watcher) -> None:
     """End the statement that *gen* waits for; close the connection when that cannot be done at once."""
     deadline = monotonic() + _PATIENCE
     cancelled = request_cancel(pgconn)
     try:
         try:
-            await waiting.wait_async(limited(gen, pgconn, _PATIENCE), pgconn.socket, INTERVAL / 2)
+            await watcher.run_as_psycopg(gen, _PATIENCE, INTERVAL / 2)
         except psycopg.errors.QueryCanceled:
             """As was to be expected."""
         await wait_for(cancelled, deadline - monotonic())
         if not cancelled.done():
-            pgconn.finish()
+            watcher.finish()
     except psycopg.Error:
-        pgconn.finish()
+        watcher.finish()
     except BaseException:  # interrupted again
-        pgconn.finish()
+        watcher.finish()
         raise

@@ -24,6 +24,7 @@ from psycopg.errors import error_from_result
 from psycopg.generators import execute
 from psycopg.pq import ExecStatus, TransactionStatus
 
+from . import _forks
 from ._cancelling import request_cancel
 from ._liveness import watch
 from ._prepared import Prepared
@@ -31,7 +32,7 @@ from .errors import GivenBackError
 
 C = TypeVar("C", bound="BaseConnection[Any]")
 
-_TAKEN_BACK = ("pgconn", "lock")
+_TAKEN_BACK = ("pgconn", "lock", "watcher")
 # What calls on behalf of the program, and so is no place in it.
 _FRAMEWORKS = ("fastapi", "starlette", "flask", "django", "anyio", "asyncio")
 _OURS = ("pgmonkey", "flask_pgmonkey", "fastapi_pgmonkey", "django_pgmonkey", "contextlib")
@@ -169,16 +170,29 @@ def _module(frame: FrameType) -> str:
     return name.partition(".")[0]
 
 
+class Watching(Protocol):
+    """What waits for a connection's answers."""
+
+    def finish(self) -> None:
+        """Close the connection."""
+        ...
+
+    def disown(self) -> None:
+        """Leave what is watched, and what it is watched with, to the parent process."""
+        ...
+
+
 class Pooled(Generic[C]):
     """One connection of a pool, with what the pool knows about it; times as `time.monotonic` gives them."""
 
     __slots__ = (
         *("arrived", "borrowed_at", "connection", "expires", "frame", "idle_since"),
-        *("lent_at", "plans", "prepared", "reported"),
+        *("lent_at", "plans", "prepared", "reported", "watcher"),
     )
 
-    def __init__(self, connection: C, max_lifetime: float) -> None:
+    def __init__(self, connection: C, watcher: Watching, max_lifetime: float) -> None:
         self.connection = connection
+        self.watcher = watcher
         self.prepared = Prepared.watch(connection)
         self.plans: dict[Any, Any] = {}
         self.arrived = watch(connection.pgconn.socket)
@@ -210,7 +224,12 @@ class Pooled(Generic[C]):
         pgconn = self.connection.pgconn
         if pgconn.transaction_status == TransactionStatus.ACTIVE:
             request_cancel(pgconn)
-        pgconn.finish()
+        self.watcher.finish()
+
+    def disown(self) -> None:
+        """Leave the connection, in a forked child, to the parent."""
+        self.watcher.disown()
+        _forks.disown(self.connection.pgconn)
 
 
 def load(lent: Collection[Pooled[Any]], max_size: int, waiting: int, last_error: str | None) -> str:

@@ -23,6 +23,11 @@ connecting_until: ContextVar[float | None] = ContextVar("pgmonkey_connecting_unt
 """When, as `time.monotonic` tells, whoever connects here has waited long enough."""
 
 
+def too_slow(seconds: float) -> CommandTimeoutError:
+    """Return the error of a statement that runs longer than *seconds*."""
+    return CommandTimeoutError(f"the statement took longer than {seconds:g} s (command_timeout)")
+
+
 def limited(waits: Waits[T], pgconn: pq.abc.PGconn, seconds: float) -> Waits[T]:
     """Return *waits*, raising `CommandTimeoutError` when a statement runs longer than *seconds*.
 
@@ -35,7 +40,7 @@ def limited(waits: Waits[T], pgconn: pq.abc.PGconn, seconds: float) -> Waits[T]:
             ready = yield wanted
             wanted = waits.send(ready)
             if monotonic() >= deadline and pgconn.transaction_status == TransactionStatus.ACTIVE:
-                raise CommandTimeoutError(f"the statement took longer than {seconds:g} s (command_timeout)")
+                raise too_slow(seconds)
     except StopIteration as stop:
         result: T = stop.value
         return result

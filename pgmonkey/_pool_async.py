@@ -380,7 +380,7 @@ class AsyncPool:
     def after_fork_in_child(self) -> None:
         """Start empty: what was open belongs to the parent, and must not be ended from here."""
         for pooled in [*self._idle, *self._lent]:
-            _forks.disown(pooled.connection.pgconn)
+            pooled.disown()
         self._reset_state()
 
     def stats(self) -> dict[str, int]:

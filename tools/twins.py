@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("pgmonkey", "tests")
-BY_HAND = {"_colour_async.py"}
+BY_HAND = {"_colour_async.py", "_watcher_async.py"}
 HEADER = "# Generated from {source} by tools/twins.py: change that file, then run the tool.\n"
 
 RULES = {

@@ -1,0 +1,177 @@
+"""How a connection waits in an event loop.  `_watcher` does the same in threads."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from asyncio import get_running_loop
+from collections.abc import Awaitable
+from contextlib import suppress
+from contextvars import Context, copy_context
+from typing import Any
+
+from psycopg import pq, waiting
+from psycopg.pq import ConnStatus, TransactionStatus
+from psycopg.waiting import Ready, Wait
+
+from ._cancelling import hang_up
+from ._limits import INTERVAL, Waits, limited, too_slow
+
+
+class Watcher:
+    """Watches the socket of one connection in its event loop, for as long as the connection lives.
+
+    psycopg begins to watch anew, and sets a timer, whenever it waits (`psycopg.waiting.wait_async`), which takes longer
+    than a short statement does.  Here the callback drives psycopg's generator, and the task wakes up once, at its end.
+
+    A descriptor has to leave the loop before it is closed, or the loop would take the next one of that number for it:
+    all that close the connection use `finish`.
+    """
+
+    __slots__ = (
+        *("__weakref__", "_answer", "_context", "_loop", "_pgconn"),
+        *("_reading", "_socket", "_timer", "_waits", "_writing"),
+    )
+
+    def __init__(self, pgconn: pq.abc.PGconn) -> None:
+        self._pgconn = pgconn
+        self._socket = pgconn.socket
+        self._loop = get_running_loop()
+        self._reading = self._writing = False
+        self._waits: Waits[Any] | None = None
+        self._answer: asyncio.Future[Any] | None = None
+        self._context: Context | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def run(self, waits: Waits[Any], limit: float | None, interval: float | None, **options: Any) -> Awaitable[Any]:
+        """Return what to await for the end of *waits*; it raises `CommandTimeoutError` after *limit* seconds.
+
+        *interval* and *options* are those of psycopg's ``wait()``, when somebody gives them.
+        """
+        loop = self._loop
+        if interval is not None or options or get_running_loop() is not loop:
+            return self.run_as_psycopg(waits, limit, interval, **options)
+        try:
+            wanted = waits.send(None)
+        except StopIteration as stop:
+            # psycopg sees to it that what never has to wait gives way now and then, so that others get their turn.
+            return self.run_as_psycopg(_resumed(waits, 0, stop), limit, None)
+        if wanted != Wait.R:  # psycopg first looks whether it can write at once, as it nearly always can
+            return self.run_as_psycopg(_resumed(waits, wanted), limit, None)
+        if not self._reading:
+            self._want(wanted)
+        self._waits, self._context = waits, copy_context()
+        self._answer = answer = loop.create_future()
+        if limit is not None:
+            self._timer = loop.call_later(limit, self._late, answer, limit)
+        return answer
+
+    async def run_as_psycopg(
+        self, waits: Waits[Any], limit: float | None, interval: float | None, **options: Any
+    ) -> Any:
+        """Run *waits* as psycopg does, in whatever event loop is running."""
+        self._forget()
+        self._stop()
+        if limit is not None:
+            waits = limited(waits, self._pgconn, limit)
+        return await waiting.wait_async(waits, self._socket, interval or INTERVAL, **options)
+
+    def ready(self, how: Ready) -> None:
+        """Go on with what waits: the event loop calls this."""
+        waits, answer, context = self._waits, self._answer, self._context
+        if waits is None or answer is None or context is None or answer.done():
+            # Nobody waits: what has arrived, which may be the end, is for whoever looks at the connection next.
+            self._stop()
+            return
+        try:
+            # Not in the loop's own context: handlers of notices and notifications run here.
+            wanted = context.run(waits.send, how)
+        except StopIteration as stop:
+            self._forget()
+            answer.set_result(stop.value)
+        except Exception as error:
+            self._forget()
+            if self._pgconn.status != ConnStatus.OK:
+                self._stop()  # before anybody gets the number of the socket that libpq may have closed
+            answer.set_exception(error)
+            del answer, waits, context  # or they would refer to themselves, by way of the traceback
+        else:
+            if wanted != Wait.R or self._writing or not self._reading:
+                self._stop()
+                self._want(wanted)
+
+    def _want(self, wanted: int) -> None:
+        # The loop keeps the context that it is called in, which may hold whole requests, for as long as it watches.
+        this, add = weakref.ref(self), Context().run
+        if wanted & Wait.R:
+            self._reading = True
+            add(self._loop.add_reader, self._socket, _tell, this, Ready.R)
+        if wanted & Wait.W:
+            self._writing = True
+            add(self._loop.add_writer, self._socket, _tell, this, Ready.W)
+
+    def _stop(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._socket)
+        if self._writing:
+            self._writing = False
+            self._loop.remove_writer(self._socket)
+
+    def _late(self, answer: asyncio.Future[Any], limit: float) -> None:
+        if answer.done():
+            return
+        if self._pgconn.transaction_status == TransactionStatus.ACTIVE:
+            answer.set_exception(too_slow(limit))
+        else:
+            self._timer = self._loop.call_later(limit, self._late, answer, limit)
+
+    def _forget(self) -> None:
+        self._waits = self._answer = self._context = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def finish(self) -> None:
+        """Close the connection, and tell whoever waits; from any thread, at any time, also when the loop is closed."""
+        loop = self._loop
+        if (self._reading or self._writing) and not loop.is_closed():
+            if loop.is_running() and asyncio._get_running_loop() is not loop:
+                # The loop of another thread, which may be looking at the socket at this moment.
+                with suppress(RuntimeError):  # it is closed by now
+                    loop.call_soon_threadsafe(self.finish)
+                    if self._pgconn.status == ConnStatus.OK:
+                        hang_up(self._pgconn)
+                    return
+            else:
+                self._stop()
+        self._pgconn.finish()
+        if self._answer is not None and not self._answer.done() and not loop.is_closed():
+            self.ready(Ready.R)
+
+    def disown(self) -> None:
+        """Leave the loop to the parent, in a forked child: they share what it watches with."""
+        self._reading = self._writing = False
+        self._forget()
+
+    def __del__(self) -> None:
+        """Leave the loop before the socket is closed."""
+        if self._reading or self._writing:
+            self.finish()
+
+
+def _tell(this: weakref.ref[Watcher], how: Ready) -> None:
+    watcher = this()
+    if watcher is not None:
+        watcher.ready(how)
+
+
+def _resumed(waits: Waits[Any], wanted: int, stop: StopIteration | None = None) -> Waits[Any]:
+    """Return what goes on with *waits*, which is waiting for what is *wanted*, or has come to a *stop*."""
+    try:
+        while stop is None:
+            ready = yield wanted
+            wanted = waits.send(ready)
+    except StopIteration as end:
+        stop = end
+    return stop.value
