@@ -9,8 +9,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Any, Generic, TypeVar
 
-from psycopg import pq
-
 from ._config import Kind
 
 T = TypeVar("T")
@@ -34,15 +32,6 @@ def is_over(loop: object | None) -> bool:
 def cannot_wait(error: BaseException | None) -> bool:
     """Return False: a thread may always wait."""
     return False
-
-
-def quick_answer(pgconn: pq.abc.PGconn, arrived: Callable[[int], object]) -> pq.abc.PGresult | None:
-    """Return the answer to a single statement, if it is there within a tenth of a second, as nearly all are."""
-    pgconn.flush()
-    if not arrived(100):
-        return None
-    pgconn.consume_input()
-    return None if pgconn.is_busy() else pgconn.get_result()
 
 
 class Runner:

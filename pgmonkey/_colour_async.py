@@ -10,8 +10,6 @@ from concurrent.futures import Future
 from inspect import isawaitable
 from typing import Any, Generic, TypeVar
 
-from psycopg import pq
-
 from ._config import Kind
 
 T = TypeVar("T")
@@ -22,9 +20,8 @@ INTERRUPTS = (asyncio.CancelledError, KeyboardInterrupt)
 """What may end a wait from outside."""
 
 
-def current_loop() -> object | None:
-    """Return the running event loop: what is opened on one loop cannot be used on another."""
-    return asyncio.get_running_loop()
+current_loop = asyncio.get_running_loop
+"""Returns the running event loop: what is opened on one loop cannot be used on another."""
 
 
 def is_over(loop: object | None) -> bool:
@@ -35,11 +32,6 @@ def is_over(loop: object | None) -> bool:
 def cannot_wait(error: BaseException | None) -> bool:
     """Tell whether *error* is being handled where awaiting is forbidden: a coroutine that is being closed."""
     return isinstance(error, GeneratorExit)
-
-
-def quick_answer(pgconn: pq.abc.PGconn, arrived: Callable[[int], object]) -> pq.abc.PGresult | None:
-    """Return None: a task does not wait without giving way."""
-    return None
 
 
 class Runner:

@@ -20,13 +20,14 @@ from ._colour import ask
 from ._guard import Guard, OnError
 from ._lending import Pooled, lendable
 from ._limits import connecting_until
+from ._watcher import Watcher
 from .errors import ConfigError
 
 logger = logging.getLogger("pgmonkey")
 
 _CHANCE = 0.75
 
-PooledConnection = Pooled[Connection[Any]]
+PooledConnection = Pooled[Connection[Any], Watcher]
 
 
 class Connector:

@@ -18,13 +18,14 @@ from ._colour_async import ask
 from ._guard_async import AsyncGuard, OnError
 from ._lending import Pooled, lendable
 from ._limits import connecting_until
+from ._watcher_async import Watcher
 from .errors import ConfigError
 
 logger = logging.getLogger("pgmonkey")
 
 _CHANCE = 0.75
 
-AsyncPooledConnection = Pooled[AsyncConnection[Any]]
+AsyncPooledConnection = Pooled[AsyncConnection[Any], Watcher]
 
 
 class AsyncConnector:

@@ -161,25 +161,25 @@ class Database(Generic[Row]):
     def fetch_one(self, query: Statement, params: Params = None) -> Row | None:
         """Return the first row of *query*, or None when there is none."""
         if self._fast is not None and not units.get():
-            found = self._fast.run(query, params, read_one)
+            found: Any = self._fast.run(query, params, read_one)
             if found is not MISS:
-                return cast("Row | None", found)
+                return found  # type: ignore[no-any-return]
         with self._run(query, params) as cursor:
             return cursor.fetchone()
 
     def fetch_all(self, query: Statement, params: Params = None) -> list[Row]:
         """Return all rows of *query*."""
         if self._fast is not None and not units.get():
-            found = self._fast.run(query, params, read_all)
+            found: Any = self._fast.run(query, params, read_all)
             if found is not MISS:
-                return cast("list[Row]", found)
+                return found  # type: ignore[no-any-return]
         with self._run(query, params) as cursor:
             return cursor.fetchall()
 
     def fetch_value(self, query: Statement, params: Params = None) -> Any:
         """Return the first column of the first row of *query*, or None when there is no row."""
         if self._fast is not None and not units.get():
-            found = self._fast.run(query, params, read_value)
+            found: Any = self._fast.run(query, params, read_value)
             if found is not MISS:
                 return found
         with self._run(query, params) as cursor:
@@ -190,9 +190,9 @@ class Database(Generic[Row]):
     def execute(self, query: Statement, params: Params = None) -> int:
         """Run *query*; return the number of rows affected, -1 where the statement has none."""
         if self._fast is not None and not units.get():
-            found = self._fast.run(query, params, read_count)
+            found: Any = self._fast.run(query, params, read_count)
             if found is not MISS:
-                return cast(int, found)
+                return found  # type: ignore[no-any-return]
         with self._run(query, params) as cursor:
             return cursor.rowcount
 

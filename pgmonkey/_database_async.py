@@ -159,25 +159,25 @@ class AsyncDatabase(Generic[Row]):
     async def fetch_one(self, query: Statement, params: Params = None) -> Row | None:
         """Return the first row of *query*, or None when there is none."""
         if self._fast is not None and not units.get():
-            found = await self._fast.run(query, params, read_one)
+            found: Any = await self._fast.run(query, params, read_one)
             if found is not MISS:
-                return cast("Row | None", found)
+                return found  # type: ignore[no-any-return]
         async with self._run(query, params) as cursor:
             return await cursor.fetchone()
 
     async def fetch_all(self, query: Statement, params: Params = None) -> list[Row]:
         """Return all rows of *query*."""
         if self._fast is not None and not units.get():
-            found = await self._fast.run(query, params, read_all)
+            found: Any = await self._fast.run(query, params, read_all)
             if found is not MISS:
-                return cast("list[Row]", found)
+                return found  # type: ignore[no-any-return]
         async with self._run(query, params) as cursor:
             return await cursor.fetchall()
 
     async def fetch_value(self, query: Statement, params: Params = None) -> Any:
         """Return the first column of the first row of *query*, or None when there is no row."""
         if self._fast is not None and not units.get():
-            found = await self._fast.run(query, params, read_value)
+            found: Any = await self._fast.run(query, params, read_value)
             if found is not MISS:
                 return found
         async with self._run(query, params) as cursor:
@@ -188,9 +188,9 @@ class AsyncDatabase(Generic[Row]):
     async def execute(self, query: Statement, params: Params = None) -> int:
         """Run *query*; return the number of rows affected, -1 where the statement has none."""
         if self._fast is not None and not units.get():
-            found = await self._fast.run(query, params, read_count)
+            found: Any = await self._fast.run(query, params, read_count)
             if found is not MISS:
-                return cast(int, found)
+                return found  # type: ignore[no-any-return]
         async with self._run(query, params) as cursor:
             return cursor.rowcount
 

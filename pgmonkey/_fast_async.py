@@ -21,7 +21,7 @@ from psycopg.generators import execute
 from psycopg.pq import ExecStatus
 from psycopg.pq.abc import PGresult
 
-from ._colour_async import current_loop, quick_answer
+from ._colour_async import current_loop
 from ._connector_async import AsyncPooledConnection
 from ._pool_async import AsyncPool
 from ._prepared import is_outdated
@@ -30,6 +30,7 @@ from ._statement import Params, leaves_state
 if TYPE_CHECKING:
     from typing_extensions import LiteralString
 
+_AUTO = PyFormat.AUTO
 _LARGEST = 200
 MISS: Any = object()
 """Nothing was done: take the usual way."""
@@ -48,35 +49,43 @@ class _Context:
 class AsyncPlan:
     """How one connection executes one statement that it has prepared."""
 
-    __slots__ = ("_dumpers", "_key", "_loaders", "_name", "has_rows", "make_row", "query", "transformer")
+    __slots__ = (
+        *("_count", "_types", "_wanted", "dumpers", "fetch", "formats", "has_rows", "key"),
+        *("loaders", "make_row", "name", "params", "query", "send", "transformer"),
+    )
 
     def __init__(
-        self, name: bytes, query: PostgresQuery, transformer: AnyTransformer, cursor: AsyncCursor[Any]
+        self,
+        name: bytes,
+        query: PostgresQuery,
+        transformer: AnyTransformer,
+        cursor: AsyncCursor[Any],
+        pooled: AsyncPooledConnection,
     ) -> None:
-        self._name = name
-        self._key = (query.query, query.types)
+        self.name = name
+        self.key = (query.query, query.types)
         self.query = query
         self.transformer = transformer
         self.has_rows = cursor.description is not None
         self.make_row = cursor._make_row
+        self.send, self.fetch = pooled.pgconn.send_query_prepared, pooled.watcher.fetch
         # A type that is registered later replaces these, because they are shared with a copy.
-        self._dumpers, self._loaders = psycopg.adapters._dumpers[PyFormat.AUTO], psycopg.adapters._loaders[0]
-
-    @property
-    def outdated(self) -> bool:
-        """Whether types were registered since."""
-        registered = psycopg.adapters
-        return registered._dumpers[PyFormat.AUTO] is not self._dumpers or registered._loaders[0] is not self._loaders
+        self.dumpers, self.loaders = psycopg.adapters._dumpers[PyFormat.AUTO], psycopg.adapters._loaders[0]
+        self.params, self.formats = query.params, query.formats
+        self._types, self._wanted = query.types, query._want_formats
+        self._count = len(self._wanted or ()) if query._order is None else None
 
     def dump(self, params: Params) -> bool:
         """Dump *params*; tell whether they are of the types that the statement was prepared for."""
+        kind, transformer = params.__class__, self.transformer
+        if (kind is tuple or kind is list) and len(params) == self._count:  # type: ignore[arg-type]
+            self.params = transformer.dump_sequence(params, self._wanted)  # type: ignore[arg-type]
+            self.formats = transformer.formats
+            return transformer.types == self._types
         query = self.query
         query.dump(params)
-        return query.types == self._key[1] and query.query == self._key[0]
-
-    def name(self, pooled: AsyncPooledConnection) -> bytes | None:
-        """Return the name of the prepared statement, None when it is gone."""
-        return self._name if pooled.prepared.use(self._key, self._name) else None
+        self.params, self.formats = query.params, query.formats
+        return query.types == self._types
 
 
 class AsyncFastPath:
@@ -87,7 +96,10 @@ class AsyncFastPath:
         arguments = pool.plan.connect
         self._pool = pool
         self._row_factory = row_factory
-        self._known: set[Any] = set()
+        # What is known of each statement, without and with parameters, is kept with each connection by its key.
+        self._without: dict[str, object] = {}
+        self._with: dict[str, object] = {}
+        self._limit = pool.plan.command_timeout
         self._loop = current_loop()
         self.possible = (
             (row_factory is None or getattr(row_factory, "__module__", None) == rows.__name__)
@@ -116,56 +128,53 @@ class AsyncFastPath:
             transformer.set_pgresult(result)
             if len(pooled.plans) >= _LARGEST:
                 pooled.plans.clear()
-            key = (statement, params is None, self._row_factory)
+            keys = self._without if params is None else self._with
+            if len(keys) >= _LARGEST:
+                keys.clear()
+            key = keys.setdefault(statement, object())
             # One for parameters of these types, and to begin with.
-            plan = AsyncPlan(name, query, transformer, cursor)
-            pooled.plans[key] = plan
-            pooled.plans[(key, query.types)] = plan
-            self._known.add(key)
+            plan = AsyncPlan(name, query, transformer, cursor, pooled)
+            pooled.plans[key] = pooled.plans[(key, query.types)] = plan
 
     async def run(self, statement: Any, params: Params, read: Read) -> Any:
         """Execute *statement* and return what *read* makes of the answer; `MISS` when nothing was done."""
-        if statement.__class__ is not str:
+        if statement.__class__ is not str or (self._loop is not None and self._loop is not current_loop()):
             return MISS
-        key = (statement, params is None, self._row_factory)
-        if key not in self._known or self._loop is not current_loop():
+        key = (self._without if params is None else self._with).get(statement)
+        if key is None:
             return MISS
-        frame = sys._getframe(1)
-        pooled = self._pool.take_idle(frame) or await self._pool.wait_for_one(frame)
+        pool, frame = self._pool, sys._getframe(1)
+        pooled = pool.take_idle(frame) or await pool.wait_for_one(frame)
         if pooled is None:
             return MISS
         try:
             plan: AsyncPlan | None = pooled.plans.get(key)
-            if plan is not None and not plan.dump(params):
-                plan = pooled.plans.get((key, plan.query.types))
-                if plan is not None:
-                    plan.dump(params)
-            if plan is None or plan.outdated or (read is not read_count and not plan.has_rows):
+            if plan is None or psycopg.adapters._loaders[0] is not plan.loaders:
                 return MISS
-            name = plan.name(pooled)
-            if name is None:
+            if params is not None:
+                if psycopg.adapters._dumpers[_AUTO] is not plan.dumpers:
+                    return MISS
+                if not plan.dump(params):
+                    plan = pooled.plans.get((key, plan.transformer.types))
+                    if plan is None or not plan.dump(params):
+                        return MISS
+            if not (plan.has_rows or read is read_count) or not pooled.prepared.use(plan.key, plan.name):
                 return MISS
-            query, connection = plan.query, pooled.connection
-            pgconn = connection.pgconn
-            pgconn.send_query_prepared(name, query.params, query.formats)
-            result = quick_answer(pgconn, pooled.arrived)
-            if result is None or pgconn.is_busy():
-                rest = await connection.wait(execute(pgconn))
-                result = result or rest[0]
-            else:
-                pgconn.get_result()  # says that this was all
+            plan.send(plan.name, plan.params, plan.formats)
+            result = (await plan.fetch(self._limit))[0]
             if result.status == ExecStatus.FATAL_ERROR:
-                error = error_from_result(result, encoding=connection.info.encoding)
+                error = error_from_result(result, encoding=pooled.connection.info.encoding)
                 if is_outdated(error):
-                    self._pool.forget_plans()
+                    pool.forget_plans()
                     return MISS
                 raise error
             return read(plan, result)
-        except psycopg.OperationalError as error:
-            self._pool.observe(error, pooled.connection.pgconn)
+        except BaseException as error:
+            connection: Any = pooled.connection
+            await connection.after(error, execute(connection.pgconn))
             raise
         finally:
-            self._pool.give_back(pooled)
+            pool.give_back(pooled)
 
 
 def read_one(plan: AsyncPlan, result: PGresult) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import copy_context
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -35,29 +36,40 @@ class AsyncGuard:
     pgconn: pq.abc.PGconn
     closed: bool
     _closed: bool
+    _notice_handlers: list[Any]
+    _notify_handlers: list[Any]
 
     async def wait(self, gen: Waits[T], interval: float | None = None, **options: Any) -> T:
         """Run one of psycopg's generators to its end."""
-        pgconn, state = self.pgconn, self.__dict__
+        state = self.__dict__
         if "refusal" in state:
             raise state["refusal"]
-        watcher = self.own_watcher()
+        watcher, limit = self.own_watcher(), state.get("command_timeout")
         try:
-            result: T = await watcher.run(gen, state.get("command_timeout"), interval, **options)
-        except psycopg.Error as error:
+            if interval is not None or options:
+                options.update({} if interval is None else {"interval": interval})
+                result: T = await watcher.run_as_psycopg(gen, limit, **options)
+            else:
+                handlers = self._notice_handlers or self._notify_handlers
+                result = await watcher.run(gen, limit, copy_context() if handlers else None)
+        except BaseException as error:
+            await self.after(error, gen)
+            raise
+        return result
+
+    async def after(self, error: BaseException, gen: Waits[Any]) -> None:
+        """Do what is to be done after *error* has ended the wait for *gen*."""
+        pgconn, state = self.pgconn, self.__dict__
+        if isinstance(error, psycopg.Error):
             if isinstance(error, CommandTimeoutError):
                 request_cancel(pgconn)
-                watcher.finish()
+                self.own_watcher().finish()
             reference: Callable[[], OnError | None] | None = state.get("on_error")
             on_error = reference and reference()
             if on_error is not None:
                 on_error(error, pgconn)
-            raise
-        except INTERRUPTS:
-            if pgconn.transaction_status == TransactionStatus.ACTIVE:
-                await _stop(gen, pgconn, watcher)
-            raise
-        return result
+        elif isinstance(error, INTERRUPTS) and pgconn.transaction_status == TransactionStatus.ACTIVE:
+            await _stop(gen, pgconn, self.own_watcher())
 
     async def close(self) -> None:
         """Close the connection."""
@@ -86,7 +98,7 @@ async def _stop(gen: Waits[Any], pgconn: pq.abc.PGconn, watcher: Watcher) -> Non
     cancelled = request_cancel(pgconn)
     try:
         try:
-            await watcher.run_as_psycopg(gen, _PATIENCE, INTERVAL / 2)
+            await watcher.run_as_psycopg(gen, _PATIENCE, interval=INTERVAL / 2)
         except psycopg.errors.QueryCanceled:
             """As was to be expected."""
         await wait_for(cancelled, deadline - monotonic())

@@ -26,11 +26,11 @@ from psycopg.pq import ExecStatus, TransactionStatus
 
 from . import _forks
 from ._cancelling import request_cancel
-from ._liveness import watch
 from ._prepared import Prepared
 from .errors import GivenBackError
 
 C = TypeVar("C", bound="BaseConnection[Any]")
+W = TypeVar("W", bound="Watching")
 
 _TAKEN_BACK = ("pgconn", "lock", "watcher")
 # What calls on behalf of the program, and so is no place in it.
@@ -173,6 +173,11 @@ def _module(frame: FrameType) -> str:
 class Watching(Protocol):
     """What waits for a connection's answers."""
 
+    @property
+    def arrived(self) -> Callable[[int], object]:
+        """Tells, waiting for as many milliseconds as it is given, whether something has arrived."""
+        ...
+
     def finish(self) -> None:
         """Close the connection."""
         ...
@@ -182,20 +187,21 @@ class Watching(Protocol):
         ...
 
 
-class Pooled(Generic[C]):
+class Pooled(Generic[C, W]):
     """One connection of a pool, with what the pool knows about it; times as `time.monotonic` gives them."""
 
     __slots__ = (
         *("arrived", "borrowed_at", "connection", "expires", "frame", "idle_since"),
-        *("lent_at", "plans", "prepared", "reported", "watcher"),
+        *("lent_at", "pgconn", "plans", "prepared", "reported", "watcher"),
     )
 
-    def __init__(self, connection: C, watcher: Watching, max_lifetime: float) -> None:
+    def __init__(self, connection: C, watcher: W, max_lifetime: float) -> None:
         self.connection = connection
+        self.pgconn = connection.pgconn
         self.watcher = watcher
         self.prepared = Prepared.watch(connection)
         self.plans: dict[Any, Any] = {}
-        self.arrived = watch(connection.pgconn.socket)
+        self.arrived = watcher.arrived
         self.expires = monotonic() + max_lifetime
         self.idle_since = 0.0
         self.borrowed_at = monotonic()
@@ -208,11 +214,6 @@ class Pooled(Generic[C]):
         """Where it was borrowed; None while it is idle, or used by the pool itself."""
         return Place.above(self.frame, None, None) if self.frame is not None else self.lent_at
 
-    def forget_place(self) -> None:
-        """Nobody has it any more."""
-        self.lent_at = self.frame = None
-        self.reported = False
-
     def __str__(self) -> str:
         age, place = f"{monotonic() - self.borrowed_at:.1f} s", self.place
         if place is None:
@@ -221,18 +222,17 @@ class Pooled(Generic[C]):
 
     def close(self) -> None:
         """Close the socket at once; the server ends what is running, and the session, and rolls back what was open."""
-        pgconn = self.connection.pgconn
-        if pgconn.transaction_status == TransactionStatus.ACTIVE:
-            request_cancel(pgconn)
+        if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+            request_cancel(self.pgconn)
         self.watcher.finish()
 
     def disown(self) -> None:
         """Leave the connection, in a forked child, to the parent."""
         self.watcher.disown()
-        _forks.disown(self.connection.pgconn)
+        _forks.disown(self.pgconn)
 
 
-def load(lent: Collection[Pooled[Any]], max_size: int, waiting: int, last_error: str | None) -> str:
+def load(lent: Collection[Pooled[Any, Any]], max_size: int, waiting: int, last_error: str | None) -> str:
     """Say how busy a pool is, with what, and why it may not grow."""
     parts = [f"{len(lent)} of at most {max_size} in use, {waiting} waiting"]
     held = [pooled for pooled in lent if pooled.place is not None]

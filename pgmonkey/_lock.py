@@ -14,11 +14,9 @@ class DeferringLock:
     """
 
     def __init__(self, afterwards: Callable[[], None]) -> None:
-        self._lock = threading.Lock()
+        self.plain = self._lock = threading.Lock()
+        """For the way that is taken most: whoever holds the lock by this calls *afterwards* himself."""
         self._afterwards = afterwards
-        self.acquire = self._lock.acquire
-        self.release = self._lock.release
-        """For the way that is taken most: whoever releases the lock by this calls *afterwards* himself."""
 
     def __enter__(self) -> None:
         self._lock.acquire()

@@ -62,7 +62,7 @@ class Pool:
         self._max_size = plan.max_size
         self._connector = Connector(plan, self.observe)
         self._close_reason = ""
-        self._counts = dict.fromkeys(_COUNTS, 0)
+        self._counts: dict[str, float] = dict.fromkeys(_COUNTS, 0)
         self.opened = False
         """Whether there ever was a connection."""
         self._last_error: str | None = None
@@ -135,7 +135,7 @@ class Pool:
     def _pop_idle(self) -> PooledConnection | None:
         while self._idle:
             pooled = self._idle.pop()
-            if is_alive(pooled.connection.pgconn, pooled.arrived) and monotonic() < pooled.expires:
+            if is_alive(pooled.pgconn, pooled.arrived) and monotonic() < pooled.expires:
                 self._lent.add(pooled)
                 return pooled
             # What ended this one may have ended all: each is looked at now, rather than by a borrower each.
@@ -148,7 +148,7 @@ class Pool:
         now = monotonic()
         kept: list[PooledConnection] = []
         for pooled in self._idle:
-            if not all_of_them and now < pooled.expires and is_alive(pooled.connection.pgconn, pooled.arrived):
+            if not all_of_them and now < pooled.expires and is_alive(pooled.pgconn, pooled.arrived):
                 kept.append(pooled)
             else:
                 pooled.close()
@@ -197,24 +197,26 @@ class Pool:
 
     def take_idle(self, frame: FrameType) -> PooledConnection | None:
         """Lend an idle connection to *frame*; None when there is none that is certainly alive."""
-        lock = self._lock
-        lock.acquire()
-        try:
+        if not self._idle:
+            return None
+        now = monotonic()
+        with self._lock.plain:
             if not self._idle:
                 return None
             pooled = self._idle.pop()
-            now = monotonic()
-            if pooled.arrived(0) or now >= pooled.expires:
-                self._idle.append(pooled)
-                return None
             self._lent.add(pooled)
             self._counts["requests_num"] += 1
             pooled.borrowed_at, pooled.frame = now, frame
-            return pooled
-        finally:
-            lock.release()
-            if self._dropped:
-                self._collect()
+        if pooled.arrived(0) or now >= pooled.expires:
+            with self._lock:
+                self._lent.discard(pooled)
+                self._counts["requests_num"] -= 1
+                pooled.frame = None
+                self._idle.append(pooled)
+            return None
+        if self._dropped:
+            self._collect()
+        return pooled
 
     def give_back(self, pooled: PooledConnection) -> None:
         """Take a connection back: hand it to the first waiter, keep it, or close it when it is not fit to be kept.
@@ -224,28 +226,28 @@ class Pool:
         # Lent before a fork or before `terminate`, at whose time a daemon thread may have died with the lock.
         if pooled not in self._lent:
             return
-        fit = pooled.connection.pgconn.transaction_status == _IDLE
-        now, lock = monotonic(), self._lock
-        lock.acquire()
-        try:
+        fit = pooled.pgconn.transaction_status == _IDLE
+        now = monotonic()
+        with self._lock.plain:
             self._lent.discard(pooled)
-            self._counts["usage_ms"] += int((now - pooled.borrowed_at) * 1000)
-            if fit and not self._close_reason and now < pooled.expires:
-                pooled.forget_place()
+            self._counts["usage_ms"] += (now - pooled.borrowed_at) * 1000
+            keep = fit and not self._close_reason and now < pooled.expires
+            if keep:
+                pooled.lent_at = pooled.frame = None
+                pooled.reported = False
                 if self._waiters:
                     self._lent.add(pooled)
                     self._waiters.popleft().deliver(pooled)
                 else:
                     pooled.idle_since = now
                     self._idle.append(pooled)
-                return
-            self._counts["returns_bad"] += not fit
-        finally:
-            lock.release()
-            if self._dropped:
-                self._collect()
-        pooled.close()
-        self._free_room()
+            else:
+                self._counts["returns_bad"] += not fit
+        if self._dropped:
+            self._collect()
+        if not keep:
+            pooled.close()
+            self._free_room()
 
     def replenish(self) -> None:
         """Have connections made in the place of those that were lost."""
@@ -390,7 +392,7 @@ class Pool:
         with self._lock:
             sizes = {"pool_min": self._settings.min_size, "pool_max": self._max_size, "pool_size": self._size}
             sizes.update(pool_available=len(self._idle), requests_waiting=len(self._waiters))
-            return {**sizes, **self._counts}
+            return {**sizes, **{name: int(count) for name, count in self._counts.items()}}
 
     def _load(self) -> str:
         return load(self._lent, self._max_size, len(self._waiters), self._last_error)

@@ -7,15 +7,20 @@ import weakref
 from asyncio import get_running_loop
 from collections.abc import Awaitable
 from contextlib import suppress
-from contextvars import Context, copy_context
+from contextvars import Context
 from typing import Any
 
+import psycopg
 from psycopg import pq, waiting
-from psycopg.pq import ConnStatus, TransactionStatus
+from psycopg.generators import execute
+from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 from psycopg.waiting import Ready, Wait
 
 from ._cancelling import hang_up
 from ._limits import INTERVAL, Waits, limited, too_slow
+from ._liveness import watch
+
+_READ, _WRITE = int(Wait.R), int(Wait.W)
 
 
 class Watcher:
@@ -30,85 +35,93 @@ class Watcher:
 
     __slots__ = (
         *("__weakref__", "_answer", "_context", "_loop", "_pgconn"),
-        *("_reading", "_socket", "_timer", "_waits", "_writing"),
+        *("_reading", "_results", "_socket", "_timer", "_waits", "_writing", "arrived"),
     )
 
     def __init__(self, pgconn: pq.abc.PGconn) -> None:
         self._pgconn = pgconn
         self._socket = pgconn.socket
+        self.arrived = watch(self._socket)
+        """Tells whether something has arrived, without reading it."""
         self._loop = get_running_loop()
         self._reading = self._writing = False
         self._waits: Waits[Any] | None = None
         self._answer: asyncio.Future[Any] | None = None
+        self._results: list[pq.abc.PGresult] = []
         self._context: Context | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    def run(self, waits: Waits[Any], limit: float | None, interval: float | None, **options: Any) -> Awaitable[Any]:
+    def fetch(self, limit: float | None) -> Awaitable[list[pq.abc.PGresult]]:
+        """Return what to await for the answer to a prepared statement that was sent; see `run`."""
+        if get_running_loop() is not self._loop or self._pgconn.flush():
+            return self.run(execute(self._pgconn), limit)
+        self._waits, self._results = None, []
+        return self._answered(limit)
+
+    def run(self, waits: Waits[Any], limit: float | None, context: Context | None = None) -> Awaitable[Any]:
         """Return what to await for the end of *waits*; it raises `CommandTimeoutError` after *limit* seconds.
 
-        *interval* and *options* are those of psycopg's ``wait()``, when somebody gives them.
+        *waits* runs in *context*, if that is given.
         """
-        loop = self._loop
-        if interval is not None or options or get_running_loop() is not loop:
-            return self.run_as_psycopg(waits, limit, interval, **options)
+        if get_running_loop() is not self._loop:
+            return self.run_as_psycopg(waits, limit)
         try:
             wanted = waits.send(None)
         except StopIteration as stop:
             # psycopg sees to it that what never has to wait gives way now and then, so that others get their turn.
-            return self.run_as_psycopg(_resumed(waits, 0, stop), limit, None)
-        if wanted != Wait.R:  # psycopg first looks whether it can write at once, as it nearly always can
-            return self.run_as_psycopg(_resumed(waits, wanted), limit, None)
+            return self.run_as_psycopg(_resumed(waits, 0, stop), limit)
+        if wanted != _READ:  # psycopg first looks whether it can write at once, as it nearly always can
+            return self.run_as_psycopg(_resumed(waits, wanted), limit)
+        self._waits, self._context = waits, context
+        return self._answered(limit)
+
+    def _answered(self, limit: float | None) -> asyncio.Future[Any]:
         if not self._reading:
-            self._want(wanted)
-        self._waits, self._context = waits, copy_context()
-        self._answer = answer = loop.create_future()
+            self._want(_READ)
+        self._answer = answer = self._loop.create_future()
         if limit is not None:
-            self._timer = loop.call_later(limit, self._late, answer, limit)
+            self._timer = self._loop.call_later(limit, self._late, answer, limit)
         return answer
 
-    async def run_as_psycopg(
-        self, waits: Waits[Any], limit: float | None, interval: float | None, **options: Any
-    ) -> Any:
-        """Run *waits* as psycopg does, in whatever event loop is running."""
+    async def run_as_psycopg(self, waits: Waits[Any], limit: float | None, **options: Any) -> Any:
+        """Run *waits* as psycopg does, in whatever event loop is running, with the *options* of its ``wait()``."""
         self._forget()
         self._stop()
         if limit is not None:
             waits = limited(waits, self._pgconn, limit)
-        return await waiting.wait_async(waits, self._socket, interval or INTERVAL, **options)
+        return await waiting.wait_async(waits, self._socket, **{"interval": INTERVAL, **options})
 
-    def ready(self, how: Ready) -> None:
-        """Go on with what waits: the event loop calls this."""
-        waits, answer, context = self._waits, self._answer, self._context
-        if waits is None or answer is None or context is None or answer.done():
-            # Nobody waits: what has arrived, which may be the end, is for whoever looks at the connection next.
-            self._stop()
-            return
+    def _fetch(self, answer: asyncio.Future[Any]) -> None:
+        """Do as `psycopg.generators.execute` does, which, being a generator, costs more than what it does."""
+        pgconn, results = self._pgconn, self._results
         try:
-            # Not in the loop's own context: handlers of notices and notifications run here.
-            wanted = context.run(waits.send, how)
-        except StopIteration as stop:
+            pgconn.consume_input()
+            while not pgconn.is_busy():
+                result = pgconn.get_result()
+                if result is None:
+                    self._answer = None
+                    if self._timer is not None:
+                        self._forget()
+                    answer.set_result(results)
+                    return
+                results.append(result)
+        except psycopg.OperationalError:
+            # The server said why before it went.
+            if not any(result.status == ExecStatus.FATAL_ERROR for result in results):
+                raise
             self._forget()
-            answer.set_result(stop.value)
-        except Exception as error:
-            self._forget()
-            if self._pgconn.status != ConnStatus.OK:
-                self._stop()  # before anybody gets the number of the socket that libpq may have closed
-            answer.set_exception(error)
-            del answer, waits, context  # or they would refer to themselves, by way of the traceback
-        else:
-            if wanted != Wait.R or self._writing or not self._reading:
-                self._stop()
-                self._want(wanted)
+            self._stop()
+            answer.set_result(results)
 
     def _want(self, wanted: int) -> None:
         # The loop keeps the context that it is called in, which may hold whole requests, for as long as it watches.
         this, add = weakref.ref(self), Context().run
-        if wanted & Wait.R:
+        if wanted & _READ:
             self._reading = True
-            add(self._loop.add_reader, self._socket, _tell, this, Ready.R)
-        if wanted & Wait.W:
+            add(self._loop.add_reader, self._socket, _ready, this, Ready.R)
+        if wanted & _WRITE:
             self._writing = True
-            add(self._loop.add_writer, self._socket, _tell, this, Ready.W)
+            add(self._loop.add_writer, self._socket, _ready, this, Ready.W)
 
     def _stop(self) -> None:
         if self._reading:
@@ -147,7 +160,7 @@ class Watcher:
                 self._stop()
         self._pgconn.finish()
         if self._answer is not None and not self._answer.done() and not loop.is_closed():
-            self.ready(Ready.R)
+            _ready(weakref.ref(self), Ready.R)
 
     def disown(self) -> None:
         """Leave the loop to the parent, in a forked child: they share what it watches with."""
@@ -160,10 +173,34 @@ class Watcher:
             self.finish()
 
 
-def _tell(this: weakref.ref[Watcher], how: Ready) -> None:
-    watcher = this()
-    if watcher is not None:
-        watcher.ready(how)
+def _ready(this: weakref.ref[Watcher], how: Ready) -> None:
+    """Go on with what waits: the event loop calls this."""
+    self = this()
+    if self is None:
+        return
+    waits, answer, context = self._waits, self._answer, self._context
+    if answer is None or answer.done():
+        # Nobody waits: what has arrived, which may be the end, is for whoever looks at the connection next.
+        self._stop()
+        return
+    try:
+        if waits is None:
+            self._fetch(answer)
+            return
+        wanted = waits.send(how) if context is None else context.run(waits.send, how)
+    except StopIteration as stop:
+        self._forget()
+        answer.set_result(stop.value)
+    except Exception as error:
+        self._forget()
+        if self._pgconn.status != ConnStatus.OK:
+            self._stop()  # before anybody gets the number of the socket that libpq may have closed
+        answer.set_exception(error)
+        del answer, waits, context  # or they would refer to themselves, by way of the traceback
+    else:
+        if wanted != _READ or self._writing or not self._reading:
+            self._stop()
+            self._want(wanted)
 
 
 def _resumed(waits: Waits[Any], wanted: int, stop: StopIteration | None = None) -> Waits[Any]:
