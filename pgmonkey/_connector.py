@@ -39,6 +39,8 @@ class Connector:
         connection_class: Any = plan.settings.connection_class or Connection
         self._class = lendable(connection_class, Guard)
         self._credentials = plan.credentials
+        self.checks = plan.settings.check_on_checkout or plan.settings.check is not None
+        """Whether the server is asked before a connection is lent."""
 
     def connect(self, deadline: float | None) -> PooledConnection:
         """Return a new connection; raise what psycopg raises when there is none by the *deadline*."""
@@ -69,7 +71,7 @@ class Connector:
     def check(self, pooled: PooledConnection, deadline: float) -> None:
         """Ask the server whether it is there, if the settings want it; raise what psycopg raises when it is not."""
         settings = self._plan.settings
-        if not settings.check_on_checkout and settings.check is None:
+        if not self.checks:
             return
         state = pooled.connection.__dict__
         state["command_timeout"] = max(0.0, deadline - monotonic())

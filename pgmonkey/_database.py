@@ -31,7 +31,7 @@ from ._fast import MISS, FastPath, read_all, read_count, read_one, read_value
 from ._lease import Lease
 from ._lending import Label
 from ._manager import PGConnectionManager
-from ._mode import Mode
+from ._mode import USUAL, Mode
 from ._prepared import is_outdated
 from ._statement import Params, Statement, leaves_state
 from ._unit import SessionValues, UnitOfWork, set_values, units
@@ -213,7 +213,8 @@ class Database(Generic[Row]):
         lease = self._borrow(autocommit=False)
         stopped = False
         try:
-            set_values(lease.connection, values)
+            if values:
+                set_values(lease.connection, values)
             with lease.connection.cursor("pgmonkey_stream") as cursor:
                 cursor.itersize = size
                 cursor.execute(query, params)
@@ -268,7 +269,7 @@ class Database(Generic[Row]):
             (self._pool()).forget_plans()
             if not alone:
                 raise
-            # Nothing was done yet, neither by this statement nor before it.
+            # Nothing was done yet.
             if connection.pgconn.transaction_status == TransactionStatus.INERROR:
                 connection.rollback()
             return connection.execute(query, params)
@@ -283,7 +284,8 @@ class Database(Generic[Row]):
         """
         lease = self._borrow(timeout=timeout)
         try:
-            set_values(lease.connection, self.session_values())
+            if values := self.session_values():
+                set_values(lease.connection, values)
             yield lease.connection
         except BaseException as error:
             lease.finish(error)
@@ -307,10 +309,15 @@ class Database(Generic[Row]):
         mode = Mode.of(isolation, read_only, deferrable)
         unit = self.current_unit()
         if unit is None:
-            with self._unit_of_work(mode) as unit:
+            unit = self._begin(mode)
+            try:
                 yield unit.connection()
+            except BaseException as error:
+                unit.finish(error)
+                raise
+            unit.finish()
             return
-        if mode != Mode():
+        if mode is not USUAL:
             unit.set_mode(mode)
         connection = unit.connection()
         with connection.transaction():
@@ -351,11 +358,8 @@ class Database(Generic[Row]):
 
     @contextmanager
     def unit_of_work(self) -> Iterator[UnitOfWork[Row]]:
-        """Open a unit of work for a block: it borrows when the first verb needs a connection, and never otherwise.
-
-        Committed at the end of the block, rolled back when the block raises.
-        """
-        with self._unit_of_work(Mode()) as unit:
+        """Open a unit of work for a block: `transaction` that borrows only when the first verb needs a connection."""
+        with self._unit_of_work(USUAL) as unit:
             yield unit
 
     @contextmanager

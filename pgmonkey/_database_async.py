@@ -29,7 +29,7 @@ from ._fast_async import MISS, AsyncFastPath, read_all, read_count, read_one, re
 from ._lease_async import AsyncLease
 from ._lending import Label
 from ._manager import PGConnectionManager
-from ._mode import Mode
+from ._mode import USUAL, Mode
 from ._prepared import is_outdated
 from ._statement import Params, Statement, leaves_state
 from ._unit_async import AsyncUnitOfWork, SessionValues, set_values, units
@@ -211,7 +211,8 @@ class AsyncDatabase(Generic[Row]):
         lease = await self._borrow(autocommit=False)
         stopped = False
         try:
-            await set_values(lease.connection, values)
+            if values:
+                await set_values(lease.connection, values)
             async with lease.connection.cursor("pgmonkey_stream") as cursor:
                 cursor.itersize = size
                 await cursor.execute(query, params)
@@ -266,7 +267,7 @@ class AsyncDatabase(Generic[Row]):
             (await self._pool()).forget_plans()
             if not alone:
                 raise
-            # Nothing was done yet, neither by this statement nor before it.
+            # Nothing was done yet.
             if connection.pgconn.transaction_status == TransactionStatus.INERROR:
                 await connection.rollback()
             return await connection.execute(query, params)
@@ -281,7 +282,8 @@ class AsyncDatabase(Generic[Row]):
         """
         lease = await self._borrow(timeout=timeout)
         try:
-            await set_values(lease.connection, self.session_values())
+            if values := self.session_values():
+                await set_values(lease.connection, values)
             yield lease.connection
         except BaseException as error:
             await lease.finish(error)
@@ -305,10 +307,15 @@ class AsyncDatabase(Generic[Row]):
         mode = Mode.of(isolation, read_only, deferrable)
         unit = self.current_unit()
         if unit is None:
-            async with self._unit_of_work(mode) as unit:
+            unit = self._begin(mode)
+            try:
                 yield await unit.connection()
+            except BaseException as error:
+                await unit.finish(error)
+                raise
+            await unit.finish()
             return
-        if mode != Mode():
+        if mode is not USUAL:
             await unit.set_mode(mode)
         connection = await unit.connection()
         async with connection.transaction():
@@ -349,11 +356,8 @@ class AsyncDatabase(Generic[Row]):
 
     @asynccontextmanager
     async def unit_of_work(self) -> AsyncIterator[AsyncUnitOfWork[Row]]:
-        """Open a unit of work for a block: it borrows when the first verb needs a connection, and never otherwise.
-
-        Committed at the end of the block, rolled back when the block raises.
-        """
-        async with self._unit_of_work(Mode()) as unit:
+        """Open a unit of work for a block: `transaction` that borrows only when the first verb needs a connection."""
+        async with self._unit_of_work(USUAL) as unit:
             yield unit
 
     @asynccontextmanager

@@ -14,18 +14,17 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor, rows
 from psycopg._queries import PostgresQuery
-from psycopg.abc import Transformer as AnyTransformer
 from psycopg.adapt import AdaptersMap, PyFormat, Transformer
 from psycopg.errors import error_from_result
-from psycopg.generators import execute
 from psycopg.pq import ExecStatus
 from psycopg.pq.abc import PGresult
 
 from ._colour_async import current_loop
 from ._connector_async import AsyncPooledConnection
+from ._fetching import taking
 from ._pool_async import AsyncPool
 from ._prepared import is_outdated
-from ._statement import Params, leaves_state
+from ._statement import Params, is_harmless, leaves_state
 
 if TYPE_CHECKING:
     from typing_extensions import LiteralString
@@ -50,33 +49,37 @@ class AsyncPlan:
     """How one connection executes one statement that it has prepared."""
 
     __slots__ = (
-        *("_count", "_types", "_wanted", "dumpers", "fetch", "formats", "has_rows", "key"),
+        *("_count", "_key", "_types", "_wanted", "dumpers", "fetch", "formats", "harmless", "has_rows"),
         *("loaders", "make_row", "name", "params", "query", "send", "transformer"),
     )
 
     def __init__(
-        self,
-        name: bytes,
-        query: PostgresQuery,
-        transformer: AnyTransformer,
-        cursor: AsyncCursor[Any],
-        pooled: AsyncPooledConnection,
+        self, pooled: AsyncPooledConnection, name: bytes, query: PostgresQuery, cursor: AsyncCursor[Any]
     ) -> None:
         self.name = name
-        self.key = (query.query, query.types)
         self.query = query
-        self.transformer = transformer
+        self.transformer = query._tx
+        self.transformer.set_pgresult(cursor.pgresult)
         self.has_rows = cursor.description is not None
         self.make_row = cursor._make_row
+        self.harmless = is_harmless(query.query)
         self.send, self.fetch = pooled.pgconn.send_query_prepared, pooled.watcher.fetch
         # A type that is registered later replaces these, because they are shared with a copy.
-        self.dumpers, self.loaders = psycopg.adapters._dumpers[PyFormat.AUTO], psycopg.adapters._loaders[0]
+        self.dumpers, self.loaders = psycopg.adapters._dumpers[_AUTO], psycopg.adapters._loaders[0]
         self.params, self.formats = query.params, query.formats
+        self._key = (query.query, query.types)
         self._types, self._wanted = query.types, query._want_formats
         self._count = len(self._wanted or ()) if query._order is None else None
 
-    def dump(self, params: Params) -> bool:
-        """Dump *params*; tell whether they are of the types that the statement was prepared for."""
+    def fits(self, pooled: AsyncPooledConnection, params: Params, adapters: AdaptersMap) -> bool:
+        """Dump *params*; tell whether the statement can be executed with them, its types being those of *adapters*."""
+        if adapters._loaders[0] is not self.loaders:
+            return False
+        if params is not None and (adapters._dumpers[_AUTO] is not self.dumpers or not self._dump(params)):
+            return False
+        return pooled.prepared.use(self._key, self.name)
+
+    def _dump(self, params: Params) -> bool:
         kind, transformer = params.__class__, self.transformer
         if (kind is tuple or kind is list) and len(params) == self._count:  # type: ignore[arg-type]
             self.params = transformer.dump_sequence(params, self._wanted)  # type: ignore[arg-type]
@@ -88,6 +91,38 @@ class AsyncPlan:
         return query.types == self._types
 
 
+def find_plan(pooled: AsyncPooledConnection, key: object, params: Params, adapters: AdaptersMap) -> AsyncPlan | None:
+    """Return the plan that *pooled* has for *key*, with *params* dumped; None when the usual way is to be taken."""
+    plan: AsyncPlan | None = pooled.plans.get(key)
+    if plan is None or plan.fits(pooled, params, adapters):
+        return plan
+    # The latest one was made for parameters of other types.
+    plan = pooled.plans.get((key, plan.transformer.types))
+    return plan if plan is not None and plan.fits(pooled, params, adapters) else None
+
+
+def learn_plan(
+    pooled: AsyncPooledConnection, key: object, statement: LiteralString, params: Params, cursor: AsyncCursor[Any]
+) -> bool:
+    """Remember how *cursor* has executed *statement*, if it is prepared and all is as usual; tell whether it is."""
+    connection = pooled.connection
+    # Cursors keep the query of what they did not prepare.
+    if not pooled.prepared.any or cursor.pgresult is None or cursor._query is not None or leaves_state(statement):
+        return False
+    if connection._adapters or connection._notice_handlers or connection._notify_handlers:
+        return False
+    query = PostgresQuery(Transformer(_Context(connection)))
+    query.convert(statement, params)
+    name = pooled.prepared.name_of((query.query, query.types))
+    if name is None or cursor._adapters._loaders[0] is not psycopg.adapters._loaders[0]:
+        return False
+    if len(pooled.plans) >= _LARGEST:
+        pooled.plans.clear()
+    # One for parameters of these types, and to begin with.
+    pooled.plans[key] = pooled.plans[(key, query.types)] = AsyncPlan(pooled, name, query, cursor)
+    return True
+
+
 class AsyncFastPath:
     """The short way through one pool, for rows of one kind."""
 
@@ -95,7 +130,6 @@ class AsyncFastPath:
         settings = pool.plan.settings
         arguments = pool.plan.connect
         self._pool = pool
-        self._row_factory = row_factory
         # What is known of each statement, without and with parameters, is kept with each connection by its key.
         self._without: dict[str, object] = {}
         self._with: dict[str, object] = {}
@@ -115,26 +149,12 @@ class AsyncFastPath:
         self, pooled: AsyncPooledConnection, statement: LiteralString, params: Params, cursor: AsyncCursor[Any]
     ) -> None:
         """Remember how *cursor* has executed *statement*, if it was prepared and all is as usual."""
-        connection, result = pooled.connection, cursor.pgresult
-        if not pooled.prepared.any or result is None or leaves_state(statement):
-            return
-        if connection._adapters or connection._notice_handlers or connection._notify_handlers:
-            return
-        transformer = Transformer(_Context(connection))
-        query = PostgresQuery(transformer)
-        query.convert(statement, params)
-        name = pooled.prepared.name_of((query.query, query.types))
-        if name is not None:
-            transformer.set_pgresult(result)
-            if len(pooled.plans) >= _LARGEST:
-                pooled.plans.clear()
-            keys = self._without if params is None else self._with
+        keys = self._without if params is None else self._with
+        key = keys.get(statement) or object()
+        if learn_plan(pooled, key, statement, params, cursor):
             if len(keys) >= _LARGEST:
                 keys.clear()
-            key = keys.setdefault(statement, object())
-            # One for parameters of these types, and to begin with.
-            plan = AsyncPlan(name, query, transformer, cursor, pooled)
-            pooled.plans[key] = pooled.plans[(key, query.types)] = plan
+            keys[statement] = key
 
     async def run(self, statement: Any, params: Params, read: Read) -> Any:
         """Execute *statement* and return what *read* makes of the answer; `MISS` when nothing was done."""
@@ -148,17 +168,8 @@ class AsyncFastPath:
         if pooled is None:
             return MISS
         try:
-            plan: AsyncPlan | None = pooled.plans.get(key)
-            if plan is None or psycopg.adapters._loaders[0] is not plan.loaders:
-                return MISS
-            if params is not None:
-                if psycopg.adapters._dumpers[_AUTO] is not plan.dumpers:
-                    return MISS
-                if not plan.dump(params):
-                    plan = pooled.plans.get((key, plan.transformer.types))
-                    if plan is None or not plan.dump(params):
-                        return MISS
-            if not (plan.has_rows or read is read_count) or not pooled.prepared.use(plan.key, plan.name):
+            plan = find_plan(pooled, key, params, psycopg.adapters)
+            if plan is None or not (plan.has_rows or read is read_count):
                 return MISS
             plan.send(plan.name, plan.params, plan.formats)
             result = (await plan.fetch(self._limit))[0]
@@ -171,7 +182,7 @@ class AsyncFastPath:
             return read(plan, result)
         except BaseException as error:
             connection: Any = pooled.connection
-            await connection.after(error, execute(connection.pgconn))
+            await connection.after(error, taking(pooled.pgconn))
             raise
         finally:
             pool.give_back(pooled)

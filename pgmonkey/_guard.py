@@ -4,18 +4,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import copy_context
 from time import monotonic
 from typing import Any, TypeVar
 
 import psycopg
-from psycopg import pq
+from psycopg import Transaction, pq
 from psycopg.pq import TransactionStatus
 
 from ._cancelling import request_cancel
-from ._colour import INTERRUPTS, wait_for
+from ._colour import INTERRUPTS, Lock, wait_for
 from ._limits import INTERVAL, Waits, connecting_until, limited_connecting
+from ._prepared import Prepared
 from ._watcher import Watcher
 from .errors import CommandTimeoutError
 
@@ -37,9 +39,11 @@ class Guard:
 
     pgconn: pq.abc.PGconn
     closed: bool
+    lock: Lock
     _closed: bool
     _notice_handlers: list[Any]
     _notify_handlers: list[Any]
+    _start_query: Callable[[], Waits[None]]
 
     def wait(self, gen: Waits[T], interval: float | None = None, **options: Any) -> T:
         """Run one of psycopg's generators to its end."""
@@ -47,6 +51,9 @@ class Guard:
         if "refusal" in state:
             raise state["refusal"]
         watcher, limit = self.own_watcher(), state.get("command_timeout")
+        prepared = state["_prepared"]
+        if prepared.__class__ is Prepared:  # not while it connects
+            prepared.expect(getattr(gen, "__name__", ""))
         try:
             if interval is not None or options:
                 options.update({} if interval is None else {"interval": interval})
@@ -78,6 +85,19 @@ class Guard:
         if not self.closed:
             self._closed = True
             self.own_watcher().finish()
+
+    def transaction(self, savepoint_name: str | None = None, force_rollback: bool = False) -> Any:
+        """Do as psycopg does; in a unit of work, whose end alone commits, open a savepoint."""
+        usual: Any = super().transaction(savepoint_name, force_rollback)  # type: ignore[misc]
+        return self._savepoint(usual) if "in_unit" in self.__dict__ else usual
+
+    @contextmanager
+    def _savepoint(self, usual: AbstractContextManager[Transaction]) -> Iterator[Transaction]:
+        # Where nothing was done yet, psycopg would begin, and so commit, the whole.
+        with self.lock:
+            self.wait(self._start_query())
+        with usual as transaction:
+            yield transaction
 
     def own_watcher(self) -> Watcher:
         """Return what waits for this connection's answers."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import copy_context
 from time import monotonic
 from typing import Any, TypeVar
 
 import psycopg
-from psycopg import pq
+from psycopg import AsyncTransaction, pq
 from psycopg.pq import TransactionStatus
 
 from ._cancelling import request_cancel
-from ._colour_async import INTERRUPTS, wait_for
+from ._colour_async import INTERRUPTS, Lock, wait_for
 from ._limits import INTERVAL, Waits, connecting_until, limited_connecting
+from ._prepared import Prepared
 from ._watcher_async import Watcher
 from .errors import CommandTimeoutError
 
@@ -35,9 +37,11 @@ class AsyncGuard:
 
     pgconn: pq.abc.PGconn
     closed: bool
+    lock: Lock
     _closed: bool
     _notice_handlers: list[Any]
     _notify_handlers: list[Any]
+    _start_query: Callable[[], Waits[None]]
 
     async def wait(self, gen: Waits[T], interval: float | None = None, **options: Any) -> T:
         """Run one of psycopg's generators to its end."""
@@ -45,6 +49,9 @@ class AsyncGuard:
         if "refusal" in state:
             raise state["refusal"]
         watcher, limit = self.own_watcher(), state.get("command_timeout")
+        prepared = state["_prepared"]
+        if prepared.__class__ is Prepared:  # not while it connects
+            prepared.expect(getattr(gen, "__name__", ""))
         try:
             if interval is not None or options:
                 options.update({} if interval is None else {"interval": interval})
@@ -76,6 +83,19 @@ class AsyncGuard:
         if not self.closed:
             self._closed = True
             self.own_watcher().finish()
+
+    def transaction(self, savepoint_name: str | None = None, force_rollback: bool = False) -> Any:
+        """Do as psycopg does; in a unit of work, whose end alone commits, open a savepoint."""
+        usual: Any = super().transaction(savepoint_name, force_rollback)  # type: ignore[misc]
+        return self._savepoint(usual) if "in_unit" in self.__dict__ else usual
+
+    @asynccontextmanager
+    async def _savepoint(self, usual: AbstractAsyncContextManager[AsyncTransaction]) -> AsyncIterator[AsyncTransaction]:
+        # Where nothing was done yet, psycopg would begin, and so commit, the whole.
+        async with self.lock:
+            await self.wait(self._start_query())
+        async with usual as transaction:
+            yield transaction
 
     def own_watcher(self) -> Watcher:
         """Return what waits for this connection's answers."""

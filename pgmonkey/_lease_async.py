@@ -7,10 +7,9 @@ from time import monotonic
 from typing import Any
 
 import psycopg
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, AsyncCursor
 from psycopg.abc import AdaptContext
 from psycopg.errors import InFailedSqlTransaction, error_from_result
-from psycopg.generators import execute
 from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
 
@@ -18,6 +17,8 @@ from ._blueprint import CLEAN
 from ._cancelling import hang_up, request_cancel
 from ._colour_async import acquire, cannot_wait, wait_for
 from ._connector_async import AsyncPooledConnection
+from ._cursor_async import AsyncPooledCursor
+from ._fetching import taking
 from ._lending import lend, take_back
 from ._pool_async import AsyncPool
 from ._prepared import DEALLOCATE
@@ -48,10 +49,14 @@ class AsyncLease:
             context=context,
         )
         """The psycopg connection; unusable once the lease is finished."""
+        state = self.connection.__dict__
+        state["pooled"] = pooled
+        if state["cursor_factory"] is AsyncCursor:
+            state["cursor_factory"] = AsyncPooledCursor
         self.pool = pool
         self._pooled: AsyncPooledConnection | None = pooled
         if pool.plan.settings.close_returns:
-            self.connection.__dict__["close"] = self.finish
+            state["close"] = self.finish
 
     @property
     def active(self) -> bool:
@@ -189,19 +194,27 @@ class AsyncLease:
         statements = list(ending)
         # Behind PgBouncer, only what is in one message with the end of a transaction reaches the session it was in,
         # and PgBouncer knows better than we what was prepared there.
-        if clean and plan.settings.clean_on_return and (ending or not plan.pgbouncer):
+        clean = clean and plan.settings.clean_on_return and prepared.unclean
+        if clean and (ending or not plan.pgbouncer):
             statements.append(_CLEAN)
         # psycopg, too, prepares anew after a ROLLBACK: what it prepared may be gone.
         anew = ending == [b"ROLLBACK"]
         if plan.pgbouncer:
             if anew:
                 prepared.clear()
-        elif anew or (clean and plan.settings.clean_on_return and prepared.to_deallocate):
+        elif anew or (clean and prepared.to_deallocate):
             statements.append(_DEALLOCATE)
             prepared.forget()
         if not statements:
             return []
-        connection, pgconn = pooled.connection, pooled.connection.pgconn
+        connection: Any = pooled.connection
         async with connection.lock:
-            pgconn.send_query(b"; ".join(statements))
-            return await connection.wait(execute(pgconn))
+            try:
+                pooled.pgconn.send_query(b"; ".join(statements))
+                results = await pooled.watcher.fetch(connection.__dict__["command_timeout"])
+            except BaseException as error:
+                await connection.after(error, taking(pooled.pgconn))
+                raise
+        if clean:
+            prepared.cleaned()
+        return results

@@ -32,7 +32,7 @@ from .errors import GivenBackError
 C = TypeVar("C", bound="BaseConnection[Any]")
 W = TypeVar("W", bound="Watching")
 
-_TAKEN_BACK = ("pgconn", "lock", "watcher")
+_TAKEN_BACK = ("pgconn", "lock", "watcher", "pooled")
 # What calls on behalf of the program, and so is no place in it.
 _FRAMEWORKS = ("fastapi", "starlette", "flask", "django", "anyio", "asyncio")
 _OURS = ("pgmonkey", "flask_pgmonkey", "fastapi_pgmonkey", "django_pgmonkey", "contextlib")
@@ -148,8 +148,14 @@ class Place:
     @classmethod
     def above(cls, frame: FrameType, label: Label | None, runner: Borrower | None) -> Place:
         """Return the place nearest to *frame*, or the frame's own, that is outside pgmonkey."""
-        while frame.f_back is not None and _module(frame) in _OURS:
-            frame = frame.f_back
+        known, above = _known_files, frame.f_back
+        while above is not None:
+            file = frame.f_code.co_filename
+            if file not in known:
+                known[file] = _module(frame) in _OURS
+            if not known[file]:
+                break
+            frame, above = above, above.f_back
         return cls(frame, label, runner)
 
     def __str__(self) -> str:
@@ -163,6 +169,10 @@ class Place:
 def location(code: CodeType, line: int | None = None) -> str:
     """Return the place of *code*, as ``file:line (name)``."""
     return f"{os.path.relpath(code.co_filename)}:{line or code.co_firstlineno} ({code.co_name})"
+
+
+_known_files: dict[str, bool] = {}
+"""Whether the code of a file, which is what a frame tells soonest, is ours."""
 
 
 def _module(frame: FrameType) -> str:

@@ -19,8 +19,14 @@ class Mode:
     @classmethod
     def of(cls, isolation: IsolationLevel | str | None, read_only: bool | None, deferrable: bool | None) -> Mode:
         """Return the mode that a caller asked for; raise `psycopg.ProgrammingError` for an unknown isolation level."""
+        if isolation is None and read_only is None and deferrable is None:
+            return USUAL
         level = _level(isolation) if isinstance(isolation, str) else isolation
         return cls(level, read_only, deferrable)
+
+
+USUAL = Mode()
+"""What the server does by default."""
 
 
 def _level(name: str) -> IsolationLevel:

@@ -87,7 +87,9 @@ class Pool:
         *timeout* is in seconds, the pool's own when None; *label* says for whom.  Raises `PoolTimeoutError`,
         `PoolFullError`, `PoolClosedError`, or what psycopg raises when a connection cannot be made.
         """
-        pooled = self._checkout(self._settings.timeout if timeout is None else timeout)
+        pooled = None if self._connector.checks else self.take_idle(None)
+        if pooled is None:
+            pooled = self._checkout(self._settings.timeout if timeout is None else timeout)
         pooled.borrowed_at = monotonic()
         pooled.lent_at = Place.here(label, Runner())
         return pooled
@@ -195,7 +197,7 @@ class Pool:
         elif delivery is not None and delivery is not _Signal.CLOSED:
             self.give_back(delivery)
 
-    def take_idle(self, frame: FrameType) -> PooledConnection | None:
+    def take_idle(self, frame: FrameType | None) -> PooledConnection | None:
         """Lend an idle connection to *frame*; None when there is none that is certainly alive."""
         if not self._idle:
             return None

@@ -85,7 +85,9 @@ class AsyncPool:
         *timeout* is in seconds, the pool's own when None; *label* says for whom.  Raises `PoolTimeoutError`,
         `PoolFullError`, `PoolClosedError`, or what psycopg raises when a connection cannot be made.
         """
-        pooled = await self._checkout(self._settings.timeout if timeout is None else timeout)
+        pooled = None if self._connector.checks else self.take_idle(None)
+        if pooled is None:
+            pooled = await self._checkout(self._settings.timeout if timeout is None else timeout)
         pooled.borrowed_at = monotonic()
         pooled.lent_at = Place.here(label, Runner())
         return pooled
@@ -193,7 +195,7 @@ class AsyncPool:
         elif delivery is not None and delivery is not _Signal.CLOSED:
             self.give_back(delivery)
 
-    def take_idle(self, frame: FrameType) -> AsyncPooledConnection | None:
+    def take_idle(self, frame: FrameType | None) -> AsyncPooledConnection | None:
         """Lend an idle connection to *frame*; None when there is none that is certainly alive."""
         if not self._idle:
             return None

@@ -1,4 +1,4 @@
-"""Prepared statements: psycopg's own, which the borrowers of a connection share, and those that one of them made."""
+"""What a connection has executed: its prepared statements, and whether anything may be left of it in the session."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ import psycopg
 from psycopg import BaseConnection
 from psycopg._preparing import Prepare, PrepareManager
 
+from ._statement import is_harmless
+
 DEALLOCATE = "DEALLOCATE ALL"
+# What psycopg executes on its own account, by the names of its generators: transactions and savepoints.
+_PSYCOPGS_OWN = frozenset({"_commit_gen", "_rollback_gen", "_enter_gen", "_exit_gen", "_start_query"})
 
 
 def is_outdated(error: psycopg.Error) -> bool:
@@ -20,12 +24,14 @@ def is_outdated(error: psycopg.Error) -> bool:
 
 
 class Prepared(PrepareManager):
-    """psycopg's bookkeeping, which also notices SQL's own ``PREPARE``."""
+    """psycopg's bookkeeping, shared by all borrowers of a connection, which also notices what they may leave behind."""
 
     def __init__(self) -> None:
         super().__init__()
         self._foreign = False
         self._stale = False
+        self._unclean = False
+        self._unseen = False
 
     @classmethod
     def watch(cls, connection: BaseConnection[Any]) -> Prepared:
@@ -46,6 +52,31 @@ class Prepared(PrepareManager):
             return Prepare.NO, b""
         return super().get(query, prepare)
 
+    def maybe_add_to_cache(self, query: Any, prep: Prepare, name: bytes) -> Any:
+        """Take note of *query*, which is being executed: cursors of every kind tell."""
+        self._unseen = False
+        if not is_harmless(getattr(query, "template", None) or query.query):
+            self._unclean = True
+        return super().maybe_add_to_cache(query, prep, name)
+
+    def expect(self, what: str) -> None:
+        """Take note that something is being executed, by the generator *what* of psycopg.
+
+        Unless that tells what by `maybe_add_to_cache`, nobody knows what it leaves behind.
+        """
+        if what not in _PSYCOPGS_OWN:
+            self._unclean = self._unclean or self._unseen
+            self._unseen = True
+
+    @property
+    def unclean(self) -> bool:
+        """Whether anything may be left in the session."""
+        return self._unclean or self._unseen
+
+    def cleaned(self) -> None:
+        """Take note that nothing is left in the session."""
+        self._unclean = self._unseen = False
+
     @property
     def any(self) -> bool:
         """Whether psycopg has prepared something."""
@@ -57,7 +88,7 @@ class Prepared(PrepareManager):
 
     def use(self, key: Any, name: bytes) -> bool:
         """Tell whether *name* is prepared for *key*, and count it as used."""
-        if self._stale or self._names.get(key) is not name:
+        if self._stale or self._names.get(key) is not name or self.prepare_threshold is None:
             return False
         self._names.move_to_end(key)
         return True

@@ -7,18 +7,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
 from typing import Any, Generic, Protocol
 
 import psycopg
-from psycopg import Connection, Transaction
+from psycopg import Connection
 from psycopg.pq import TransactionStatus
 from psycopg.rows import Row
 
 from ._colour import Lock, cannot_wait
 from ._lease import Lease
 from ._lending import Label
-from ._mode import Mode
+from ._mode import USUAL, Mode
 from .errors import CancelledUnitError, GivenBackError
 
 SessionValues = Mapping[str, object]
@@ -76,9 +75,11 @@ class UnitOfWork(Generic[Row]):
         lease = self.source.borrow(timeout=timeout, label=self._label)
         try:
             self._refuse_when_over()  # meanwhile, by another task of the request
-            lease.connection.__dict__["transaction"] = partial(_savepoint, lease.connection)
-            _set_mode(lease.connection, self._mode)
-            set_values(lease.connection, self.source.session_values())
+            lease.connection.__dict__["in_unit"] = True
+            if self._mode is not USUAL:
+                _set_mode(lease.connection, self._mode)
+            if values := self.source.session_values():
+                set_values(lease.connection, values)
         except BaseException as error:
             lease.finish(error)
             raise
@@ -124,7 +125,8 @@ class UnitOfWork(Generic[Row]):
         """
         if not self.finished:
             self.finished = True
-            units.set(tuple(unit for unit in units.get() if not unit.finished))
+            inside = units.get()
+            units.set(() if inside == (self,) else tuple(unit for unit in inside if not unit.finished))
             self._end(error)
             if self._cancelled is not None and error is None:
                 raise self._cancelled
@@ -164,25 +166,12 @@ units: ContextVar[tuple[UnitOfWork[Any], ...]] = ContextVar("pgmonkey_units", de
 
 def set_values(connection: Connection[Any], values: SessionValues) -> None:
     """Set configuration parameters until the end of the transaction."""
-    if values:
-        query = "SELECT " + ", ".join(["set_config(%s, %s, true)"] * len(values))
-        params = [part for name, value in values.items() for part in (name, None if value is None else str(value))]
-        connection.execute(query.encode(), params)
+    query: Any = "SELECT " + ", ".join(["set_config(%s, %s, true)"] * len(values))
+    params = [part for name, value in values.items() for part in (name, None if value is None else str(value))]
+    connection.execute(query, params)
 
 
 def _set_mode(connection: Connection[Any], mode: Mode) -> None:
-    if mode != Mode():
-        connection.set_isolation_level(mode.isolation)
-        connection.set_read_only(mode.read_only)
-        connection.set_deferrable(mode.deferrable)
-
-
-@contextmanager
-def _savepoint(
-    connection: Connection[Any], savepoint_name: str | None = None, force_rollback: bool = False
-) -> Iterator[Transaction]:
-    """Open a savepoint, also where nothing was done yet: there psycopg would begin, and so commit, the whole."""
-    with connection.lock:
-        connection.wait(connection._start_query())
-    with type(connection).transaction(connection, savepoint_name, force_rollback) as transaction:
-        yield transaction
+    connection.set_isolation_level(mode.isolation)
+    connection.set_read_only(mode.read_only)
+    connection.set_deferrable(mode.deferrable)

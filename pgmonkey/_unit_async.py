@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from functools import partial
 from typing import Any, Generic, Protocol
 
 import psycopg
-from psycopg import AsyncConnection, AsyncTransaction
+from psycopg import AsyncConnection
 from psycopg.pq import TransactionStatus
 from psycopg.rows import Row
 
 from ._colour_async import Lock, cannot_wait
 from ._lease_async import AsyncLease
 from ._lending import Label
-from ._mode import Mode
+from ._mode import USUAL, Mode
 from .errors import CancelledUnitError, GivenBackError
 
 SessionValues = Mapping[str, object]
@@ -76,9 +75,11 @@ class AsyncUnitOfWork(Generic[Row]):
         lease = await self.source.borrow(timeout=timeout, label=self._label)
         try:
             self._refuse_when_over()  # meanwhile, by another task of the request
-            lease.connection.__dict__["transaction"] = partial(_savepoint, lease.connection)
-            await _set_mode(lease.connection, self._mode)
-            await set_values(lease.connection, self.source.session_values())
+            lease.connection.__dict__["in_unit"] = True
+            if self._mode is not USUAL:
+                await _set_mode(lease.connection, self._mode)
+            if values := self.source.session_values():
+                await set_values(lease.connection, values)
         except BaseException as error:
             await lease.finish(error)
             raise
@@ -124,7 +125,8 @@ class AsyncUnitOfWork(Generic[Row]):
         """
         if not self.finished:
             self.finished = True
-            units.set(tuple(unit for unit in units.get() if not unit.finished))
+            inside = units.get()
+            units.set(() if inside == (self,) else tuple(unit for unit in inside if not unit.finished))
             await self._end(error)
             if self._cancelled is not None and error is None:
                 raise self._cancelled
@@ -164,25 +166,12 @@ units: ContextVar[tuple[AsyncUnitOfWork[Any], ...]] = ContextVar("pgmonkey_units
 
 async def set_values(connection: AsyncConnection[Any], values: SessionValues) -> None:
     """Set configuration parameters until the end of the transaction."""
-    if values:
-        query = "SELECT " + ", ".join(["set_config(%s, %s, true)"] * len(values))
-        params = [part for name, value in values.items() for part in (name, None if value is None else str(value))]
-        await connection.execute(query.encode(), params)
+    query: Any = "SELECT " + ", ".join(["set_config(%s, %s, true)"] * len(values))
+    params = [part for name, value in values.items() for part in (name, None if value is None else str(value))]
+    await connection.execute(query, params)
 
 
 async def _set_mode(connection: AsyncConnection[Any], mode: Mode) -> None:
-    if mode != Mode():
-        await connection.set_isolation_level(mode.isolation)
-        await connection.set_read_only(mode.read_only)
-        await connection.set_deferrable(mode.deferrable)
-
-
-@asynccontextmanager
-async def _savepoint(
-    connection: AsyncConnection[Any], savepoint_name: str | None = None, force_rollback: bool = False
-) -> AsyncIterator[AsyncTransaction]:
-    """Open a savepoint, also where nothing was done yet: there psycopg would begin, and so commit, the whole."""
-    async with connection.lock:
-        await connection.wait(connection._start_query())
-    async with type(connection).transaction(connection, savepoint_name, force_rollback) as transaction:
-        yield transaction
+    await connection.set_isolation_level(mode.isolation)
+    await connection.set_read_only(mode.read_only)
+    await connection.set_deferrable(mode.deferrable)

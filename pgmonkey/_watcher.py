@@ -7,9 +7,9 @@ from typing import Any
 
 import psycopg
 from psycopg import pq, waiting
-from psycopg.generators import execute
 from psycopg.pq import ExecStatus
 
+from ._fetching import take, taking
 from ._limits import INTERVAL, Waits, limited
 from ._liveness import watch
 
@@ -25,29 +25,19 @@ class Watcher:
         """Tells whether something has arrived, without reading it."""
 
     def fetch(self, limit: float | None) -> list[pq.abc.PGresult]:
-        """Return the answer to a statement that was sent; raise `CommandTimeoutError` after *limit* seconds."""
+        """Return the answer to what was sent; raise `CommandTimeoutError` after *limit* seconds."""
         pgconn = self._pgconn
+        results: list[pq.abc.PGresult] = []
         patience = INTERVAL if limit is None else min(limit, INTERVAL)
-        if not pgconn.flush() and self.arrived(int(patience * 1000)):
-            pgconn.consume_input()
-            if not pgconn.is_busy():
-                result = pgconn.get_result()
-                if result is not None and not pgconn.is_busy() and pgconn.get_result() is None:
-                    return [result]
-                if result is not None:
-                    return [result, *self._rest(result, limit)]
-        results: list[pq.abc.PGresult] = self.run(execute(pgconn), None if limit is None else limit - patience)
-        return results
-
-    def _rest(self, first: pq.abc.PGresult, limit: float | None) -> list[pq.abc.PGresult]:
+        if not pgconn.flush() and self.arrived(int(patience * 1000)) and take(pgconn, results):
+            return results
         try:
-            rest: list[pq.abc.PGresult] = self.run(execute(self._pgconn), limit)
+            results += self.run(taking(pgconn), None if limit is None else limit - patience)
         except psycopg.OperationalError:
             # The server said why before it went.
-            if first.status != ExecStatus.FATAL_ERROR:
+            if not any(result.status == ExecStatus.FATAL_ERROR for result in results):
                 raise
-            return []
-        return rest
+        return results
 
     def run(self, waits: Waits[Any], limit: float | None, context: Context | None = None) -> Any:
         """Run *waits* to its end; raise `CommandTimeoutError` after *limit* seconds."""

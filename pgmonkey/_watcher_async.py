@@ -12,11 +12,11 @@ from typing import Any
 
 import psycopg
 from psycopg import pq, waiting
-from psycopg.generators import execute
 from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 from psycopg.waiting import Ready, Wait
 
 from ._cancelling import hang_up
+from ._fetching import take, taking
 from ._limits import INTERVAL, Waits, limited, too_slow
 from ._liveness import watch
 
@@ -52,9 +52,9 @@ class Watcher:
         self._timer: asyncio.TimerHandle | None = None
 
     def fetch(self, limit: float | None) -> Awaitable[list[pq.abc.PGresult]]:
-        """Return what to await for the answer to a prepared statement that was sent; see `run`."""
+        """Return what to await for the answer to what was sent; see `run`."""
         if get_running_loop() is not self._loop or self._pgconn.flush():
-            return self.run(execute(self._pgconn), limit)
+            return self.run(taking(self._pgconn), limit)
         self._waits, self._results = None, []
         return self._answered(limit)
 
@@ -92,26 +92,20 @@ class Watcher:
         return await waiting.wait_async(waits, self._socket, **{"interval": INTERVAL, **options})
 
     def _fetch(self, answer: asyncio.Future[Any]) -> None:
-        """Do as `psycopg.generators.execute` does, which, being a generator, costs more than what it does."""
-        pgconn, results = self._pgconn, self._results
+        """Do without a generator, whose resumption costs more than what it does."""
+        results = self._results
         try:
-            pgconn.consume_input()
-            while not pgconn.is_busy():
-                result = pgconn.get_result()
-                if result is None:
-                    self._answer = None
-                    if self._timer is not None:
-                        self._forget()
-                    answer.set_result(results)
-                    return
-                results.append(result)
+            if not take(self._pgconn, results):
+                return
         except psycopg.OperationalError:
             # The server said why before it went.
             if not any(result.status == ExecStatus.FATAL_ERROR for result in results):
                 raise
-            self._forget()
             self._stop()
-            answer.set_result(results)
+        self._answer = None
+        if self._timer is not None:
+            self._forget()
+        answer.set_result(results)
 
     def _want(self, wanted: int) -> None:
         # The loop keeps the context that it is called in, which may hold whole requests, for as long as it watches.

@@ -21,6 +21,7 @@ RULES = {
     r"\bawait ": "",
     r"\b__a(enter|exit)__\b": r"__\1__",
     r"\basynccontextmanager\b": "contextmanager",
+    r"\bAbstractAsyncContextManager\b": "AbstractContextManager",
     r"\benter_async_context\b": "enter_context",
     r"\baclose\b": "close",
     r"\b__anext__\b": "__next__",

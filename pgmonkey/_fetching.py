@@ -1,0 +1,57 @@
+"""Send a prepared statement, perhaps with the BEGIN before it, and take its answer: libpq's protocol, without I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from psycopg import pq
+from psycopg.abc import Buffer
+from psycopg.pq import ExecStatus, PipelineStatus
+from psycopg.waiting import Wait
+
+from ._limits import Waits
+
+_SYNC = int(ExecStatus.PIPELINE_SYNC)
+_OFF = int(PipelineStatus.OFF)
+
+
+def begin_and_send(
+    pgconn: pq.abc.PGconn,
+    begin: bytes,
+    name: bytes,
+    params: Sequence[Buffer | None] | None,
+    formats: Sequence[int] | None,
+) -> None:
+    """Send *begin* and the execution of the prepared statement *name* in one message."""
+    pgconn.enter_pipeline_mode()
+    pgconn.send_query_params(begin, None)
+    pgconn.send_query_prepared(name, params, formats)
+    pgconn.pipeline_sync()
+
+
+def take(pgconn: pq.abc.PGconn, results: list[pq.abc.PGresult]) -> bool:
+    """Add to *results* what has arrived of the answer to what was sent; tell whether that was all."""
+    pgconn.consume_input()
+    while not pgconn.is_busy():
+        result = pgconn.get_result()
+        if result is None:
+            if pgconn.pipeline_status == _OFF or pgconn.status != pq.ConnStatus.OK:
+                return True
+        elif result.status == _SYNC:
+            pgconn.exit_pipeline_mode()
+            return True
+        else:
+            results.append(result)
+    return False
+
+
+def taking(pgconn: pq.abc.PGconn) -> Waits[list[pq.abc.PGresult]]:
+    """Return the answer to what was sent, as psycopg's generators do.  See `psycopg.generators`."""
+    results: list[pq.abc.PGresult] = []
+    while pgconn.flush():
+        ready = yield Wait.RW
+        if ready & Wait.R:
+            pgconn.consume_input()
+    while not take(pgconn, results):
+        yield Wait.R
+    return results
