@@ -177,9 +177,9 @@ class ConnectionHandle:
         """Return counters named as in psycopg_pool: sizes in connections, times in milliseconds."""
         return self._pool.stats()
 
-    def fast_path(self, row_factory: Any) -> FastPath:
-        """Return the short way for single statements with rows as *row_factory* makes them."""
-        return FastPath(self._pool, row_factory)
+    def fast_path(self, row_factory: Any, *, alone: bool) -> FastPath:
+        """Return the short way for statements with rows as *row_factory* makes them, *alone* or in transactions."""
+        return FastPath(self._pool, row_factory, alone)
 
     def forget_plans(self) -> None:
         """Have every connection prepare its statements anew."""

@@ -6,14 +6,11 @@ from typing import Any
 
 from psycopg import AsyncCursor
 from psycopg.adapt import Transformer
-from psycopg.errors import error_from_result
-from psycopg.pq import ConnStatus, ExecStatus, Format, TransactionStatus
-from psycopg.pq.abc import PGresult
+from psycopg.pq import Format
 from psycopg.rows import Row
 
 from ._connector_async import AsyncPooledConnection
-from ._fast_async import AsyncPlan, find_plan, learn_plan
-from ._fetching import begin_and_send, taking
+from ._fast_async import execute_plan, find_plan, is_usual, learn_plan
 
 
 class AsyncPooledCursor(AsyncCursor[Row]):
@@ -27,9 +24,11 @@ class AsyncPooledCursor(AsyncCursor[Row]):
             return await super().execute(query, params, prepare=prepare, binary=binary)
         async with self._conn.lock:
             key = query if params is not None else (query, None)
-            plan = find_plan(pooled, key, params, self._adapters) if self._ready() else None
+            plan = None
+            if is_usual(self._conn) and not self._closed:
+                plan = find_plan(pooled, key, params, self._adapters)
             if plan is not None:
-                result = await self._execute(pooled, plan)
+                result = await execute_plan(self._conn, pooled, plan)
                 self._reset()
                 self._tx, self._last_query = Transformer(self), query
                 self._set_results([result])
@@ -37,38 +36,3 @@ class AsyncPooledCursor(AsyncCursor[Row]):
         await super().execute(query, params)
         learn_plan(pooled, key, query, params, self)
         return self
-
-    def _ready(self) -> bool:
-        connection = self._conn
-        state = connection.__dict__
-        return (
-            connection.pgconn.status == ConnStatus.OK
-            and connection._pipeline is None
-            and not self._closed
-            and not connection._notice_handlers
-            and not connection._notify_handlers
-            and "refusal" not in state
-            and "transaction_settings" not in state
-        )
-
-    async def _execute(self, pooled: AsyncPooledConnection, plan: AsyncPlan) -> PGresult:
-        connection: Any = self._conn
-        pgconn = pooled.pgconn
-        if not plan.harmless:
-            pooled.prepared.expect("")
-        try:
-            if connection._autocommit or pgconn.transaction_status != TransactionStatus.IDLE:
-                plan.send(plan.name, plan.params, plan.formats)
-            else:
-                begin_and_send(pgconn, connection._get_tx_start_command(), plan.name, plan.params, plan.formats)
-            results = await plan.fetch(connection.__dict__["command_timeout"])
-            for result in results:
-                if result.status == ExecStatus.FATAL_ERROR:
-                    raise error_from_result(result, encoding=connection.info.encoding)
-        except BaseException as error:
-            await connection.after(error, taking(pgconn))
-            raise
-        while notification := pgconn.notifies():
-            if pgconn.notify_handler is not None:
-                pgconn.notify_handler(notification)
-        return results[-1]

@@ -25,7 +25,7 @@ from psycopg.rows import AsyncRowFactory, Row, TupleRow, tuple_row
 from ._blueprint import blueprint
 from ._colour_async import POOL_KIND, sleep
 from ._connection_async import AsyncConnectionHandle
-from ._fast_async import MISS, AsyncFastPath, read_all, read_count, read_one, read_value
+from ._fast_async import MISS, AsyncFastPath, Read, read_all, read_count, read_one, read_value
 from ._lease_async import AsyncLease
 from ._lending import Label
 from ._manager import PGConnectionManager
@@ -87,9 +87,8 @@ class AsyncDatabase(Generic[Row]):
         options = {"resolve_env": resolve_env, "allow_sensitive_defaults": allow_sensitive_defaults}
         self.timeout = blueprint(self._manager.load(config, **options), POOL_KIND).settings.timeout
         """How long a borrow waits for a free connection, in seconds."""
-        get: Any = self._manager.get_database_connection
-        if isinstance(config, Mapping):
-            get = self._manager.get_database_connection_from_dict
+        from_dict, from_file = self._manager.get_database_connection_from_dict, self._manager.get_database_connection
+        get: Any = from_dict if isinstance(config, Mapping) else from_file
         self._get: Callable[[], Awaitable[AsyncConnectionHandle]] = partial(get, config, POOL_KIND, **options)
         self._row_factory = row_factory
         self._session_values = session_values
@@ -111,9 +110,7 @@ class AsyncDatabase(Generic[Row]):
         self._handle = self._fast = None
         self._manager.clear_cache()
 
-    async def disconnect(self) -> None:
-        """Do what `close` does."""
-        await self.close()
+    disconnect = close
 
     async def ping(self) -> float:
         """Ask the server for a sign of life; return the seconds it took, or raise what psycopg raises."""
@@ -129,8 +126,8 @@ class AsyncDatabase(Generic[Row]):
         handle = self._handle
         if handle is None or not handle.usable_here:
             handle = await self._get()
-            fast = handle.fast_path(self._row_factory)
-            self._fast = fast if fast.possible and self._session_values is None else None
+            fast = handle.fast_path(self._row_factory, alone=self._session_values is None)
+            self._fast = fast if fast.possible else None
             self._handle = handle
         return handle
 
@@ -158,8 +155,8 @@ class AsyncDatabase(Generic[Row]):
 
     async def fetch_one(self, query: Statement, params: Params = None) -> Row | None:
         """Return the first row of *query*, or None when there is none."""
-        if self._fast is not None and not units.get():
-            found: Any = await self._fast.run(query, params, read_one)
+        if self._fast is not None:
+            found = await self._short(self._fast, query, params, read_one)
             if found is not MISS:
                 return found  # type: ignore[no-any-return]
         async with self._run(query, params) as cursor:
@@ -167,8 +164,8 @@ class AsyncDatabase(Generic[Row]):
 
     async def fetch_all(self, query: Statement, params: Params = None) -> list[Row]:
         """Return all rows of *query*."""
-        if self._fast is not None and not units.get():
-            found: Any = await self._fast.run(query, params, read_all)
+        if self._fast is not None:
+            found = await self._short(self._fast, query, params, read_all)
             if found is not MISS:
                 return found  # type: ignore[no-any-return]
         async with self._run(query, params) as cursor:
@@ -176,8 +173,8 @@ class AsyncDatabase(Generic[Row]):
 
     async def fetch_value(self, query: Statement, params: Params = None) -> Any:
         """Return the first column of the first row of *query*, or None when there is no row."""
-        if self._fast is not None and not units.get():
-            found: Any = await self._fast.run(query, params, read_value)
+        if self._fast is not None:
+            found = await self._short(self._fast, query, params, read_value)
             if found is not MISS:
                 return found
         async with self._run(query, params) as cursor:
@@ -187,8 +184,8 @@ class AsyncDatabase(Generic[Row]):
 
     async def execute(self, query: Statement, params: Params = None) -> int:
         """Run *query*; return the number of rows affected, -1 where the statement has none."""
-        if self._fast is not None and not units.get():
-            found: Any = await self._fast.run(query, params, read_count)
+        if self._fast is not None:
+            found = await self._short(self._fast, query, params, read_count)
             if found is not MISS:
                 return found  # type: ignore[no-any-return]
         async with self._run(query, params) as cursor:
@@ -230,6 +227,10 @@ class AsyncDatabase(Generic[Row]):
             raise
         await lease.finish()
 
+    def _short(self, fast: AsyncFastPath, query: Statement, params: Params, read: Read) -> Awaitable[Any]:
+        unit = self.current_unit() if units.get() else None
+        return fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read)
+
     @asynccontextmanager
     async def _run(self, query: Statement, params: Params) -> AsyncIterator[AsyncCursor[Row]]:
         unit = self.current_unit()
@@ -239,6 +240,8 @@ class AsyncDatabase(Generic[Row]):
                     connection = await unit.connection()
                     async with await self._execute(connection, query, params) as cursor:
                         yield cursor
+                        if self._fast is not None:
+                            self._fast.learn(connection, query, params, cursor)
                     return
         pool = await self._pool()
         if pool.needs_transactions or (self._session_values is not None and self.session_values()):
@@ -249,8 +252,8 @@ class AsyncDatabase(Generic[Row]):
         try:
             async with await self._execute(lease.connection, query, params) as cursor:
                 yield cursor
-                if self._fast is not None and lease.pooled is not None and isinstance(query, str):
-                    self._fast.learn(lease.pooled, query, params, cursor)
+                if self._fast is not None:
+                    self._fast.learn(lease.connection, query, params, cursor)
         except BaseException as error:
             await lease.finish(error, clean=leaves_state(query))
             raise
@@ -332,10 +335,9 @@ class AsyncDatabase(Generic[Row]):
     ) -> T:
         """Run *function* in a transaction of its own, and commit it; return what it returned.
 
-        When the server could not serialise the transaction (SQLSTATE 40001) or ended a deadlock with it (40P01), at
-        whatever statement or at COMMIT, it is rolled back and *function* runs again after a short random pause, at most
-        *attempts* times in all; then that error is raised.  Also raises `psycopg.ProgrammingError` inside a
-        transaction that has begun: what that did could not be run again.
+        When the server could not serialise it (SQLSTATE 40001) or ended a deadlock with it (40P01), at whatever
+        statement or at COMMIT, *function* runs again after a short random pause, at most *attempts* times in all; then
+        that error is raised.  Raises `psycopg.ProgrammingError` inside a transaction, which could not be run again.
         """
         unit = self.current_unit()
         if unit is not None and unit.borrowed:
@@ -381,8 +383,7 @@ class AsyncDatabase(Generic[Row]):
     ) -> AsyncUnitOfWork[Row]:
         """Open a unit of work that the verbs of this context join, until its `finish` is called.
 
-        The first options are those of `transaction`.  *label* tells, when it is called, on whose behalf the connection
-        is held; *on_borrow* is called each time that one was borrowed.
+        *label* tells, when it is called, on whose behalf; *on_borrow* is called each time that one was borrowed.
         """
         return self._begin(Mode.of(isolation, read_only, deferrable), label, on_borrow)
 

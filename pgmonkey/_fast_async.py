@@ -16,12 +16,13 @@ from psycopg import AsyncConnection, AsyncCursor, rows
 from psycopg._queries import PostgresQuery
 from psycopg.adapt import AdaptersMap, PyFormat, Transformer
 from psycopg.errors import error_from_result
-from psycopg.pq import ExecStatus
+from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
+from psycopg.rows import tuple_row
 
 from ._colour_async import current_loop
 from ._connector_async import AsyncPooledConnection
-from ._fetching import taking
+from ._fetching import begin_and_send, taking
 from ._pool_async import AsyncPool
 from ._prepared import is_outdated
 from ._statement import Params, is_harmless, leaves_state
@@ -54,14 +55,19 @@ class AsyncPlan:
     )
 
     def __init__(
-        self, pooled: AsyncPooledConnection, name: bytes, query: PostgresQuery, cursor: AsyncCursor[Any]
+        self,
+        pooled: AsyncPooledConnection,
+        name: bytes,
+        query: PostgresQuery,
+        cursor: AsyncCursor[Any],
+        row_factory: Any,
     ) -> None:
         self.name = name
         self.query = query
         self.transformer = query._tx
         self.transformer.set_pgresult(cursor.pgresult)
         self.has_rows = cursor.description is not None
-        self.make_row = cursor._make_row
+        self.make_row = row_factory(cursor)
         self.harmless = is_harmless(query.query)
         self.send, self.fetch = pooled.pgconn.send_query_prepared, pooled.watcher.fetch
         # A type that is registered later replaces these, because they are shared with a copy.
@@ -102,9 +108,17 @@ def find_plan(pooled: AsyncPooledConnection, key: object, params: Params, adapte
 
 
 def learn_plan(
-    pooled: AsyncPooledConnection, key: object, statement: LiteralString, params: Params, cursor: AsyncCursor[Any]
+    pooled: AsyncPooledConnection,
+    key: object,
+    statement: LiteralString,
+    params: Params,
+    cursor: AsyncCursor[Any],
+    row_factory: Any = tuple_row,
 ) -> bool:
-    """Remember how *cursor* has executed *statement*, if it is prepared and all is as usual; tell whether it is."""
+    """Remember how *cursor* has executed *statement*, if it is prepared and all is as usual; tell whether it is.
+
+    Verbs make rows by *row_factory*; cursors have their own.
+    """
     connection = pooled.connection
     # Cursors keep the query of what they did not prepare.
     if not pooled.prepared.any or cursor.pgresult is None or cursor._query is not None or leaves_state(statement):
@@ -119,17 +133,55 @@ def learn_plan(
     if len(pooled.plans) >= _LARGEST:
         pooled.plans.clear()
     # One for parameters of these types, and to begin with.
-    pooled.plans[key] = pooled.plans[(key, query.types)] = AsyncPlan(pooled, name, query, cursor)
+    pooled.plans[key] = pooled.plans[(key, query.types)] = AsyncPlan(pooled, name, query, cursor, row_factory)
     return True
+
+
+def is_usual(connection: AsyncConnection[Any]) -> bool:
+    """Tell whether nothing about the lent *connection* asks for the usual way."""
+    state = connection.__dict__
+    return (
+        connection.pgconn.status == ConnStatus.OK
+        and connection._pipeline is None
+        and not connection._notice_handlers
+        and not connection._notify_handlers
+        and "refusal" not in state
+        and "transaction_settings" not in state
+    )
+
+
+async def execute_plan(connection: Any, pooled: AsyncPooledConnection, plan: AsyncPlan) -> PGresult:
+    """Execute *plan* on the lent *connection*, whose lock is held, with the BEGIN that it may need before it."""
+    pgconn = pooled.pgconn
+    if not plan.harmless:
+        pooled.prepared.expect("")
+    try:
+        if connection._autocommit or pgconn.transaction_status != TransactionStatus.IDLE:
+            plan.send(plan.name, plan.params, plan.formats)
+        else:
+            begin_and_send(pgconn, connection._get_tx_start_command(), plan.name, plan.params, plan.formats)
+        results = await plan.fetch(connection.__dict__["command_timeout"])
+        for result in results:
+            if result.status == ExecStatus.FATAL_ERROR:
+                raise error_from_result(result, encoding=connection.info.encoding)
+    except BaseException as error:
+        await connection.after(error, taking(pgconn))
+        raise
+    while notification := pgconn.notifies():
+        if pgconn.notify_handler is not None:
+            pgconn.notify_handler(notification)
+    return results[-1]
 
 
 class AsyncFastPath:
     """The short way through one pool, for rows of one kind."""
 
-    def __init__(self, pool: AsyncPool, row_factory: Any) -> None:
+    def __init__(self, pool: AsyncPool, row_factory: Any, alone: bool) -> None:
         settings = pool.plan.settings
         arguments = pool.plan.connect
         self._pool = pool
+        self._alone = alone
+        self._row_factory = tuple_row if row_factory is None else row_factory
         # What is known of each statement, without and with parameters, is kept with each connection by its key.
         self._without: dict[str, object] = {}
         self._with: dict[str, object] = {}
@@ -145,20 +197,23 @@ class AsyncFastPath:
             and not {"cursor_factory", "row_factory", "context"}.intersection(arguments)
         )
 
-    def learn(
-        self, pooled: AsyncPooledConnection, statement: LiteralString, params: Params, cursor: AsyncCursor[Any]
-    ) -> None:
+    def learn(self, connection: AsyncConnection[Any], statement: Any, params: Params, cursor: AsyncCursor[Any]) -> None:
         """Remember how *cursor* has executed *statement*, if it was prepared and all is as usual."""
+        pooled: AsyncPooledConnection | None = connection.__dict__.get("pooled")
+        if pooled is None or statement.__class__ is not str:
+            return
         keys = self._without if params is None else self._with
         key = keys.get(statement) or object()
-        if learn_plan(pooled, key, statement, params, cursor):
+        if learn_plan(pooled, key, statement, params, cursor, self._row_factory):
             if len(keys) >= _LARGEST:
                 keys.clear()
             keys[statement] = key
 
     async def run(self, statement: Any, params: Params, read: Read) -> Any:
         """Execute *statement* and return what *read* makes of the answer; `MISS` when nothing was done."""
-        if statement.__class__ is not str or (self._loop is not None and self._loop is not current_loop()):
+        if statement.__class__ is not str or not self._alone:
+            return MISS
+        if self._loop is not None and self._loop is not current_loop():
             return MISS
         key = (self._without if params is None else self._with).get(statement)
         if key is None:
@@ -186,6 +241,30 @@ class AsyncFastPath:
             raise
         finally:
             pool.give_back(pooled)
+
+    async def run_on(self, connection: AsyncConnection[Any], statement: Any, params: Params, read: Read) -> Any:
+        """Do as `run` does, on a lent *connection*."""
+        pooled: AsyncPooledConnection | None = connection.__dict__.get("pooled")
+        if statement.__class__ is not str or pooled is None:
+            return MISS
+        key = (self._without if params is None else self._with).get(statement)
+        if key is None or connection.row_factory is not self._row_factory or not is_usual(connection):
+            return MISS
+        async with connection.lock:
+            first = pooled.pgconn.transaction_status == TransactionStatus.IDLE
+            plan = find_plan(pooled, key, params, connection._adapters or psycopg.adapters)
+            if plan is None or not (plan.has_rows or read is read_count):
+                return MISS
+            try:
+                return read(plan, await execute_plan(connection, pooled, plan))
+            except psycopg.Error as error:
+                if not is_outdated(error):
+                    raise
+                self._pool.forget_plans()
+                if not first:
+                    raise
+        await connection.rollback()
+        return MISS
 
 
 def read_one(plan: AsyncPlan, result: PGresult) -> Any:

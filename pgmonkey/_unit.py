@@ -15,9 +15,11 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import Row
 
 from ._colour import Lock, cannot_wait
+from ._fast import MISS, FastPath, Read
 from ._lease import Lease
 from ._lending import Label
 from ._mode import USUAL, Mode
+from ._statement import Params
 from .errors import CancelledUnitError, GivenBackError
 
 SessionValues = Mapping[str, object]
@@ -104,6 +106,13 @@ class UnitOfWork(Generic[Row]):
         """Keep the unit from being finished while a verb runs; False when it was finished before."""
         with self._working:
             yield not self.finished
+
+    def answer(self, fast: FastPath, query: Any, params: Params, read: Read) -> Any:
+        """Do as `FastPath.run` does, as part of this unit."""
+        with self._working:
+            if self.finished:
+                return MISS
+            return fast.run_on(self.connection(), query, params, read)
 
     def set_mode(self, mode: Mode) -> None:
         """Choose the mode of the transaction; raise `psycopg.ProgrammingError` when it has begun already."""

@@ -13,9 +13,11 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import Row
 
 from ._colour_async import Lock, cannot_wait
+from ._fast_async import MISS, AsyncFastPath, Read
 from ._lease_async import AsyncLease
 from ._lending import Label
 from ._mode import USUAL, Mode
+from ._statement import Params
 from .errors import CancelledUnitError, GivenBackError
 
 SessionValues = Mapping[str, object]
@@ -104,6 +106,13 @@ class AsyncUnitOfWork(Generic[Row]):
         """Keep the unit from being finished while a verb runs; False when it was finished before."""
         async with self._working:
             yield not self.finished
+
+    async def answer(self, fast: AsyncFastPath, query: Any, params: Params, read: Read) -> Any:
+        """Do as `AsyncFastPath.run` does, as part of this unit."""
+        async with self._working:
+            if self.finished:
+                return MISS
+            return await fast.run_on(await self.connection(), query, params, read)
 
     async def set_mode(self, mode: Mode) -> None:
         """Choose the mode of the transaction; raise `psycopg.ProgrammingError` when it has begun already."""

@@ -323,3 +323,13 @@ def test_a_lost_connection_on_the_short_way(config: dict[str, Any], observer: Ob
         database.fetch_value(query, [30])
     assert database.fetch_value("SELECT 1") == 1
     database.close()
+
+
+def test_rows_are_of_the_database_whatever_verb_came_first(config: dict[str, Any], short_ways: Way) -> None:
+    database = Database(prepared(config), row_factory=dict_row)
+    for _ in range(3):
+        assert database.fetch_value("SELECT 1 AS a") == 1
+    assert database.fetch_one("SELECT 1 AS a") == {"a": 1}
+    assert database.fetch_all("SELECT 1 AS a") == [{"a": 1}]
+    assert short_ways() >= 3
+    database.close()

@@ -321,3 +321,13 @@ async def test_a_lost_connection_on_the_short_way(config: dict[str, Any], observ
         await database.fetch_value(query, [30])
     assert await database.fetch_value("SELECT 1") == 1
     await database.close()
+
+
+async def test_rows_are_of_the_database_whatever_verb_came_first(config: dict[str, Any], short_ways: Way) -> None:
+    database = AsyncDatabase(prepared(config), row_factory=dict_row)
+    for _ in range(3):
+        assert await database.fetch_value("SELECT 1 AS a") == 1
+    assert await database.fetch_one("SELECT 1 AS a") == {"a": 1}
+    assert await database.fetch_all("SELECT 1 AS a") == [{"a": 1}]
+    assert short_ways() >= 3
+    await database.close()

@@ -101,7 +101,7 @@ class PGMonkey(Generic[Row]):
         self._session_values: SessionValues | None = None
         self.threads = Threads()
         """The threads that wait for connections, and those that commit."""
-        mine = dependencies(lambda: self)
+        mine = dependencies(lambda request: self)
         self.connection = mine.connection
         """Dependency: the request's psycopg.AsyncConnection, for ``async def`` endpoints."""
         self.sync_connection = mine.sync_connection
@@ -182,18 +182,15 @@ class PGMonkey(Generic[Row]):
 
     @asynccontextmanager
     async def borrowed_in_thread(self) -> AsyncIterator[Connection[Row]]:
-        """Lend the connection of the threads' unit of work, waiting for it in none of the endpoints' threads."""
+        """Lend the connection of a unit of work of its own, waiting for it in none of the endpoints' threads."""
         database = self.sync_database
-        outer = database.current_unit()
-        unit = outer or database.begin()
+        unit = database.begin()
         try:
             yield await self.threads.borrow(unit, database.timeout)
         except BaseException as error:
-            if outer is None:
-                await self.threads.end(unit, unit.finish, error)
+            await self.threads.end(unit, unit.finish, error)
             raise
-        if outer is None:
-            await self.threads.end(unit, unit.finish, None)
+        await self.threads.end(unit, unit.finish, None)
 
 
 def _with_mounted(app: Starlette) -> Iterator[Starlette]:

@@ -1,11 +1,11 @@
 """What endpoints ask for with ``Depends``.
 
-FastAPI leaves dependencies of the "function" scope before the response is sent; a plain callable that depends on one
-may be used with a bare ``Depends(db.connection)``.
+FastAPI leaves dependencies of the "function" scope before the response is sent.  Those that need no end of their own,
+because the middleware ends the request's transaction, are plain functions: each more costs more than a statement does.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from fastapi import Depends
@@ -28,49 +28,28 @@ class Dependencies(NamedTuple):
     database: Callable[..., Awaitable[AsyncDatabase[Any]]]
 
 
-def dependencies(find: Callable[..., Any]) -> Dependencies:
-    """Return the dependencies of the `PGMonkey` that the dependency *find* returns."""
+def dependencies(find: Callable[[HTTPConnection], "PGMonkey[Any]"]) -> Dependencies:
+    """Return the dependencies of the `PGMonkey` that *find* returns for a request."""
 
-    async def request_connection(
-        request: HTTPConnection,
-        pgmonkey: Any = Depends(find),  # noqa: B008
-    ) -> AsyncIterator[AsyncConnection[Any]]:
+    async def connection(request: HTTPConnection) -> AsyncConnection[Any]:
+        pgmonkey = find(request)
         _refuse_websockets(request)
-        async with _joined(pgmonkey) as unit:
-            yield await unit.connection()
+        unit = await _joined(pgmonkey, request)
+        return await unit.connection()
 
-    async def connection(
-        connection: AsyncConnection[Any] = Depends(request_connection, scope="function"),  # noqa: B008
-    ) -> AsyncConnection[Any]:
-        return connection
-
-    async def request_sync_connection(
-        request: HTTPConnection,
-        pgmonkey: Any = Depends(find),  # noqa: B008
-    ) -> AsyncIterator[Connection[Any]]:
+    async def sync_connection(request: HTTPConnection) -> Connection[Any]:
+        pgmonkey = find(request)
         _refuse_websockets(request)
-        async with pgmonkey.borrowed_in_thread() as connection:
-            yield connection
+        unit = pgmonkey.sync_database.current_unit()
+        if unit is not None:
+            return await pgmonkey.threads.borrow(unit, pgmonkey.sync_database.timeout)
+        return await _end_of_function(request).enter_async_context(pgmonkey.borrowed_in_thread())
 
-    async def sync_connection(
-        connection: Connection[Any] = Depends(request_sync_connection, scope="function"),  # noqa: B008
-    ) -> Connection[Any]:
-        return connection
-
-    async def request_database(
-        request: HTTPConnection,
-        pgmonkey: Any = Depends(find),  # noqa: B008
-    ) -> AsyncIterator[AsyncDatabase[Any]]:
-        if request.scope["type"] == "websocket" or pgmonkey.transaction == "statement":
-            yield pgmonkey.async_database
-            return
-        async with _joined(pgmonkey):
-            yield pgmonkey.async_database
-
-    async def database(
-        database: AsyncDatabase[Any] = Depends(request_database, scope="function"),  # noqa: B008
-    ) -> AsyncDatabase[Any]:
-        return database
+    async def database(request: HTTPConnection) -> AsyncDatabase[Any]:
+        pgmonkey = find(request)
+        if request.scope["type"] != "websocket" and pgmonkey.transaction != "statement":
+            await _joined(pgmonkey, request)
+        return pgmonkey.async_database
 
     return Dependencies(connection, sync_connection, database)
 
@@ -83,19 +62,22 @@ def _refuse_websockets(request: HTTPConnection) -> None:
         )
 
 
-@asynccontextmanager
-async def _joined(pgmonkey: "PGMonkey[Any]") -> AsyncIterator[AsyncUnitOfWork[Any]]:
-    """Join the unit of work that the middleware opened, or open one where there is no middleware in front."""
+async def _joined(pgmonkey: "PGMonkey[Any]", request: HTTPConnection) -> AsyncUnitOfWork[Any]:
+    """Return the unit of work that the middleware opened; where it opens none, one that ends with the endpoint."""
     unit = pgmonkey.async_database.current_unit()
     if unit is not None:
-        yield unit
-        return
-    async with pgmonkey.async_database.unit_of_work() as own:
-        yield own
+        return unit
+    return await _end_of_function(request).enter_async_context(pgmonkey.async_database.unit_of_work())
 
 
-def _of_application(request: HTTPConnection) -> Any:
-    databases = list(request.scope.get(UNITS, ()))
+def _end_of_function(request: HTTPConnection) -> AsyncExitStack:
+    """Return what FastAPI leaves, as dependencies of the scope "function", when the endpoint has returned."""
+    stack: AsyncExitStack = request.scope["fastapi_function_astack"]
+    return stack
+
+
+def _of_application(request: HTTPConnection) -> "PGMonkey[Any]":
+    databases: list[PGMonkey[Any]] = list(request.scope.get(UNITS, ()))
     if len(databases) == 1:
         return databases[0]
     if databases:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from ._app import PGMonkey
 
 logger = logging.getLogger("pgmonkey")
+
+# Seconds after which a request is watched: for most, a task beside it would cost more than what they do.
+_SOON = 0.02
 
 current: ContextVar[HTTPConnection | None] = ContextVar("pgmonkey_request", default=None)
 """The request, or the WebSocket, that the current context serves."""
@@ -104,6 +108,8 @@ class Watch:
         self._receiver = receiver
         self._loop = asyncio.get_running_loop()
         self._units: RequestUnits | None = None
+        self._thread = threading.get_ident()
+        self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
 
     def over(self, units: RequestUnits) -> None:
@@ -111,8 +117,15 @@ class Watch:
         self._units = units
 
     def start(self) -> None:
-        """Watch from now on; called by whoever borrows the first connection, in whatever thread."""
-        self._loop.call_soon_threadsafe(self._start)
+        """Watch if it takes long; called by whoever borrows the first connection, in whatever thread."""
+        if threading.get_ident() == self._thread:
+            self._wait()
+        else:
+            self._loop.call_soon_threadsafe(self._wait)
+
+    def _wait(self) -> None:
+        if self._timer is None and self._units is not None:
+            self._timer = self._loop.call_later(_SOON, self._start)
 
     def _start(self) -> None:
         if self._task is None and self._units is not None:
@@ -126,6 +139,8 @@ class Watch:
     async def stop(self) -> None:
         """Watch no longer; wait for what the client's leaving set off."""
         self._units = None
+        if self._timer is not None:
+            self._timer.cancel()
         task, self._task = self._task, None
         if task is not None:
             if not self.client_gone:
