@@ -91,9 +91,12 @@ class Config:
 
 
 def load_config(
-    path: str | os.PathLike[str], *, resolve_env: bool = False, allow_sensitive_defaults: bool = False
+    path: str | os.PathLike[str] | Mapping[str, Any],
+    *,
+    resolve_env: bool = False,
+    allow_sensitive_defaults: bool = False,
 ) -> dict[str, Any]:
-    """Return the configuration in the file at *path* as a dictionary, checked, with its references resolved if asked.
+    """Return the configuration in the file, or mapping, *path*, checked, with its references resolved if asked.
 
     The result holds secrets: log ``redact_config(...)`` of it instead.  Raises `ConfigError` and, where a reference
     cannot be resolved, `EnvInterpolationError`.
@@ -105,8 +108,7 @@ def load_config(
         dependencies=Dependencies(),
     )
     check(document)
-    values: dict[str, Any] = document.values
-    return values
+    return document.values  # type: ignore[no-any-return]
 
 
 def prepare(

@@ -13,7 +13,7 @@ from ._config import KINDS, Config, Kind, check, prepare
 from ._connection import ConnectionHandle
 from ._connection_async import AsyncConnectionHandle
 from ._secrets import Dependencies, file_signature
-from ._yaml import Document, read_document
+from ._yaml import read_document
 from .errors import ConfigError
 
 Path = str | os.PathLike[str]
@@ -44,17 +44,11 @@ class _Source:
         if loaded is not None and loaded[1] == signature and loaded[2].unchanged():
             return loaded[0]
         dependencies = Dependencies()
-        document = self._document()
-        config = check(prepare(document, dependencies=dependencies, **self._options))
+        config = check(prepare(read_document(self._origin), dependencies=dependencies, **self._options))
         if dependencies:
             config = replace(config, reload=self.config)
         self._loaded = config, signature, dependencies
         return config
-
-    def _document(self) -> Document:
-        if isinstance(self._origin, Mapping):
-            return Document("configuration", dict(self._origin))
-        return read_document(self._origin)
 
 
 class PGConnectionManager:

@@ -12,7 +12,9 @@ from ._statement import is_harmless
 
 DEALLOCATE = "DEALLOCATE ALL"
 # What psycopg executes on its own account, by the names of its generators: transactions and savepoints.
-_PSYCOPGS_OWN = frozenset({"_commit_gen", "_rollback_gen", "_enter_gen", "_exit_gen", "_start_query"})
+_ENDS = ("_commit_gen", "_rollback_gen", "_enter_gen", "_exit_gen", "_start_query")
+_MODES = ("_set_autocommit_gen", "_set_isolation_level_gen", "_set_read_only_gen", "_set_deferrable_gen")
+_PSYCOPGS_OWN = frozenset(_ENDS + _MODES)
 
 
 def is_outdated(error: psycopg.Error) -> bool:

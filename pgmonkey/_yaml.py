@@ -6,7 +6,7 @@ Only YAML's own safe types are built, duplicate keys are refused, and aliases ma
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,8 +38,13 @@ class Document:
         return f"{location}: {path}" if path else location
 
 
-def read_document(path: str | os.PathLike[str]) -> Document:
-    """Read the YAML file at *path*; raise `ConfigError` when it cannot be read or is not plain YAML."""
+def read_document(path: str | os.PathLike[str] | Mapping[str, Any]) -> Document:
+    """Read the YAML file at *path*, or take a mapping for its contents.
+
+    Raises `ConfigError` when the file cannot be read or is not plain YAML.
+    """
+    if isinstance(path, Mapping):
+        return Document("configuration", dict(path))
     source = os.fspath(path)
     try:
         with open(path, "rb") as stream:

@@ -124,6 +124,8 @@ def test_a_wrong_configuration_is_improperly_configured(project: Path) -> None:
 
 
 def test_a_project_and_a_script_share_one_pool(project: Path) -> None:
+    file = project / "config.yaml"
+    file.write_text(file.read_text() + "sync_settings: {TimeZone: UTC}\n")
     code = """
 import os
 from django.db import connection

@@ -20,13 +20,12 @@ _stock: dict[str, Any] = {
     **{key: str(_parts.get(word) or "") for key, word in {"HOST": "host", "PORT": "port"}.items()},
 }
 _pool = {"min_size": SIZE, "max_size": SIZE}
-_config = {"connection_settings": {"conninfo": DSN}, "pool_settings": _pool}
 DATABASES: dict[str, dict[str, Any]] = {
     "none": {},
     "stock": _stock,
     "CONN_MAX_AGE": {**_stock, "CONN_MAX_AGE": 60},
     "pool": {**_stock, "OPTIONS": {"pool": _pool}},
-    "pgmonkey": {"ENGINE": "django_pgmonkey", "OPTIONS": {"config": _config}},
+    "pgmonkey": {**_stock, "ENGINE": "django_pgmonkey", "OPTIONS": {"pool": _pool}},
 }
 _name = LIBRARY.removesuffix(", ATOMIC_REQUESTS")
 _database = {**DATABASES[_name], "ATOMIC_REQUESTS": True} if _name != LIBRARY else DATABASES[_name]
@@ -36,6 +35,7 @@ settings.configure(
     ALLOWED_HOSTS=["*"],
     ROOT_URLCONF=__name__,
     DATABASES={"default": _database} if _database else {},
+    MIDDLEWARE=["django.middleware.common.CommonMiddleware"],
     USE_TZ=True,
     LOGGING_CONFIG=None,
 )

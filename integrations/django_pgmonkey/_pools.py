@@ -22,7 +22,7 @@ class Pools:
     def get(self, alias: str, config: dict[str, Any]) -> ConnectionHandle:
         """Return the pool of *alias*; raise what psycopg raises when its first connection cannot be made."""
         known = self._handles.get(alias)
-        if known is not None and known[0] == config and known[1].usable_here:
+        if known is not None and (known[0] is config or known[0] == config) and known[1].usable_here:
             return known[1]
         with self._lock:
             manager = self._managers.setdefault(alias, PGConnectionManager())
@@ -64,4 +64,4 @@ def async_database(alias: str) -> AsyncDatabase[Any]:
     wrapper = connections[alias]
     if not isinstance(wrapper, DatabaseWrapper):
         raise TypeError(f"DATABASES[{alias!r}] is not of the ENGINE django_pgmonkey")
-    return pools.get_async(alias, wrapper.settings.config())
+    return pools.get_async(alias, wrapper.settings.config(wrapper.timezone_name))

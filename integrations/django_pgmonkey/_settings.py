@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import os
 from collections.abc import Callable, Mapping
@@ -40,6 +41,7 @@ class Settings:
         self.error: str | None = None
         """What is wrong with the YAML file, to be told when the database is used, or checked."""
         self.yaml = _EMPTY
+        self._config: tuple[dict[str, Any], dict[str, Any]] | None = None
         try:
             self.yaml = self._load()
         except ConfigError as error:
@@ -79,16 +81,31 @@ class Settings:
             where = f"DATABASES[{self.alias!r}]: OPTIONS: release"
             raise ImproperlyConfigured(f"{where}: {release!r} is neither 'request' nor 'query'")
 
-    def config(self) -> dict[str, Any]:
-        """Return the core's configuration: the YAML's, overridden by Django's settings."""
+    def config(self, timezone: str) -> dict[str, Any]:
+        """Return the core's configuration: the YAML's, overridden by Django's settings.
+
+        Connections start in *timezone*, or else each borrow would have to set it.
+        """
+        if self._config is None or self._config[0] != self.settings:
+            self._config = {key: copy.copy(value) for key, value in self.settings.items()}, self._configure(timezone)
+        return self._config[1]
+
+    def _configure(self, timezone: str) -> dict[str, Any]:
         self.require()
-        config = {**self.yaml, "connection_settings": {**self.connection_settings(), **self._credentials()}}
+        config: dict[str, Any] = {
+            **self.yaml,
+            "connection_settings": {**self.connection_settings(), **self._credentials()},
+        }
         pool = self.options.get("pool")
         own = dict(pool) if isinstance(pool, Mapping) else {}
         if self.settings.get("CONN_HEALTH_CHECKS"):
             own["check_on_checkout"] = True
         if own:
             config["pool_settings"] = {**(config.get("pool_settings") or {}), **own}
+        session = config.get("sync_settings") or {}
+        behind_pgbouncer = config["connection_settings"].get("pgbouncer")  # whose sessions are not ours
+        if timezone and not behind_pgbouncer and not any(name.lower() == "timezone" for name in session):
+            config["sync_settings"] = {**session, "TimeZone": timezone}
         return config
 
     def _credentials(self) -> dict[str, Callable[[], str]]:

@@ -53,7 +53,7 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
             return None
         if self.settings.options.get("pool") and self.settings_dict.get("CONN_MAX_AGE", 0) != 0:
             raise ImproperlyConfigured("Pooling doesn't support persistent connections.")
-        config = self.settings.config()
+        config = self.settings.config(self.timezone_name)
         with self.wrap_database_errors:
             return pools.get(self.alias, config)
 

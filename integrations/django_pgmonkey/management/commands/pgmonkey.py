@@ -62,7 +62,9 @@ class Command(BaseCommand):
 
     def _config(self, wrapper: DatabaseWrapper) -> None:
         self.stdout.write(f"# {wrapper.alias}")
-        self.stdout.write(yaml.safe_dump(redact_config(wrapper.settings.config()), sort_keys=False))
+        self.stdout.write(
+            yaml.safe_dump(redact_config(wrapper.settings.config(wrapper.timezone_name)), sort_keys=False)
+        )
 
     def _ask(self, wrapper: DatabaseWrapper) -> Any:
         with wrapper.cursor() as cursor:

@@ -1,0 +1,219 @@
+"""The socket of a connection in its event loop: watched for as long as it lives, and never longer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import os
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Coroutine
+from typing import Any
+
+import psycopg
+import pytest
+import uvloop
+
+from pgmonkey import AsyncDatabase, PGConnectionManager
+
+LOOPS = ["asyncio", "uvloop"]
+
+
+def run_on(loop: str, main: Coroutine[Any, Any, None]) -> None:
+    if loop == "uvloop":
+        uvloop.run(main)
+    else:
+        asyncio.run(main)
+
+
+def single(config: dict[str, Any]) -> dict[str, Any]:
+    return {**config, "async_pool_settings": {"min_size": 1, "max_size": 1, "timeout": 5}}
+
+
+async def watching(database: AsyncDatabase[Any]) -> Any:
+    """Return what watches the only connection, having used it."""
+    await database.fetch_value("SELECT 1")
+    async with database.connection() as connection:
+        return connection.__dict__["watcher"]
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_the_end_of_an_idle_connection_is_noticed_once(loop: str, config: dict[str, Any], observer: Any) -> None:
+    async def main() -> None:
+        database = AsyncDatabase(single(config))
+        watcher = await watching(database)
+        assert watcher._reading
+        observer.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+        await asyncio.sleep(0.2)
+        assert not watcher._reading  # or the loop would call again and again
+        busy = time.process_time()
+        await asyncio.sleep(0.5)
+        assert time.process_time() - busy < 0.25
+        assert await database.fetch_value("SELECT 2") == 2
+        await database.close()
+
+    run_on(loop, main())
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_descriptor_leaves_the_loop_before_it_is_closed(loop: str, config: dict[str, Any]) -> None:
+    """Else the loop would mistake what gets its number next for it."""
+
+    async def main() -> None:
+        running = asyncio.get_running_loop()
+        for way in ("close", "terminate", "kill", "abandon"):
+            manager = PGConnectionManager()
+            handle = await manager.get_database_connection_from_dict(single(config), "async_pool")
+            lease = await handle.borrow()
+            await lease.connection.execute("SELECT 1")
+            number = lease.connection.pgconn.socket
+            if way == "close":
+                await lease.connection.close()
+                await lease.finish()
+            elif way == "terminate":
+                handle.terminate()
+            elif way == "kill":
+                with pytest.raises(psycopg.OperationalError):
+                    await lease.connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+                await lease.finish(RuntimeError())
+            else:
+                lease.abandon()
+            await manager.clear_cache_async()
+            theirs, ours = socket.socketpair()
+            reused = theirs.fileno() == number
+            if not reused:
+                os.dup2(theirs.fileno(), number)
+            arrived = asyncio.Event()
+            running.add_reader(number, arrived.set)
+            ours.send(b"x")
+            await asyncio.wait_for(arrived.wait(), 5)
+            running.remove_reader(number)
+            if not reused:
+                os.close(number)
+            theirs.close()
+            ours.close()
+
+    run_on(loop, main())
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_who_waits_is_told_that_the_connection_was_closed(loop: str, config: dict[str, Any]) -> None:
+    async def main() -> None:
+        manager = PGConnectionManager()
+        handle = await manager.get_database_connection_from_dict(single(config), "async_pool")
+        for elsewhere in (False, True):
+            handle = await manager.get_database_connection_from_dict(single(config), "async_pool", force_reload=True)
+            lease = await handle.borrow()
+            waiting = asyncio.create_task(lease.connection.execute("SELECT pg_sleep(30)"))
+            await asyncio.sleep(0.2)
+            if elsewhere:
+                thread = threading.Thread(target=handle.terminate)
+                thread.start()
+                await asyncio.to_thread(thread.join)
+            else:
+                handle.terminate()
+            with pytest.raises(psycopg.OperationalError):
+                await asyncio.wait_for(waiting, 3)
+            await lease.finish(RuntimeError())
+        await manager.clear_cache_async()
+
+    run_on(loop, main())
+
+
+def test_the_loop_keeps_nothing_of_who_used_the_connection(config: dict[str, Any]) -> None:
+    class Request:
+        """Something large that a context variable refers to."""
+
+    current: contextvars.ContextVar[Any] = contextvars.ContextVar("current")
+
+    async def main() -> None:
+        database = AsyncDatabase(single(config))
+
+        async def serve() -> weakref.ref[Request]:
+            request = Request()
+            current.set(request)
+            await database.fetch_value("SELECT 1")
+            return weakref.ref(request)
+
+        await database.connect()
+        await asyncio.sleep(0.1)
+        reference = await asyncio.create_task(serve())
+        await asyncio.sleep(0)
+        gc.collect()
+        assert reference() is None
+        await database.close()
+
+    asyncio.run(main())
+
+
+def test_handlers_of_notices_run_in_the_context_of_who_executes(config: dict[str, Any]) -> None:
+    current: contextvars.ContextVar[str] = contextvars.ContextVar("current", default="nobody")
+    heard: list[str] = []
+
+    async def main() -> None:
+        database = AsyncDatabase(single(config))
+        async with database.connection() as connection:
+            connection.add_notice_handler(lambda diagnostic: heard.append(current.get()))
+            for name in ("one", "two"):
+                current.set(name)
+                await connection.execute("DO $$ BEGIN RAISE NOTICE 'x'; END $$")
+        await database.close()
+
+    asyncio.run(main())
+    assert heard == ["one", "two"]
+
+
+def test_a_forgotten_pool_leaves_the_loop(config: dict[str, Any], backends: Any) -> None:
+    from pgmonkey._blueprint import blueprint
+    from pgmonkey._pool_async import AsyncPool
+
+    async def main() -> None:
+        loaded = PGConnectionManager().load(single(config))
+        pool = AsyncPool(blueprint(loaded, "async_pool"))
+        pooled = await pool.borrow()
+        await pooled.connection.execute("SELECT 1")
+        pool.give_back(pooled)
+        assert len(backends()) == 1
+        del pool, pooled
+        gc.collect()
+        deadline = time.monotonic() + 5
+        while backends():
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.02)
+
+    asyncio.run(main())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_child_leaves_the_parents_loop_alone(config: dict[str, Any]) -> None:
+    async def main() -> None:
+        database = AsyncDatabase(single(config))
+        for _ in range(3):
+            watcher = await watching(database)
+            assert watcher._reading
+            child = os.fork()
+            if child == 0:
+                gc.collect()
+                os._exit(0)
+            _, status = await asyncio.to_thread(os.waitpid, child, 0)
+            assert status == 0
+            assert await asyncio.wait_for(database.fetch_value("SELECT 1"), 3) == 1
+        await database.close()
+
+    asyncio.run(main())
+
+
+def test_a_large_statement_and_a_large_answer(config: dict[str, Any]) -> None:
+    async def main() -> None:
+        database = AsyncDatabase(single(config))
+        text = "x" * 20_000_000
+        for _ in range(2):
+            async with database.transaction() as connection:
+                cursor = await connection.execute("SELECT %s::text", [text])
+                assert await cursor.fetchone() == (text,)
+        await database.close()
+
+    asyncio.run(main())
