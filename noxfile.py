@@ -148,7 +148,7 @@ def faults(session):
 @nox.session
 def benchmarks(session):
     """Measure beside the peers, in one run; ``-- --write`` puts the figures into docs/performance.md."""
-    session.install("-e", ".[binary]", *group("benchmarks"))
+    session.install("-e", ".[binary,flask,fastapi,django]", *group("benchmarks"))
     install_postgres_if_missing(session, ".[embedded]")
     session.run("python", "-m", "benchmarks", *session.posargs)
 

@@ -1,7 +1,7 @@
 """``python -m benchmarks``: every candidate beside the others in one run, medians and ratios, as a table in Markdown.
 
 Candidates take turns within a round, so that what else the machine does falls on all of them; client and server share
-one core, which is also what makes the figures steady.
+one core, which is also what makes the figures steady; of requests, the clients have another core.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import uvloop
 
 from pgmonkey.embedded import Server
 
-from . import async_candidates, sync_candidates
+from . import async_candidates, costs, http, network, sync_candidates
 from .workloads import SCHEMA, WORKLOADS, Workload
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
@@ -133,6 +133,14 @@ def main() -> None:
         for tasks in (1, 50):
             columns = {w.name: uvloop.run(measure_tasks(dsn, w, tasks, calls, rounds)) for w in WORKLOADS}
             lines += table(f"Tasks, under uvloop: {tasks}", columns, "asyncpg's pool")
+        lines += network.table(network.measure(dsn, arguments.calls // 10))
+        lines += costs.table(dsn)
+        lines += ["### Requests: one row by its key, as JSON, over 8 connections", ""]
+        if arguments.core >= 0 and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, set(range(os.cpu_count() or 1)) - {arguments.core} or {0})  # the clients'
+        for framework in http.LIBRARIES:
+            rates = http.measure(framework, dsn, rounds=arguments.rounds, seconds=1.0, core=arguments.core)
+            lines += http.table(framework, rates)
         versions = f"Python {platform.python_version()}, PostgreSQL {server.version}, psycopg {psycopg.__version__}"
         day = datetime.now(timezone.utc).date()
         heading = f"{day}; {versions} ({psycopg.pq.__impl__}), one core of {os.cpu_count()}, loopback TCP."

@@ -52,6 +52,18 @@ class _Entry:
         self.handle = handle
         # Weak: a holder that is gone cannot let go any more, and must not keep others from closing.
         self.holders: weakref.WeakSet[object] = weakref.WeakSet()
+        self._latest: Callable[[], object] = lambda: None
+
+    def hold(self, holder: object) -> None:
+        """Note that *holder* holds this, which most often is who did last."""
+        if self._latest() is not holder:
+            self.holders.add(holder)
+            self._latest = weakref.ref(holder)
+
+    def let_go(self, holder: object) -> None:
+        """Note that *holder* does not hold this any more."""
+        self.holders.discard(holder)
+        self._latest = lambda: None
 
 
 class Cache:
@@ -82,7 +94,7 @@ class Cache:
                 if entry is not None and entry not in over:
                     self._replaced.append(entry)
                 entry = self._entries[key] = _Entry(key, make())
-            entry.holders.add(holder)
+            entry.hold(holder)
             closing = self._let_go(holder, [old for old in self._replaced if old.key == key]) if self._replaced else []
         for other in over:
             other.handle.terminate()
@@ -103,7 +115,7 @@ class Cache:
         closing: list[Handle] = []
         for entry in entries:
             if holder in entry.holders:
-                entry.holders.discard(holder)
+                entry.let_go(holder)
                 if not entry.holders:
                     closing.append(entry.handle)
                     if self._entries.get(entry.key) is entry:

@@ -101,12 +101,8 @@ def load_config(
     The result holds secrets: log ``redact_config(...)`` of it instead.  Raises `ConfigError` and, where a reference
     cannot be resolved, `EnvInterpolationError`.
     """
-    document = prepare(
-        read_document(path),
-        resolve_env=resolve_env,
-        allow_sensitive_defaults=allow_sensitive_defaults,
-        dependencies=Dependencies(),
-    )
+    options = {"resolve_env": resolve_env, "allow_sensitive_defaults": allow_sensitive_defaults}
+    document = prepare(read_document(path), dependencies=Dependencies(), **options)
     check(document)
     return document.values  # type: ignore[no-any-return]
 

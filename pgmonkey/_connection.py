@@ -64,7 +64,7 @@ class ConnectionHandle:
         It is tried again for ``open_timeout`` seconds.
         """
         settings = self._plan.settings
-        if settings.open is False:
+        if self._pool.opened or settings.open is False:
             return
         give_up = monotonic() + settings.open_timeout
         pause, longest = _PAUSE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Mapping
 from dataclasses import replace
+from pathlib import PurePath
 from typing import Any, Literal, TypedDict, overload
 
 from . import _colour_async
@@ -33,6 +34,7 @@ class _Source:
 
     def __init__(self, origin: Path | Mapping[str, Any], resolve_env: bool, allow_sensitive_defaults: bool) -> None:
         self._origin = origin
+        self._file = None if isinstance(origin, Mapping) else origin
         self._options = {"resolve_env": resolve_env, "allow_sensitive_defaults": allow_sensitive_defaults}
         self._loaded: tuple[Config, tuple[int, int, int] | None, Dependencies] | None = None
 
@@ -40,7 +42,7 @@ class _Source:
         """Return the checked configuration as it is now."""
         loaded = self._loaded
         # Before the read: a change in between is then noticed at the next call.
-        signature = None if isinstance(self._origin, Mapping) else file_signature(self._origin)
+        signature = None if self._file is None else file_signature(self._file)
         if loaded is not None and loaded[1] == signature and loaded[2].unchanged():
             return loaded[0]
         dependencies = Dependencies()
@@ -179,12 +181,12 @@ class PGConnectionManager:
         self, config: Path | Mapping[str, Any], *, resolve_env: bool = False, allow_sensitive_defaults: bool = False
     ) -> Config:
         """Return the checked configuration; a file is read again only when it, or what it refers to, has changed."""
-        if isinstance(config, Mapping):
-            return _Source(config, resolve_env, allow_sensitive_defaults).config()
-        if not isinstance(config, (str, os.PathLike)):
-            raise ConfigError(f"expected the path of a file or a mapping, not {type(config).__name__}")
-        path = os.fspath(config)
-        memo = (path, resolve_env, allow_sensitive_defaults)
+        if not isinstance(config, (str, PurePath)):  # asking the abstract classes takes longer than all the rest
+            if isinstance(config, Mapping):
+                return _Source(config, resolve_env, allow_sensitive_defaults).config()
+            if not isinstance(config, os.PathLike):
+                raise ConfigError(f"expected the path of a file or a mapping, not {type(config).__name__}")
+        memo = (os.fspath(config), resolve_env, allow_sensitive_defaults)
         source = self._sources.get(memo)
         if source is None:
             source = self._sources.setdefault(memo, _Source(*memo))

@@ -70,9 +70,10 @@ class Dependencies:
 
     def unchanged(self) -> bool:
         """Tell whether every variable and every file is as it was."""
-        return all(os.environ.get(name) == value for name, value in self.environ.items()) and all(
-            file_signature(path) == signature for path, signature in self.files.items()
-        )
+        for name, value in self.environ.items():
+            if os.environ.get(name) != value:
+                return False
+        return not self.files or all(file_signature(path) == signature for path, signature in self.files.items())
 
 
 def file_signature(path: str | os.PathLike[str]) -> tuple[int, int, int]:

@@ -15,7 +15,6 @@ from psycopg import pq, waiting
 from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 from psycopg.waiting import Ready, Wait
 
-from ._cancelling import hang_up
 from ._fetching import take, taking
 from ._limits import INTERVAL, Waits, limited, too_slow
 from ._liveness import watch
@@ -147,8 +146,6 @@ class Watcher:
                 # The loop of another thread, which may be looking at the socket at this moment.
                 with suppress(RuntimeError):  # it is closed by now
                     loop.call_soon_threadsafe(self.finish)
-                    if self._pgconn.status == ConnStatus.OK:
-                        hang_up(self._pgconn)
                     return
             else:
                 self._stop()

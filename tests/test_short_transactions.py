@@ -178,7 +178,8 @@ def test_types_of_a_borrower_are_the_borrowers(config: dict[str, Any], short_way
     with database.transaction() as connection:
         assert (connection.execute(query, [1])).fetchone() == (1,)
         connection.row_factory = dict_row  # type: ignore[assignment]
-        assert database.fetch_one(query, [1]) == {"int4": 1}
+        row: Any = database.fetch_one(query, [1])
+        assert row == {"int4": 1}
     assert short_ways() == taken + 2
     database.close()
 

@@ -176,7 +176,8 @@ async def test_types_of_a_borrower_are_the_borrowers(config: dict[str, Any], sho
     async with database.transaction() as connection:
         assert await (await connection.execute(query, [1])).fetchone() == (1,)
         connection.row_factory = dict_row  # type: ignore[assignment]
-        assert await database.fetch_one(query, [1]) == {"int4": 1}
+        row: Any = await database.fetch_one(query, [1])
+        assert row == {"int4": 1}
     assert short_ways() == taken + 2
     await database.close()
 

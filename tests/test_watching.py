@@ -40,6 +40,23 @@ async def watching(database: AsyncDatabase[Any]) -> Any:
         return connection.__dict__["watcher"]
 
 
+async def check_number(number: int) -> None:
+    """See that the loop watches what gets the *number* of a descriptor that was closed."""
+    running, arrived = asyncio.get_running_loop(), asyncio.Event()
+    theirs, ours = socket.socketpair()
+    reused = theirs.fileno() == number
+    if not reused:
+        os.dup2(theirs.fileno(), number)
+    running.add_reader(number, arrived.set)
+    ours.send(b"x")
+    await asyncio.wait_for(arrived.wait(), 5)
+    running.remove_reader(number)
+    if not reused:
+        os.close(number)
+    theirs.close()
+    ours.close()
+
+
 @pytest.mark.parametrize("loop", LOOPS)
 def test_the_end_of_an_idle_connection_is_noticed_once(loop: str, config: dict[str, Any], observer: Any) -> None:
     async def main() -> None:
@@ -63,7 +80,6 @@ def test_a_descriptor_leaves_the_loop_before_it_is_closed(loop: str, config: dic
     """Else the loop would mistake what gets its number next for it."""
 
     async def main() -> None:
-        running = asyncio.get_running_loop()
         for way in ("close", "terminate", "kill", "abandon"):
             manager = PGConnectionManager()
             handle = await manager.get_database_connection_from_dict(single(config), "async_pool")
@@ -72,6 +88,7 @@ def test_a_descriptor_leaves_the_loop_before_it_is_closed(loop: str, config: dic
             number = lease.connection.pgconn.socket
             if way == "close":
                 await lease.connection.close()
+                await check_number(number)
                 await lease.finish()
             elif way == "terminate":
                 handle.terminate()
@@ -82,19 +99,7 @@ def test_a_descriptor_leaves_the_loop_before_it_is_closed(loop: str, config: dic
             else:
                 lease.abandon()
             await manager.clear_cache_async()
-            theirs, ours = socket.socketpair()
-            reused = theirs.fileno() == number
-            if not reused:
-                os.dup2(theirs.fileno(), number)
-            arrived = asyncio.Event()
-            running.add_reader(number, arrived.set)
-            ours.send(b"x")
-            await asyncio.wait_for(arrived.wait(), 5)
-            running.remove_reader(number)
-            if not reused:
-                os.close(number)
-            theirs.close()
-            ours.close()
+            await check_number(number)
 
     run_on(loop, main())
 
@@ -149,17 +154,23 @@ def test_the_loop_keeps_nothing_of_who_used_the_connection(config: dict[str, Any
     asyncio.run(main())
 
 
-def test_handlers_of_notices_run_in_the_context_of_who_executes(config: dict[str, Any]) -> None:
+def test_handlers_of_notices_run_in_the_context_of_who_executes(config: dict[str, Any], observer: Any) -> None:
+    observer.execute(
+        "CREATE FUNCTION tell() RETURNS int LANGUAGE plpgsql AS $$ BEGIN RAISE NOTICE 'x'; RETURN 1; END $$"
+    )
     current: contextvars.ContextVar[str] = contextvars.ContextVar("current", default="nobody")
     heard: list[str] = []
 
     async def main() -> None:
         database = AsyncDatabase(single(config))
+        for _ in range(8):
+            await database.fetch_value("SELECT tell()")
         async with database.connection() as connection:
+            await connection.execute("SELECT tell()")
             connection.add_notice_handler(lambda diagnostic: heard.append(current.get()))
             for name in ("one", "two"):
                 current.set(name)
-                await connection.execute("DO $$ BEGIN RAISE NOTICE 'x'; END $$")
+                await connection.execute("SELECT tell()")
         await database.close()
 
     asyncio.run(main())
@@ -177,33 +188,45 @@ def test_a_forgotten_pool_leaves_the_loop(config: dict[str, Any], backends: Any)
         await pooled.connection.execute("SELECT 1")
         pool.give_back(pooled)
         assert len(backends()) == 1
+        number = pooled.pgconn.socket
         del pool, pooled
         gc.collect()
         deadline = time.monotonic() + 5
         while backends():
             assert time.monotonic() < deadline
             await asyncio.sleep(0.02)
+        await check_number(number)
 
     asyncio.run(main())
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-def test_a_forked_child_leaves_the_parents_loop_alone(config: dict[str, Any]) -> None:
-    async def main() -> None:
-        database = AsyncDatabase(single(config))
-        for _ in range(3):
-            watcher = await watching(database)
-            assert watcher._reading
-            child = os.fork()
-            if child == 0:
-                gc.collect()
-                os._exit(0)
-            _, status = await asyncio.to_thread(os.waitpid, child, 0)
-            assert status == 0
-            assert await asyncio.wait_for(database.fetch_value("SELECT 1"), 3) == 1
-        await database.close()
+@pytest.mark.parametrize("running", [False, True])
+def test_a_forked_child_leaves_the_parents_loop_alone(running: bool, config: dict[str, Any]) -> None:
+    """They share what the loop waits with, so that what the child removed would be removed from the parent's."""
+    loop = asyncio.new_event_loop()
+    database = AsyncDatabase(single(config))
 
-    asyncio.run(main())
+    def fork() -> None:
+        child = os.fork()
+        if child == 0:
+            gc.collect()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+
+    async def use(forking: bool) -> None:
+        watcher = await asyncio.wait_for(watching(database), 3)
+        assert watcher._reading
+        if forking:
+            fork()
+            await asyncio.wait_for(database.fetch_value("SELECT 1"), 3)
+
+    for _ in range(3):
+        loop.run_until_complete(use(running))
+        if not running:
+            fork()
+    loop.run_until_complete(database.close())
+    loop.close()
 
 
 def test_a_large_statement_and_a_large_answer(config: dict[str, Any]) -> None:
