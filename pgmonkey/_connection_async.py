@@ -177,9 +177,13 @@ class AsyncConnectionHandle:
         """Return counters named as in psycopg_pool: sizes in connections, times in milliseconds."""
         return self._pool.stats()
 
-    def fast_path(self, row_factory: Any, *, alone: bool) -> AsyncFastPath:
-        """Return the short way for statements with rows as *row_factory* makes them, *alone* or in transactions."""
-        return AsyncFastPath(self._pool, row_factory, alone)
+    def fast_path(self, row_factory: Any, *, alone: bool) -> AsyncFastPath | None:
+        """Return the short way for statements with rows as *row_factory* makes them, *alone* or in transactions only.
+
+        None where the configuration asks for the usual way.
+        """
+        fast = AsyncFastPath(self._pool, row_factory, alone)
+        return fast if fast.possible else None
 
     def forget_plans(self) -> None:
         """Have every connection prepare its statements anew."""

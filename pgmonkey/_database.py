@@ -128,8 +128,7 @@ class Database(Generic[Row]):
         handle = self._handle
         if handle is None or not handle.usable_here:
             handle = self._get()
-            fast = handle.fast_path(self._row_factory, alone=self._session_values is None)
-            self._fast = fast if fast.possible else None
+            self._fast = handle.fast_path(self._row_factory, alone=self._session_values is None)
             self._handle = handle
         return handle
 

@@ -50,7 +50,8 @@ class Guard:
         state = self.__dict__
         if "refusal" in state:
             raise state["refusal"]
-        watcher, limit = self.own_watcher(), state.get("command_timeout")
+        watcher: Watcher = state.get("watcher") or self.own_watcher()
+        limit: float | None = state.get("command_timeout")
         prepared = state["_prepared"]
         if prepared.__class__ is Prepared:  # not while it connects
             prepared.expect(getattr(gen, "__name__", ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import Context
 from typing import Any
 
@@ -21,7 +22,7 @@ class Watcher:
 
     def __init__(self, pgconn: pq.abc.PGconn) -> None:
         self._pgconn = pgconn
-        self.arrived = watch(pgconn.socket)
+        self.arrived: Callable[[int], object] = watch(pgconn.socket)
         """Tells whether something has arrived, without reading it."""
 
     def fetch(self, limit: float | None) -> list[pq.abc.PGresult]:
@@ -41,7 +42,9 @@ class Watcher:
 
     def run(self, waits: Waits[Any], limit: float | None, context: Context | None = None) -> Any:
         """Run *waits* to its end; raise `CommandTimeoutError` after *limit* seconds."""
-        return self.run_as_psycopg(waits, limit)
+        if limit is not None:
+            waits = limited(waits, self._pgconn, limit)
+        return waiting.wait(waits, self._pgconn.socket, INTERVAL)
 
     def run_as_psycopg(self, waits: Waits[Any], limit: float | None, **options: Any) -> Any:
         """Run *waits* with the *options* of psycopg's ``wait()``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from asyncio import get_running_loop
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from contextvars import Context
 from typing import Any
@@ -40,7 +40,7 @@ class Watcher:
     def __init__(self, pgconn: pq.abc.PGconn) -> None:
         self._pgconn = pgconn
         self._socket = pgconn.socket
-        self.arrived = watch(self._socket)
+        self.arrived: Callable[[int], object] = watch(self._socket)
         """Tells whether something has arrived, without reading it."""
         self._loop = get_running_loop()
         self._reading = self._writing = False
@@ -108,7 +108,8 @@ class Watcher:
 
     def _want(self, wanted: int) -> None:
         # The loop keeps the context that it is called in, which may hold whole requests, for as long as it watches.
-        this, add = weakref.ref(self), Context().run
+        this: weakref.ref[Watcher] = weakref.ref(self)
+        add = Context().run
         if wanted & _READ:
             self._reading = True
             add(self._loop.add_reader, self._socket, _ready, this, Ready.R)

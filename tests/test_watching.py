@@ -63,7 +63,10 @@ def test_the_end_of_an_idle_connection_is_noticed_once(loop: str, config: dict[s
         database = AsyncDatabase(single(config))
         watcher = await watching(database)
         assert watcher._reading
-        observer.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+        observer.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE pid <> pg_backend_pid() AND datname = current_database()"
+        )
         await asyncio.sleep(0.2)
         assert not watcher._reading  # or the loop would call again and again
         busy = time.process_time()

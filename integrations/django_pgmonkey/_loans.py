@@ -72,11 +72,22 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
+_DJANGOS = ("django", "django_pgmonkey", "contextlib")
+_known_files: dict[str, bool] = {}
+"""Whether the code of a file, which is what a frame tells soonest, is Django's."""
+
+
 def borrower(route: Callable[[], str] | None) -> Callable[[], str]:
     """Return what tells who borrows here: the route, and the nearest place in the program outside Django."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and _is_django(frame.f_globals.get("__name__", "")):
-        frame = frame.f_back
+    above = frame.f_back
+    while above is not None:
+        file = frame.f_code.co_filename
+        if file not in _known_files:
+            _known_files[file] = frame.f_globals.get("__name__", "").partition(".")[0] in _DJANGOS
+        if not _known_files[file]:
+            break
+        frame, above = above, above.f_back
     code, line = frame.f_code, frame.f_lineno
 
     def tell() -> str:
@@ -86,7 +97,3 @@ def borrower(route: Callable[[], str] | None) -> Callable[[], str]:
         return at if route is None else f"{route()}, {at}"
 
     return tell
-
-
-def _is_django(module: str) -> bool:
-    return module.partition(".")[0] in ("django", "django_pgmonkey", "contextlib")
