@@ -18,8 +18,6 @@ from ._liveness import watch
 class Watcher:
     """Waits for the answers of one connection: as psycopg does, but for the short ones."""
 
-    __slots__ = ("_pgconn", "arrived")
-
     def __init__(self, pgconn: pq.abc.PGconn) -> None:
         self._pgconn = pgconn
         self.arrived: Callable[[int], object] = watch(pgconn.socket)

@@ -235,9 +235,10 @@ def test_notices_and_notifications(config: dict[str, Any], observer: Observer, s
         taken = short_ways()
         connection.execute("SELECT 1")
         assert short_ways() == taken + 1
-        for notification in connection.notifies(timeout=5, stop_after=1):
+        for notification in connection.notifies(timeout=2, stop_after=1):
             heard.append(notification.payload)
-    assert heard == ["hello", "one"]
+    # Before 3.3, psycopg forgot a notification that came with the answer to a statement.
+    assert heard == ["hello", "one"] if psycopg.__version__ >= "3.3" else ["hello"]
     database.close()
 
 
