@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg
 from psycopg import Connection, Cursor, rows
@@ -28,9 +28,6 @@ from ._fetching import begin_and_send, taking
 from ._pool import Pool
 from ._prepared import is_outdated
 from ._statement import Params, is_harmless, leaves_state
-
-if TYPE_CHECKING:
-    from typing_extensions import LiteralString
 
 _AUTO = PyFormat.AUTO
 _LARGEST = 200
@@ -112,7 +109,7 @@ def find_plan(pooled: PooledConnection, key: object, params: Params, adapters: A
 def learn_plan(
     pooled: PooledConnection,
     key: object,
-    statement: LiteralString,
+    statement: Any,
     params: Params,
     cursor: Cursor[Any],
     row_factory: Any = tuple_row,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor, rows
@@ -26,9 +26,6 @@ from ._fetching import begin_and_send, taking
 from ._pool_async import AsyncPool
 from ._prepared import is_outdated
 from ._statement import Params, is_harmless, leaves_state
-
-if TYPE_CHECKING:
-    from typing_extensions import LiteralString
 
 _AUTO = PyFormat.AUTO
 _LARGEST = 200
@@ -110,7 +107,7 @@ def find_plan(pooled: AsyncPooledConnection, key: object, params: Params, adapte
 def learn_plan(
     pooled: AsyncPooledConnection,
     key: object,
-    statement: LiteralString,
+    statement: Any,
     params: Params,
     cursor: AsyncCursor[Any],
     row_factory: Any = tuple_row,
