@@ -22,7 +22,7 @@ class PooledCursor(Cursor[Row]):
         """Do what psycopg's own does."""
         pooled: PooledConnection | None = self._conn.__dict__.get("pooled")
         usual = prepare is None and binary is None and self.format == Format.TEXT
-        if pooled is None or not isinstance(query, (str, bytes)) or not usual:
+        if pooled is None or query.__class__ not in (str, bytes) or not usual:
             return super().execute(query, params, prepare=prepare, binary=binary)
         with self._conn.lock:
             key = query if params is not None else (query, None)

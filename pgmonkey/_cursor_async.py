@@ -20,7 +20,7 @@ class AsyncPooledCursor(AsyncCursor[Row]):
         """Do what psycopg's own does."""
         pooled: AsyncPooledConnection | None = self._conn.__dict__.get("pooled")
         usual = prepare is None and binary is None and self.format == Format.TEXT
-        if pooled is None or not isinstance(query, (str, bytes)) or not usual:
+        if pooled is None or query.__class__ not in (str, bytes) or not usual:
             return await super().execute(query, params, prepare=prepare, binary=binary)
         async with self._conn.lock:
             key = query if params is not None else (query, None)
