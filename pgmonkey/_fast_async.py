@@ -28,6 +28,7 @@ from ._prepared import is_outdated
 from ._statement import Params, is_harmless, leaves_state
 
 _AUTO = PyFormat.AUTO
+_PIPELINES = psycopg.Pipeline.is_supported()  # by libpq, from 14 on
 _LARGEST = 200
 MISS: Any = object()
 """Nothing was done: take the usual way."""
@@ -63,6 +64,7 @@ class AsyncPlan:
         self.query = query
         self.transformer = query._tx
         self.transformer.set_pgresult(cursor.pgresult)
+        self.transformer.set_pgresult(None, set_loaders=False)
         self.has_rows = cursor.description is not None
         self.make_row = row_factory(cursor)
         self.harmless = is_harmless(query.query)
@@ -70,6 +72,7 @@ class AsyncPlan:
         # A type that is registered later replaces these, because they are shared with a copy.
         self.dumpers, self.loaders = psycopg.adapters._dumpers[_AUTO], psycopg.adapters._loaders[0]
         self.params, self.formats = query.params, query.formats
+        query.params = None
         self._key = (query.query, query.types)
         self._types, self._wanted = query.types, query._want_formats
         self._count = len(self._wanted or ()) if query._order is None else None
@@ -91,6 +94,7 @@ class AsyncPlan:
         query = self.query
         query.dump(params)
         self.params, self.formats = query.params, query.formats
+        query.params = None
         return query.types == self._types
 
 
@@ -138,7 +142,8 @@ def is_usual(connection: AsyncConnection[Any]) -> bool:
     """Tell whether nothing about the lent *connection* asks for the usual way."""
     state = connection.__dict__
     return (
-        connection.pgconn.status == ConnStatus.OK
+        _PIPELINES
+        and connection.pgconn.status == ConnStatus.OK
         and connection._pipeline is None
         and not connection._notice_handlers
         and not connection._notify_handlers
@@ -157,6 +162,7 @@ async def execute_plan(connection: Any, pooled: AsyncPooledConnection, plan: Asy
             plan.send(plan.name, plan.params, plan.formats)
         else:
             begin_and_send(pgconn, connection._get_tx_start_command(), plan.name, plan.params, plan.formats)
+        plan.params = None
         results = await plan.fetch(connection.__dict__["command_timeout"])
         for result in results:
             if result.status == ExecStatus.FATAL_ERROR:
@@ -224,6 +230,7 @@ class AsyncFastPath:
             if plan is None or not (plan.has_rows or read is read_count):
                 return MISS
             plan.send(plan.name, plan.params, plan.formats)
+            plan.params = None  # which may be large
             result = (await plan.fetch(self._limit))[0]
             if result.status == ExecStatus.FATAL_ERROR:
                 error = error_from_result(result, encoding=pooled.connection.info.encoding)
@@ -268,22 +275,31 @@ def read_one(plan: AsyncPlan, result: PGresult) -> Any:
     """Return the first row, None when there is none."""
     if not result.ntuples:
         return None
-    plan.transformer.set_pgresult(result, set_loaders=False)
-    return plan.transformer.load_row(0, plan.make_row)
+    transformer = plan.transformer
+    transformer.set_pgresult(result, set_loaders=False)
+    row = transformer.load_row(0, plan.make_row)
+    transformer.set_pgresult(None, set_loaders=False)
+    return row
 
 
 def read_value(plan: AsyncPlan, result: PGresult) -> Any:
     """Return the first column of the first row, None when there is none."""
     if not result.ntuples:
         return None
-    plan.transformer.set_pgresult(result, set_loaders=False)
-    return plan.transformer.load_row(0, tuple)[0]
+    transformer = plan.transformer
+    transformer.set_pgresult(result, set_loaders=False)
+    row: Any = transformer.load_row(0, tuple)
+    transformer.set_pgresult(None, set_loaders=False)
+    return row[0]
 
 
 def read_all(plan: AsyncPlan, result: PGresult) -> list[Any]:
     """Return all rows."""
-    plan.transformer.set_pgresult(result, set_loaders=False)
-    return plan.transformer.load_rows(0, result.ntuples, plan.make_row)
+    transformer = plan.transformer
+    transformer.set_pgresult(result, set_loaders=False)
+    found: list[Any] = transformer.load_rows(0, result.ntuples, plan.make_row)
+    transformer.set_pgresult(None, set_loaders=False)
+    return found
 
 
 def read_count(plan: AsyncPlan, result: PGresult) -> int:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 Statement = Union["LiteralString", bytes, SQL, Composed]
 Params = Sequence[Any] | Mapping[str, Any] | None
 
+# Characters from which on a statement is neither looked at nor remembered.
+_LONG = 10_000
 _PLAIN = re.compile(r"[\s(]*(SELECT|INSERT|UPDATE|DELETE|MERGE|VALUES|TABLE|WITH|SHOW|EXPLAIN)\b", re.IGNORECASE)
 _LASTING = re.compile(r"set_config|advisory|setseed|\btemp|;\s*\S", re.IGNORECASE)
 
@@ -53,8 +55,9 @@ def leaves_state(query: Statement) -> bool:
     Errs on the side of cleaning: only plain queries that name none of the functions that last are let through.
     """
     if isinstance(query, Composable):
-        return _leaves_state(query.as_string(None))
-    return _leaves_state(query.decode(errors="replace") if isinstance(query, bytes) else query)
+        query = query.as_string(None)
+    text = query.decode(errors="replace") if isinstance(query, bytes) else query
+    return len(text) > _LONG or _leaves_state(text)
 
 
 @lru_cache(maxsize=1024)
@@ -62,13 +65,17 @@ def _leaves_state(text: str) -> bool:
     return not _PLAIN.match(text) or bool(_LASTING.search(text))
 
 
-@lru_cache(maxsize=1024)
 def is_harmless(text: bytes) -> bool:
     """Tell whether *text* is a plain query that calls nothing but well-known functions.
 
     Stricter than `leaves_state`: somebody who does more than one thing on a connection may have a function of his own
     set what the next thing needs.
     """
+    return len(text) <= _LONG and _is_harmless(text)
+
+
+@lru_cache(maxsize=1024)
+def _is_harmless(text: bytes) -> bool:
     plain = text.decode(errors="replace")
     if _UNCLEAR.search(plain) or not _PLAIN.match(plain):
         return False

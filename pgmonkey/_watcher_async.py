@@ -85,7 +85,8 @@ class Watcher:
     async def run_as_psycopg(self, waits: Waits[Any], limit: float | None, **options: Any) -> Any:
         """Run *waits* as psycopg does, in whatever event loop is running, with the *options* of its ``wait()``."""
         self._forget()
-        self._stop()
+        if get_running_loop() is self._loop:  # else what it watches ends itself, at the next answer
+            self._stop()
         if limit is not None:
             waits = limited(waits, self._pgconn, limit)
         return await waiting.wait_async(waits, self._socket, **{"interval": INTERVAL, **options})
@@ -101,7 +102,7 @@ class Watcher:
             if not any(result.status == ExecStatus.FATAL_ERROR for result in results):
                 raise
             self._stop()
-        self._answer = None
+        self._answer, self._results = None, []  # which may be large
         if self._timer is not None:
             self._forget()
         answer.set_result(results)

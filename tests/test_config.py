@@ -246,6 +246,15 @@ def test_a_connection_string_is_taken_apart_and_overridden() -> None:
     assert config.connect == {"user": "u", "password": "p", "host": "h", "port": "5", "dbname": "other"}
 
 
+def test_a_mapping_is_loaded_like_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOST_OF_DB", "db.example")
+    mapping = {"connection_settings": {"host": "${HOST_OF_DB}"}}
+    assert load_config(mapping, resolve_env=True)["connection_settings"] == {"host": "db.example"}
+    assert mapping == {"connection_settings": {"host": "${HOST_OF_DB}"}}
+    with pytest.raises(ConfigError, match="configuration: connection_settings"):
+        load_config({"connection_settings": [1]})
+
+
 def test_equal_configurations_have_equal_digests() -> None:
     load = PGConnectionManager().load
     one = load({"connection_settings": {"host": "a", "port": 5432}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ import yaml
 from pgmonkey.embedded import find_binaries
 
 from .django_projects import SETTINGS, make, migrate, ok, run
+from .faults.proxy import FaultProxy
 
 
 def test_migrations_and_the_orm(project: Path, observer: psycopg.Connection[Any]) -> None:
@@ -137,6 +139,55 @@ assert database.stats() == connection.pool.stats()
 print("shared")
 """
     assert ok(run(project, code=code)) == "shared\n"
+
+
+def test_a_mapping_is_a_configuration(project: Path) -> None:
+    code = """
+import os
+import yaml
+from django.db import connections
+with open(os.environ["CONFIG"]) as file:
+    config = yaml.safe_load(file)
+connections.databases["mapped"] = {**connections.databases["default"], "OPTIONS": {"config": config}}
+with connections["mapped"].cursor() as cursor:
+    cursor.execute("SHOW TimeZone")
+    print(*cursor.fetchone())
+"""
+    assert ok(run(project, code=code)) == "UTC\n"
+
+
+def test_a_request_that_reads_once_is_one_round_trip(project: Path, config: dict[str, Any]) -> None:
+    connect = config["connection_settings"]
+    with FaultProxy(connect["host"], int(connect["port"])) as proxy:
+        connect["port"] = proxy.port
+        (project / "config.yaml").write_text(yaml.safe_dump(config))
+        code = """
+import sys
+import django
+django.setup()
+from django.db import connection
+for _ in range(4):
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM pg_class WHERE oid = %s", [1])
+    connection.close()
+    print("done", flush=True)
+    sys.stdin.readline()
+"""
+        command = [sys.executable, "-c", code]
+        environ = {**os.environ, "DJANGO_SETTINGS_MODULE": "settings", "PYTHONPATH": str(project)}
+        environ["CONFIG"] = str(project / "config.yaml")
+        with subprocess.Popen(
+            command, cwd=project, env=environ, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            counts = []
+            for _ in range(4):
+                assert process.stdout.readline() == "done\n"
+                counts.append(proxy.round_trips)
+                process.stdin.write("\n")
+                process.stdin.flush()
+        assert [after - before for before, after in itertools.pairwise(counts[1:])] == [1, 1]
 
 
 def test_the_example_shops_commands(examples: Path, config: dict[str, Any], observer: psycopg.Connection[Any]) -> None:

@@ -331,3 +331,22 @@ async def test_rows_are_of_the_database_whatever_verb_came_first(config: dict[st
     assert await database.fetch_all("SELECT 1 AS a") == [{"a": 1}]
     assert short_ways() >= 3
     await database.close()
+
+
+async def test_nothing_large_is_kept(config: dict[str, Any], short_ways: Way) -> None:
+    database = AsyncDatabase(prepared(config))
+    for _ in range(3):
+        assert await database.fetch_value("SELECT %s::text", ["x" * 100]) == "x" * 100
+        assert await database.fetch_one("SELECT %(a)s::text", {"a": "x" * 100}) == ("x" * 100,)
+        assert await database.fetch_all("SELECT repeat('x', 100)") == [("x" * 100,)]
+    assert short_ways() == 6
+    async with database.transaction() as connection:
+        cursor = await connection.execute("SELECT %s::int", [1])
+        assert await cursor.fetchone() == (1,)
+        plans = connection.__dict__["pooled"].plans
+    assert len(plans) > 4
+    for plan in plans.values():
+        assert plan.transformer.pgresult is None
+        assert plan.params is None
+        assert plan.query.params is None
+    await database.close()

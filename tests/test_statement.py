@@ -47,6 +47,7 @@ def test_harmless(text: str) -> None:
         "DO $$ BEGIN END $$",
         "DECLARE c CURSOR WITH HOLD FOR SELECT 1",
         "CALL f()",
+        f"SELECT '{'x' * 10_000}'",
         "",
     ],
 )
