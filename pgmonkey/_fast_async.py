@@ -71,7 +71,8 @@ class AsyncPlan:
         self.send, self.fetch = pooled.pgconn.send_query_prepared, pooled.watcher.fetch
         # A type that is registered later replaces these, because they are shared with a copy.
         self.dumpers, self.loaders = psycopg.adapters._dumpers[_AUTO], psycopg.adapters._loaders[0]
-        self.params, self.formats = query.params, query.formats
+        self.params: Any = None
+        self.formats: Any = query.formats
         query.params = None
         self._key = (query.query, query.types)
         self._types, self._wanted = query.types, query._want_formats

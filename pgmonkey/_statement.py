@@ -55,8 +55,9 @@ def leaves_state(query: Statement) -> bool:
     Errs on the side of cleaning: only plain queries that name none of the functions that last are let through.
     """
     if isinstance(query, Composable):
-        query = query.as_string(None)
-    text = query.decode(errors="replace") if isinstance(query, bytes) else query
+        text = query.as_string(None)
+    else:
+        text = query.decode(errors="replace") if isinstance(query, bytes) else query
     return len(text) > _LONG or _leaves_state(text)
 
 
