@@ -25,7 +25,7 @@ import uvloop
 
 from pgmonkey.embedded import Server
 
-from . import async_candidates, costs, http, network, sync_candidates
+from . import async_candidates, costs, http, network, picture, sync_candidates
 from .workloads import SCHEMA, WORKLOADS, Workload
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
@@ -98,6 +98,11 @@ async def measure_tasks(dsn: str, workload: Workload, tasks: int, calls: int, ro
     return times
 
 
+def medians(times: Times) -> dict[str, float]:
+    """Return the microseconds of each candidate."""
+    return {name: statistics.median(seconds) * 1e6 for name, seconds in times.items()}
+
+
 def table(title: str, columns: dict[str, Times], base: str) -> list[str]:
     """Return a table: microseconds a call, and the ratio to *base*, by candidate and workload."""
     lines = [f"### {title}", "", f"| | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
@@ -127,11 +132,14 @@ def main() -> None:
             for statement in filter(str.strip, SCHEMA.split(";")):
                 connection.execute(statement.encode())
         dsn, calls, rounds = server.dsn(), arguments.calls, arguments.rounds
+        panels: dict[str, dict[str, float]] = {}
         for threads in (1, 8):
             columns = {w.name: measure_threads(dsn, w, threads, calls, rounds) for w in WORKLOADS}
+            panels[f"One row by its key, {threads} thread{'s' * (threads > 1)}"] = medians(columns["primary key"])
             lines += table(f"Threads: {threads}", columns, "psycopg, held open")
         for tasks in (1, 50):
             columns = {w.name: uvloop.run(measure_tasks(dsn, w, tasks, calls, rounds)) for w in WORKLOADS}
+            panels[f"One row by its key, {tasks} task{'s' * (tasks > 1)} (uvloop)"] = medians(columns["primary key"])
             lines += table(f"Tasks, under uvloop: {tasks}", columns, "asyncpg's pool")
         lines += network.table(network.measure(dsn, arguments.calls // 10))
         lines += costs.table(dsn)
@@ -151,6 +159,7 @@ def main() -> None:
         marked = r"(<!-- figures -->\n).*(\n<!-- end of figures -->)"
         written = re.sub(marked, lambda match: f"{match[1]}{text}{match[2]}", document, flags=re.DOTALL)
         DOCUMENT.write_text(written, encoding="utf-8")
+        DOCUMENT.with_suffix(".svg").write_text(picture.draw(panels), encoding="utf-8")
 
 
 if __name__ == "__main__":
