@@ -165,6 +165,7 @@ def test_types_of_a_borrower_are_the_borrowers(config: dict[str, Any], short_way
     for _ in range(3):
         with database.transaction() as connection:
             assert (connection.execute(query, [1])).fetchone() == (1,)
+            assert database.fetch_one(query, [1]) == (1,)
     taken = short_ways()
     with database.transaction() as connection:
         connection.adapters.register_loader("int4", TextLoader)

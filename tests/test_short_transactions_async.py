@@ -163,6 +163,7 @@ async def test_types_of_a_borrower_are_the_borrowers(config: dict[str, Any], sho
     for _ in range(3):
         async with database.transaction() as connection:
             assert await (await connection.execute(query, [1])).fetchone() == (1,)
+            assert await database.fetch_one(query, [1]) == (1,)
     taken = short_ways()
     async with database.transaction() as connection:
         connection.adapters.register_loader("int4", TextLoader)
