@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import psycopg
 from psycopg import pq
 from psycopg.abc import Buffer
 from psycopg.pq import ExecStatus, PipelineStatus
@@ -52,6 +53,15 @@ def taking(pgconn: pq.abc.PGconn) -> Waits[list[pq.abc.PGresult]]:
         ready = yield Wait.RW
         if ready & Wait.R:
             pgconn.consume_input()
-    while not take(pgconn, results):
-        yield Wait.R
+    try:
+        while not take(pgconn, results):
+            yield Wait.R
+    except psycopg.OperationalError:
+        if not told_why(results):
+            raise
     return results
+
+
+def told_why(results: list[pq.abc.PGresult]) -> bool:
+    """Tell whether the server said why it goes before it went, so that this is the error."""
+    return any(result.status == ExecStatus.FATAL_ERROR for result in results)

@@ -8,9 +8,8 @@ from typing import Any
 
 import psycopg
 from psycopg import pq, waiting
-from psycopg.pq import ExecStatus
 
-from ._fetching import take, taking
+from ._fetching import take, taking, told_why
 from ._limits import INTERVAL, Waits, limited
 from ._liveness import watch
 
@@ -33,8 +32,7 @@ class Watcher:
         try:
             results += self.run(taking(pgconn), None if limit is None else limit - patience)
         except psycopg.OperationalError:
-            # The server said why before it went.
-            if not any(result.status == ExecStatus.FATAL_ERROR for result in results):
+            if not told_why(results):
                 raise
         return results
 

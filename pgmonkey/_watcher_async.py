@@ -12,10 +12,10 @@ from typing import Any
 
 import psycopg
 from psycopg import pq, waiting
-from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
+from psycopg.pq import ConnStatus, TransactionStatus
 from psycopg.waiting import Ready, Wait
 
-from ._fetching import take, taking
+from ._fetching import take, taking, told_why
 from ._limits import INTERVAL, Waits, limited, too_slow
 from ._liveness import watch
 
@@ -98,8 +98,7 @@ class Watcher:
             if not take(self._pgconn, results):
                 return
         except psycopg.OperationalError:
-            # The server said why before it went.
-            if not any(result.status == ExecStatus.FATAL_ERROR for result in results):
+            if not told_why(results):
                 raise
             self._stop()
         self._answer, self._results = None, []  # which may be large

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from psycopg import pq
+from psycopg.generators import execute
 from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row, scalar_row
 
@@ -128,12 +129,13 @@ def test_cursors_are_psycopgs(config: dict[str, Any], observer: Observer, short_
     for _ in range(3):
         with database.transaction() as connection:
             first = connection.execute(numbers, [3])
-            second = connection.execute(numbers.encode(), [2])
+            second = connection.execute(numbers, [2])
             assert first.rowcount == 3
             assert first.statusmessage == "SELECT 3"
             assert second.fetchall() == [{"a": 1}, {"a": 2}]
             assert first.fetchone() == {"a": 1}
             assert connection.info.transaction_status == TransactionStatus.INTRANS
+            assert (connection.execute(numbers.encode(), [2])).rowcount == 2
             scalars = connection.cursor(row_factory=scalar_row)
             scalars.execute(numbers, [2])
             assert [row for row in scalars] == [1, 2]
@@ -152,7 +154,7 @@ def test_cursors_are_psycopgs(config: dict[str, Any], observer: Observer, short_
                 assert piped.fetchall() == [{"a": 1}]
             with connection.transaction():
                 connection.execute(numbers, [1])
-    assert short_ways() == 12  # all but the first of each text, in binary, in the pipeline, and of the closed cursor
+    assert short_ways() == 15  # all but the first of each text, in binary, in the pipeline, and of the closed cursor
     assert observer.execute("SELECT count(*) FROM t").fetchone() == (12,)
     database.close()
 
@@ -270,6 +272,18 @@ def test_only_what_may_leave_something_is_cleaned(config: dict[str, Any], observ
             connection.execute("SELECT tenant('mine')")
         with handle as connection:
             assert (connection.execute(tenant)).fetchone() in ((None,), ("",))
+        with handle as connection:
+            connection.pgconn.send_query(b"SET app.tenant = 'mine'")
+            connection.wait(execute(connection.pgconn))
+            connection.execute("SELECT 1")
+        with handle as connection:
+            assert (connection.execute(tenant)).fetchone() in ((None,), ("",))
+        lease = handle.borrow(autocommit=True)
+        before = proxy.round_trips
+        with psycopg.ClientCursor(lease.connection) as cursor:
+            cursor.execute("SELECT %s", ["not a -- comment"])
+        lease.finish()
+        assert proxy.round_trips - before == 1
         with handle as connection:
             with psycopg.ClientCursor(connection) as cursor:
                 cursor.execute("SELECT tenant(%s)", ["mine"])

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from psycopg import pq
+from psycopg.generators import execute
 from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row, scalar_row
 
@@ -126,12 +127,13 @@ async def test_cursors_are_psycopgs(config: dict[str, Any], observer: Observer, 
     for _ in range(3):
         async with database.transaction() as connection:
             first = await connection.execute(numbers, [3])
-            second = await connection.execute(numbers.encode(), [2])
+            second = await connection.execute(numbers, [2])
             assert first.rowcount == 3
             assert first.statusmessage == "SELECT 3"
             assert await second.fetchall() == [{"a": 1}, {"a": 2}]
             assert await first.fetchone() == {"a": 1}
             assert connection.info.transaction_status == TransactionStatus.INTRANS
+            assert (await connection.execute(numbers.encode(), [2])).rowcount == 2
             scalars = connection.cursor(row_factory=scalar_row)
             await scalars.execute(numbers, [2])
             assert [row async for row in scalars] == [1, 2]
@@ -150,7 +152,7 @@ async def test_cursors_are_psycopgs(config: dict[str, Any], observer: Observer, 
                 assert await piped.fetchall() == [{"a": 1}]
             async with connection.transaction():
                 await connection.execute(numbers, [1])
-    assert short_ways() == 12  # all but the first of each text, in binary, in the pipeline, and of the closed cursor
+    assert short_ways() == 15  # all but the first of each text, in binary, in the pipeline, and of the closed cursor
     assert observer.execute("SELECT count(*) FROM t").fetchone() == (12,)
     await database.close()
 
@@ -268,6 +270,18 @@ async def test_only_what_may_leave_something_is_cleaned(config: dict[str, Any], 
             await connection.execute("SELECT tenant('mine')")
         async with handle as connection:
             assert await (await connection.execute(tenant)).fetchone() in ((None,), ("",))
+        async with handle as connection:
+            connection.pgconn.send_query(b"SET app.tenant = 'mine'")
+            await connection.wait(execute(connection.pgconn))
+            await connection.execute("SELECT 1")
+        async with handle as connection:
+            assert await (await connection.execute(tenant)).fetchone() in ((None,), ("",))
+        lease = await handle.borrow(autocommit=True)
+        before = proxy.round_trips
+        async with psycopg.AsyncClientCursor(lease.connection) as cursor:
+            await cursor.execute("SELECT %s", ["not a -- comment"])
+        await lease.finish()
+        assert proxy.round_trips - before == 1
         async with handle as connection:
             async with psycopg.AsyncClientCursor(connection) as cursor:
                 await cursor.execute("SELECT tenant(%s)", ["mine"])
