@@ -152,8 +152,9 @@ def test_under_load(
         time.sleep(2)
         began = time.monotonic()
         if fault == "terminated":
+            # Waits for each to end: one that was only told to may be asked something before it does.
             cluster.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
                 f" WHERE datname = '{dbname}' AND pid <> {observer.info.backend_pid}"
             )
             accepting = time.monotonic()
