@@ -65,7 +65,9 @@ class _Lent:
 
     def __getattr__(self, name: str) -> Any:
         if name in _TAKEN_BACK:
-            raise GivenBackError(
+            # What was cancelled was also given back, perhaps between two steps of a statement.
+            refusal: Exception | None = self.__dict__.get("refusal")
+            raise refusal or GivenBackError(
                 "this connection was given back to its pool and is no longer yours; borrow another one"
             )
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,17 +29,12 @@ class Demo:
 
 
 def three_free_ports() -> int:
-    """Return the first of three ports in a row that nobody listens on."""
+    """Return the first of three ports in a row that nobody listens on, and that no client is given meanwhile."""
     while True:
-        with ExitStack() as stack:
-            sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
-            sockets[0].bind(("127.0.0.1", 0))
-            first: int = sockets[0].getsockname()[1]
-            try:
-                for i in (1, 2):
-                    sockets[i].bind(("127.0.0.1", first + i))
-            except (OSError, OverflowError):
-                continue
+        first = random.randint(20_000, 30_000)  # below the ports that systems choose from
+        with ExitStack() as stack, suppress(OSError):
+            for i in range(3):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", first + i))
             return first
 
 
