@@ -281,3 +281,14 @@ def test_session_values_cannot_inject(config: dict[str, Any], tenant: dict[str, 
     tenant["app.tenant', '1', true); --"] = 1
     with pytest.raises(psycopg.Error):
         database.fetch_value("SELECT 1")
+
+
+def test_a_connection_that_was_cancelled_says_so(config: dict[str, Any]) -> None:
+    database = Database(config)
+    unit = database.begin()
+    connection = unit.connection()
+    connection.execute("SELECT 1")
+    unit.cancel("the client is gone")
+    with pytest.raises(CancelledUnitError, match="the client is gone"):
+        connection.execute("SELECT 1")
+    database.close()

@@ -283,3 +283,14 @@ async def test_session_values_cannot_inject(config: dict[str, Any], tenant: dict
     tenant["app.tenant', '1', true); --"] = 1
     with pytest.raises(psycopg.Error):
         await database.fetch_value("SELECT 1")
+
+
+async def test_a_connection_that_was_cancelled_says_so(config: dict[str, Any]) -> None:
+    database = AsyncDatabase(config)
+    unit = database.begin()
+    connection = await unit.connection()
+    await connection.execute("SELECT 1")
+    await unit.cancel("the client is gone")
+    with pytest.raises(CancelledUnitError, match="the client is gone"):
+        await connection.execute("SELECT 1")
+    await database.close()
