@@ -100,8 +100,8 @@ class Watcher:
         except psycopg.OperationalError:
             if not told_why(results):
                 raise
-            self._stop()
         self._answer, self._results = None, []  # which may be large
+        self._stop_at_the_end()
         if self._timer is not None:
             self._forget()
         answer.set_result(results)
@@ -124,6 +124,10 @@ class Watcher:
         if self._writing:
             self._writing = False
             self._loop.remove_writer(self._socket)
+
+    def _stop_at_the_end(self) -> None:
+        if self._pgconn.status != ConnStatus.OK:
+            self._stop()  # before anybody gets the number of the socket that libpq may have closed
 
     def _late(self, answer: asyncio.Future[Any], limit: float) -> None:
         if answer.done():
@@ -182,11 +186,11 @@ def _ready(this: weakref.ref[Watcher], how: Ready) -> None:
         wanted = waits.send(how) if context is None else context.run(waits.send, how)
     except StopIteration as stop:
         self._forget()
+        self._stop_at_the_end()
         answer.set_result(stop.value)
     except Exception as error:
         self._forget()
-        if self._pgconn.status != ConnStatus.OK:
-            self._stop()  # before anybody gets the number of the socket that libpq may have closed
+        self._stop_at_the_end()
         answer.set_exception(error)
         del answer, waits, context  # or they would refer to themselves, by way of the traceback
     else:

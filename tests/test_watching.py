@@ -16,6 +16,8 @@ from typing import Any
 import psycopg
 import pytest
 import uvloop
+from psycopg.generators import execute
+from psycopg.pq import ExecStatus
 
 from pgmonkey import AsyncDatabase, PGConnectionManager
 
@@ -83,7 +85,7 @@ def test_a_descriptor_leaves_the_loop_before_it_is_closed(loop: str, config: dic
     """Else the loop would mistake what gets its number next for it."""
 
     async def main() -> None:
-        for way in ("close", "terminate", "kill", "abandon"):
+        for way in ("close", "terminate", "kill", "kill quietly", "abandon"):
             manager = PGConnectionManager()
             handle = await manager.get_database_connection_from_dict(single(config), "async_pool")
             lease = await handle.borrow()
@@ -95,9 +97,16 @@ def test_a_descriptor_leaves_the_loop_before_it_is_closed(loop: str, config: dic
                 await lease.finish()
             elif way == "terminate":
                 handle.terminate()
+            elif way == "kill quietly":  # psycopg's generator returns the reason as a result
+                lease.connection.pgconn.send_query(b"SELECT pg_terminate_backend(pg_backend_pid())")
+                results = await lease.connection.wait(execute(lease.connection.pgconn))
+                assert results[-1].status == ExecStatus.FATAL_ERROR
+                await check_number(number)
+                await lease.finish(RuntimeError())
             elif way == "kill":
                 with pytest.raises(psycopg.OperationalError):
                     await lease.connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+                await check_number(number)  # which libpq has closed by now
                 await lease.finish(RuntimeError())
             else:
                 lease.abandon()
@@ -210,24 +219,25 @@ def test_a_forked_child_leaves_the_parents_loop_alone(running: bool, config: dic
     loop = asyncio.new_event_loop()
     database = AsyncDatabase(single(config))
 
-    def fork() -> None:
+    def fork(watcher: Any) -> None:
         child = os.fork()
         if child == 0:
             gc.collect()
-            os._exit(0)
+            os._exit(watcher._reading)
         assert os.waitpid(child, 0)[1] == 0
 
-    async def use(forking: bool) -> None:
+    async def use(forking: bool) -> Any:
         watcher = await asyncio.wait_for(watching(database), 3)
         assert watcher._reading
         if forking:
-            fork()
+            fork(watcher)
             await asyncio.wait_for(database.fetch_value("SELECT 1"), 3)
+        return watcher
 
     for _ in range(3):
-        loop.run_until_complete(use(running))
+        watcher = loop.run_until_complete(use(running))
         if not running:
-            fork()
+            fork(watcher)
     loop.run_until_complete(database.close())
     loop.close()
 
