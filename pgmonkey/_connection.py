@@ -8,7 +8,7 @@ import inspect
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from time import monotonic
@@ -177,12 +177,13 @@ class ConnectionHandle:
         """Return counters named as in psycopg_pool: sizes in connections, times in milliseconds."""
         return self._pool.stats()
 
-    def fast_path(self, row_factory: Any, *, alone: bool) -> FastPath | None:
-        """Return the short way for statements with rows as *row_factory* makes them, *alone* or in transactions only.
+    def fast_path(self, row_factory: Any, session_values: Callable[[], object] | None) -> FastPath | None:
+        """Return the short way for statements with rows as *row_factory* makes them.
 
-        None where the configuration asks for the usual way.
+        Those by themselves do not take it while *session_values* returns some.  None where the configuration asks for
+        the usual way.
         """
-        fast = FastPath(self._pool, row_factory, alone)
+        fast = FastPath(self._pool, row_factory, session_values)
         return fast if fast.possible else None
 
     def forget_plans(self) -> None:

@@ -12,7 +12,7 @@ from psycopg.pq import Format
 from psycopg.rows import Row
 
 from ._connector import PooledConnection
-from ._fast import execute_plan, find_plan, is_usual, learn_plan
+from ._fast import begins, execute_plan, find_plan, is_usual, learn_plan
 
 
 class PooledCursor(Cursor[Row]):
@@ -30,7 +30,7 @@ class PooledCursor(Cursor[Row]):
             if is_usual(self._conn) and not self._closed:
                 plan = find_plan(pooled, key, params, self._adapters)
             if plan is not None:
-                result = execute_plan(self._conn, pooled, plan)
+                result = execute_plan(pooled, plan, begins(self._conn, pooled))
                 self._reset()
                 self._tx, self._last_query = Transformer(self), query
                 self._set_results([result])

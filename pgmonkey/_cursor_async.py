@@ -10,7 +10,7 @@ from psycopg.pq import Format
 from psycopg.rows import Row
 
 from ._connector_async import AsyncPooledConnection
-from ._fast_async import execute_plan, find_plan, is_usual, learn_plan
+from ._fast_async import begins, execute_plan, find_plan, is_usual, learn_plan
 
 
 class AsyncPooledCursor(AsyncCursor[Row]):
@@ -28,7 +28,7 @@ class AsyncPooledCursor(AsyncCursor[Row]):
             if is_usual(self._conn) and not self._closed:
                 plan = find_plan(pooled, key, params, self._adapters)
             if plan is not None:
-                result = await execute_plan(self._conn, pooled, plan)
+                result = await execute_plan(pooled, plan, begins(self._conn, pooled))
                 self._reset()
                 self._tx, self._last_query = Transformer(self), query
                 self._set_results([result])

@@ -24,6 +24,7 @@ from psycopg.errors import (
 from psycopg.pq import TransactionStatus
 from psycopg.rows import Row, RowFactory, TupleRow, tuple_row
 
+from ._blocks import TransactionBlock, UnitBlock
 from ._blueprint import blueprint
 from ._colour import POOL_KIND, sleep
 from ._connection import ConnectionHandle
@@ -31,10 +32,10 @@ from ._fast import MISS, FastPath, Read, read_all, read_count, read_one, read_va
 from ._lease import Lease
 from ._lending import Label
 from ._manager import PGConnectionManager
-from ._mode import USUAL, Mode
+from ._mode import Mode
 from ._prepared import is_outdated
 from ._statement import Params, Statement, leaves_state
-from ._unit import SessionValues, UnitOfWork, set_values, units
+from ._unit import SessionValues, UnitOfWork, enter, set_values, units
 
 T = TypeVar("T")
 
@@ -128,17 +129,13 @@ class Database(Generic[Row]):
         handle = self._handle
         if handle is None or not handle.usable_here:
             handle = self._get()
-            self._fast = handle.fast_path(self._row_factory, alone=self._session_values is None)
+            self._fast = handle.fast_path(self._row_factory, self._session_values and self.session_values)
             self._handle = handle
         return handle
 
-    def _borrow(
-        self, autocommit: bool | None = None, timeout: float | None = None, label: Label | None = None
-    ) -> Lease:
-        pool = self._pool()
-        lease = pool.borrow(timeout=timeout, autocommit=autocommit, label=label)
-        if self._row_factory is not None:
-            lease.connection.row_factory = self._row_factory
+    def _borrow(self, autocommit: bool | None = None, timeout: float | None = None) -> Lease:
+        lease = (self._pool()).borrow(timeout=timeout, autocommit=autocommit)
+        lease.row_factory = self._row_factory
         return lease
 
     def borrow(self, *, timeout: float | None = None, label: Label | None = None) -> Lease:
@@ -146,7 +143,12 @@ class Database(Generic[Row]):
 
         *timeout* is in seconds and defaults to the pool's; *label* tells, when it is called, for whom it is borrowed.
         """
-        return self._borrow(autocommit=False, timeout=timeout, label=label)
+        handle = self._handle
+        if handle is None or not handle.usable_here:
+            handle = self._pool()
+        lease = handle.borrow(timeout=timeout, autocommit=False, label=label)
+        lease.row_factory = self._row_factory
+        return lease
 
     def session_values(self) -> SessionValues:
         """Return the configuration parameters that a transaction which began now would get."""
@@ -294,36 +296,20 @@ class Database(Generic[Row]):
             raise
         lease.finish()
 
-    @contextmanager
     def transaction(
         self,
         *,
         isolation: IsolationLevel | str | None = None,
         read_only: bool | None = None,
         deferrable: bool | None = None,
-    ) -> Iterator[Connection[Row]]:
+    ) -> TransactionBlock[Row]:
         """Run a block in a transaction, which the verbs join; inside another one, in a savepoint of it.
 
         *isolation* is a `psycopg.IsolationLevel` or its name, such as ``"serializable"``.  The options are those of
         the outermost transaction, so inside another one they can be given as long as it has not begun: afterwards they
         raise `psycopg.ProgrammingError`.
         """
-        mode = Mode.of(isolation, read_only, deferrable)
-        unit = self.current_unit()
-        if unit is None:
-            unit = self._begin(mode)
-            try:
-                yield unit.connection()
-            except BaseException as error:
-                unit.finish(error)
-                raise
-            unit.finish()
-            return
-        if mode is not USUAL:
-            unit.set_mode(mode)
-        connection = unit.connection()
-        with connection.transaction():
-            yield connection
+        return TransactionBlock(self, Mode.of(isolation, read_only, deferrable))
 
     def retry(
         self,
@@ -347,31 +333,26 @@ class Database(Generic[Row]):
             )
         mode = Mode.of(isolation, read_only, deferrable)
         pause, longest = _BACKOFF
+
+        def begin() -> UnitOfWork[Row]:
+            return enter(UnitOfWork(self, mode))
+
         for _ in range(attempts - 1):
             try:
-                with self._unit_of_work(mode):
+                with UnitBlock(begin):
                     return function()
             except (SerializationFailure, DeadlockDetected):
                 sleep(random.uniform(0, pause))  # noqa: S311
                 pause = min(2 * pause, longest)
-        with self._unit_of_work(mode):
+        with UnitBlock(begin):
             return function()
 
-    @contextmanager
-    def unit_of_work(self) -> Iterator[UnitOfWork[Row]]:
-        """Open a unit of work for a block: `transaction` that borrows only when the first verb needs a connection."""
-        with self._unit_of_work(USUAL) as unit:
-            yield unit
+    def unit_of_work(self) -> UnitBlock[Row]:
+        """Open a unit of work for a block: `transaction` that borrows only when the first verb needs a connection.
 
-    @contextmanager
-    def _unit_of_work(self, mode: Mode) -> Iterator[UnitOfWork[Row]]:
-        unit = self._begin(mode)
-        try:
-            yield unit
-        except BaseException as error:
-            unit.finish(error)
-            raise
-        unit.finish()
+        When that only reads, the transaction begins with what comes next; see `UnitOfWork`.
+        """
+        return UnitBlock(self.begin)
 
     def begin(
         self,
@@ -386,15 +367,13 @@ class Database(Generic[Row]):
 
         *label* tells, when it is called, on whose behalf; *on_borrow* is called each time that one was borrowed.
         """
-        return self._begin(Mode.of(isolation, read_only, deferrable), label, on_borrow)
-
-    def _begin(
-        self, mode: Mode, label: Label | None = None, on_borrow: Callable[[], None] | None = None
-    ) -> UnitOfWork[Row]:
-        unit: UnitOfWork[Row] = UnitOfWork(self, mode, label, on_borrow)
-        units.set((*units.get(), unit))
-        return unit
+        mode = Mode.of(isolation, read_only, deferrable)
+        return enter(UnitOfWork(self, mode, label=label, on_borrow=on_borrow, reads_alone=True))
 
     def current_unit(self) -> UnitOfWork[Row] | None:
         """Return the innermost unfinished unit of work of this database that the current context is in."""
-        return next((unit for unit in reversed(units.get()) if unit.source is self and not unit.finished), None)
+        unit: UnitOfWork[Row]
+        for unit in reversed(units.get()):
+            if unit.source is self and not unit.finished:
+                return unit
+        return None

@@ -22,6 +22,7 @@ from psycopg.errors import (
 from psycopg.pq import TransactionStatus
 from psycopg.rows import AsyncRowFactory, Row, TupleRow, tuple_row
 
+from ._blocks_async import AsyncTransactionBlock, AsyncUnitBlock
 from ._blueprint import blueprint
 from ._colour_async import POOL_KIND, sleep
 from ._connection_async import AsyncConnectionHandle
@@ -29,10 +30,10 @@ from ._fast_async import MISS, AsyncFastPath, Read, read_all, read_count, read_o
 from ._lease_async import AsyncLease
 from ._lending import Label
 from ._manager import PGConnectionManager
-from ._mode import USUAL, Mode
+from ._mode import Mode
 from ._prepared import is_outdated
 from ._statement import Params, Statement, leaves_state
-from ._unit_async import AsyncUnitOfWork, SessionValues, set_values, units
+from ._unit_async import AsyncUnitOfWork, SessionValues, enter, set_values, units
 
 T = TypeVar("T")
 
@@ -126,17 +127,13 @@ class AsyncDatabase(Generic[Row]):
         handle = self._handle
         if handle is None or not handle.usable_here:
             handle = await self._get()
-            self._fast = handle.fast_path(self._row_factory, alone=self._session_values is None)
+            self._fast = handle.fast_path(self._row_factory, self._session_values and self.session_values)
             self._handle = handle
         return handle
 
-    async def _borrow(
-        self, autocommit: bool | None = None, timeout: float | None = None, label: Label | None = None
-    ) -> AsyncLease:
-        pool = await self._pool()
-        lease = await pool.borrow(timeout=timeout, autocommit=autocommit, label=label)
-        if self._row_factory is not None:
-            lease.connection.row_factory = self._row_factory
+    async def _borrow(self, autocommit: bool | None = None, timeout: float | None = None) -> AsyncLease:
+        lease = await (await self._pool()).borrow(timeout=timeout, autocommit=autocommit)
+        lease.row_factory = self._row_factory
         return lease
 
     async def borrow(self, *, timeout: float | None = None, label: Label | None = None) -> AsyncLease:
@@ -144,7 +141,12 @@ class AsyncDatabase(Generic[Row]):
 
         *timeout* is in seconds and defaults to the pool's; *label* tells, when it is called, for whom it is borrowed.
         """
-        return await self._borrow(autocommit=False, timeout=timeout, label=label)
+        handle = self._handle
+        if handle is None or not handle.usable_here:
+            handle = await self._pool()
+        lease = await handle.borrow(timeout=timeout, autocommit=False, label=label)
+        lease.row_factory = self._row_factory
+        return lease
 
     def session_values(self) -> SessionValues:
         """Return the configuration parameters that a transaction which began now would get."""
@@ -292,36 +294,20 @@ class AsyncDatabase(Generic[Row]):
             raise
         await lease.finish()
 
-    @asynccontextmanager
-    async def transaction(
+    def transaction(
         self,
         *,
         isolation: IsolationLevel | str | None = None,
         read_only: bool | None = None,
         deferrable: bool | None = None,
-    ) -> AsyncIterator[AsyncConnection[Row]]:
+    ) -> AsyncTransactionBlock[Row]:
         """Run a block in a transaction, which the verbs join; inside another one, in a savepoint of it.
 
         *isolation* is a `psycopg.IsolationLevel` or its name, such as ``"serializable"``.  The options are those of
         the outermost transaction, so inside another one they can be given as long as it has not begun: afterwards they
         raise `psycopg.ProgrammingError`.
         """
-        mode = Mode.of(isolation, read_only, deferrable)
-        unit = self.current_unit()
-        if unit is None:
-            unit = self._begin(mode)
-            try:
-                yield await unit.connection()
-            except BaseException as error:
-                await unit.finish(error)
-                raise
-            await unit.finish()
-            return
-        if mode is not USUAL:
-            await unit.set_mode(mode)
-        connection = await unit.connection()
-        async with connection.transaction():
-            yield connection
+        return AsyncTransactionBlock(self, Mode.of(isolation, read_only, deferrable))
 
     async def retry(
         self,
@@ -345,31 +331,26 @@ class AsyncDatabase(Generic[Row]):
             )
         mode = Mode.of(isolation, read_only, deferrable)
         pause, longest = _BACKOFF
+
+        def begin() -> AsyncUnitOfWork[Row]:
+            return enter(AsyncUnitOfWork(self, mode))
+
         for _ in range(attempts - 1):
             try:
-                async with self._unit_of_work(mode):
+                async with AsyncUnitBlock(begin):
                     return await function()
             except (SerializationFailure, DeadlockDetected):
                 await sleep(random.uniform(0, pause))  # noqa: S311
                 pause = min(2 * pause, longest)
-        async with self._unit_of_work(mode):
+        async with AsyncUnitBlock(begin):
             return await function()
 
-    @asynccontextmanager
-    async def unit_of_work(self) -> AsyncIterator[AsyncUnitOfWork[Row]]:
-        """Open a unit of work for a block: `transaction` that borrows only when the first verb needs a connection."""
-        async with self._unit_of_work(USUAL) as unit:
-            yield unit
+    def unit_of_work(self) -> AsyncUnitBlock[Row]:
+        """Open a unit of work for a block: `transaction` that borrows only when the first verb needs a connection.
 
-    @asynccontextmanager
-    async def _unit_of_work(self, mode: Mode) -> AsyncIterator[AsyncUnitOfWork[Row]]:
-        unit = self._begin(mode)
-        try:
-            yield unit
-        except BaseException as error:
-            await unit.finish(error)
-            raise
-        await unit.finish()
+        When that only reads, the transaction begins with what comes next; see `AsyncUnitOfWork`.
+        """
+        return AsyncUnitBlock(self.begin)
 
     def begin(
         self,
@@ -384,15 +365,13 @@ class AsyncDatabase(Generic[Row]):
 
         *label* tells, when it is called, on whose behalf; *on_borrow* is called each time that one was borrowed.
         """
-        return self._begin(Mode.of(isolation, read_only, deferrable), label, on_borrow)
-
-    def _begin(
-        self, mode: Mode, label: Label | None = None, on_borrow: Callable[[], None] | None = None
-    ) -> AsyncUnitOfWork[Row]:
-        unit: AsyncUnitOfWork[Row] = AsyncUnitOfWork(self, mode, label, on_borrow)
-        units.set((*units.get(), unit))
-        return unit
+        mode = Mode.of(isolation, read_only, deferrable)
+        return enter(AsyncUnitOfWork(self, mode, label=label, on_borrow=on_borrow, reads_alone=True))
 
     def current_unit(self) -> AsyncUnitOfWork[Row] | None:
         """Return the innermost unfinished unit of work of this database that the current context is in."""
-        return next((unit for unit in reversed(units.get()) if unit.source is self and not unit.finished), None)
+        unit: AsyncUnitOfWork[Row]
+        for unit in reversed(units.get()):
+            if unit.source is self and not unit.finished:
+                return unit
+        return None

@@ -9,27 +9,29 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor, rows
 from psycopg._queries import PostgresQuery
 from psycopg.adapt import AdaptersMap, PyFormat, Transformer
-from psycopg.errors import error_from_result
+from psycopg.errors import ReadOnlySqlTransaction, error_from_result
 from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
 from psycopg.rows import tuple_row
 
 from ._colour_async import current_loop
 from ._connector_async import AsyncPooledConnection
-from ._fetching import begin_and_send, taking
+from ._fetching import ask_and_send, begin_and_send, read_and_send, taking
 from ._pool_async import AsyncPool
 from ._prepared import is_outdated
-from ._statement import Params, is_harmless, leaves_state
+from ._statement import Params, is_harmless, leaves_state, only_reads
 
 _AUTO = PyFormat.AUTO
 _PIPELINES = psycopg.Pipeline.is_supported()  # by libpq, from 14 on
 _LARGEST = 200
+_BEGIN = b"BEGIN"
+_READ_COMMITTED = b"read committed"
 MISS: Any = object()
 """Nothing was done: take the usual way."""
 
@@ -49,7 +51,7 @@ class AsyncPlan:
 
     __slots__ = (
         *("_count", "_key", "_types", "_wanted", "dumpers", "fetch", "formats", "harmless", "has_rows"),
-        *("loaders", "make_row", "name", "params", "query", "send", "transformer"),
+        *("loaders", "make_row", "name", "params", "query", "reads", "send", "transformer"),
     )
 
     def __init__(
@@ -68,6 +70,7 @@ class AsyncPlan:
         self.has_rows = cursor.description is not None
         self.make_row = row_factory(cursor)
         self.harmless = is_harmless(query.query)
+        self.reads = only_reads(query.query)
         self.send, self.fetch = pooled.pgconn.send_query_prepared, pooled.watcher.fetch
         # A type that is registered later replaces these, because they are shared with a copy.
         self.dumpers, self.loaders = psycopg.adapters._dumpers[_AUTO], psycopg.adapters._loaders[0]
@@ -153,16 +156,37 @@ def is_usual(connection: AsyncConnection[Any]) -> bool:
     )
 
 
-async def execute_plan(connection: Any, pooled: AsyncPooledConnection, plan: AsyncPlan) -> PGresult:
-    """Execute *plan* on the lent *connection*, whose lock is held, with the BEGIN that it may need before it."""
-    pgconn = pooled.pgconn
+def begins(connection: Any, pooled: AsyncPooledConnection) -> bytes | None:
+    """Return what begins a transaction on the lent *connection*, if the next statement is to begin one."""
+    if connection._autocommit or pooled.pgconn.transaction_status != TransactionStatus.IDLE:
+        return None
+    begin: bytes = connection._get_tx_start_command()
+    return begin
+
+
+async def execute_plan(
+    pooled: AsyncPooledConnection, plan: AsyncPlan, begin: bytes | None, alone: bool = False
+) -> PGresult:
+    """Execute *plan* on a connection whose lock is held, with what is to *begin* a transaction before it.
+
+    *alone* says that what only reads may have a transaction of its own instead, in the same message.
+    """
+    connection: Any = pooled.connection
+    pgconn, prepared = pooled.pgconn, pooled.prepared
+    asked, answer = prepared.reading, -1
     if not plan.harmless:
-        pooled.prepared.expect("")
+        prepared.expect("")
     try:
-        if connection._autocommit or pgconn.transaction_status != TransactionStatus.IDLE:
+        if begin is None:
             plan.send(plan.name, plan.params, plan.formats)
+        elif not (alone and plan.reads) or asked is False:
+            begin_and_send(pgconn, begin, plan.name, plan.params, plan.formats)
+        elif asked is None:
+            names = prepared.names_for_reading()
+            ask_and_send(pgconn, names, plan.name, plan.params, plan.formats)
         else:
-            begin_and_send(pgconn, connection._get_tx_start_command(), plan.name, plan.params, plan.formats)
+            read_and_send(pgconn, asked, plan.name, plan.params, plan.formats)
+            answer = 1
         plan.params = None
         results = await plan.fetch(connection.__dict__["command_timeout"])
         for result in results:
@@ -171,20 +195,35 @@ async def execute_plan(connection: Any, pooled: AsyncPooledConnection, plan: Asy
     except BaseException as error:
         await connection.after(error, taking(pgconn))
         raise
+    if asked is None and len(results) > 2:
+        prepared.reading = names if results[-2].get_value(0, 0) == _READ_COMMITTED else False
     while notification := pgconn.notifies():
         if pgconn.notify_handler is not None:
             pgconn.notify_handler(notification)
-    return results[-1]
+    return results[answer]
+
+
+class Lent(Protocol):
+    """A borrowed connection, which is lent as a psycopg connection only when somebody asks for that."""
+
+    refusal: psycopg.Error | None
+    lent: AsyncConnection[Any] | None
+    pooled: AsyncPooledConnection | None
+
+    @property
+    def connection(self) -> AsyncConnection[Any]:
+        """The psycopg connection."""
+        ...
 
 
 class AsyncFastPath:
     """The short way through one pool, for rows of one kind."""
 
-    def __init__(self, pool: AsyncPool, row_factory: Any, alone: bool) -> None:
+    def __init__(self, pool: AsyncPool, row_factory: Any, session_values: Callable[[], object] | None) -> None:
         settings = pool.plan.settings
         arguments = pool.plan.connect
         self._pool = pool
-        self._alone = alone
+        self._session_values = session_values
         self._row_factory = tuple_row if row_factory is None else row_factory
         # What is known of each statement, without and with parameters, is kept with each connection by its key.
         self._without: dict[str, object] = {}
@@ -215,12 +254,12 @@ class AsyncFastPath:
 
     async def run(self, statement: Any, params: Params, read: Read) -> Any:
         """Execute *statement* and return what *read* makes of the answer; `MISS` when nothing was done."""
-        if statement.__class__ is not str or not self._alone:
+        if statement.__class__ is not str:
             return MISS
         if self._loop is not None and self._loop is not current_loop():
             return MISS
         key = (self._without if params is None else self._with).get(statement)
-        if key is None:
+        if key is None or (self._session_values is not None and self._session_values()):
             return MISS
         pool, frame = self._pool, sys._getframe(1)
         pooled = pool.take_idle(frame) or await pool.wait_for_one(frame)
@@ -247,28 +286,42 @@ class AsyncFastPath:
         finally:
             pool.give_back(pooled)
 
-    async def run_on(self, connection: AsyncConnection[Any], statement: Any, params: Params, read: Read) -> Any:
-        """Do as `run` does, on a lent *connection*."""
-        pooled: AsyncPooledConnection | None = connection.__dict__.get("pooled")
+    async def run_on(self, lease: Lent, statement: Any, params: Params, read: Read, *, alone: bool) -> Any:
+        """Do as `run` does, on a borrowed connection; *alone* as for `execute_plan`."""
+        pooled, connection = lease.pooled, lease.lent
         if statement.__class__ is not str or pooled is None:
             return MISS
         key = (self._without if params is None else self._with).get(statement)
-        if key is None or connection.row_factory is not self._row_factory or not is_usual(connection):
+        if key is None:
             return MISS
-        async with connection.lock:
+        if connection is None:
+            if not _PIPELINES or lease.refusal is not None:
+                return MISS
+        elif connection.row_factory is not self._row_factory or not is_usual(connection):
+            return MISS
+        lock = pooled.connection.lock
+        await lock.acquire()
+        try:
             first = pooled.pgconn.transaction_status == TransactionStatus.IDLE
-            plan = find_plan(pooled, key, params, connection._adapters or psycopg.adapters)
+            adapters = psycopg.adapters if connection is None else connection._adapters or psycopg.adapters
+            plan = find_plan(pooled, key, params, adapters)
             if plan is None or not (plan.has_rows or read is read_count):
                 return MISS
+            begin = None if not first else _BEGIN if connection is None else begins(connection, pooled)
             try:
-                return read(plan, await execute_plan(connection, pooled, plan))
+                return read(plan, await execute_plan(pooled, plan, begin, alone and connection is None))
             except psycopg.Error as error:
-                if not is_outdated(error):
+                if isinstance(error, ReadOnlySqlTransaction) and first and plan.reads:
+                    plan.reads = False  # what a view of it calls does write
+                elif is_outdated(error):
+                    self._pool.forget_plans()
+                    if not first:
+                        raise
+                else:
                     raise
-                self._pool.forget_plans()
-                if not first:
-                    raise
-        await connection.rollback()
+        finally:
+            lock.release()
+        await lease.connection.rollback()
         return MISS
 
 

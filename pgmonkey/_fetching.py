@@ -30,6 +30,43 @@ def begin_and_send(
     pgconn.pipeline_sync()
 
 
+def read_and_send(
+    pgconn: pq.abc.PGconn,
+    transaction: tuple[bytes, bytes],
+    name: bytes,
+    params: Sequence[Buffer | None] | None,
+    formats: Sequence[int] | None,
+) -> None:
+    """Send the execution of the prepared statement *name* and, around it, what begins and ends its *transaction*."""
+    begin, end = transaction
+    pgconn.enter_pipeline_mode()
+    pgconn.send_query_prepared(begin, None)
+    pgconn.send_query_prepared(name, params, formats)
+    pgconn.send_query_prepared(end, None)
+    pgconn.pipeline_sync()
+
+
+def ask_and_send(
+    pgconn: pq.abc.PGconn,
+    transaction: tuple[bytes, bytes],
+    name: bytes,
+    params: Sequence[Buffer | None] | None,
+    formats: Sequence[int] | None,
+) -> None:
+    """Do as `begin_and_send` does, preparing a *transaction* for `read_and_send` and asking how isolated they are.
+
+    The answer is the last result but one.
+    """
+    begin, end = transaction
+    pgconn.enter_pipeline_mode()
+    pgconn.send_prepare(begin, b"BEGIN READ ONLY")
+    pgconn.send_prepare(end, b"COMMIT")
+    pgconn.send_query_params(b"BEGIN", None)
+    pgconn.send_query_params(b"SHOW transaction_isolation", None)
+    pgconn.send_query_prepared(name, params, formats)
+    pgconn.pipeline_sync()
+
+
 def take(pgconn: pq.abc.PGconn, results: list[pq.abc.PGresult]) -> bool:
     """Add to *results* what has arrived of the answer to what was sent; tell whether that was all."""
     pgconn.consume_input()

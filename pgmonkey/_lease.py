@@ -21,14 +21,16 @@ from ._colour import acquire, cannot_wait, wait_for
 from ._connector import PooledConnection
 from ._cursor import PooledCursor
 from ._fetching import taking
-from ._lending import lend, take_back
+from ._lending import hear, lend, take_back
 from ._pool import Pool
 from ._prepared import DEALLOCATE
+from .errors import GivenBackError
 
 logger = logging.getLogger("pgmonkey")
 
 _CLEAN = CLEAN.encode()
 _DEALLOCATE = DEALLOCATE.encode()
+_IDLE = int(TransactionStatus.IDLE)
 # Seconds to wait for the end of what was cancelled, until it is cancelled again (a request may come between two
 # statements), for a ROLLBACK, and for one whose borrower was interrupted.  A server that takes longer is not waited
 # for: it rolls back what it loses.
@@ -41,43 +43,71 @@ _INTERRUPTED_TIMEOUT = 0.75
 class Lease:
     """A borrowed connection.  Whoever holds the lease calls `finish`; a lease that is merely dropped is abandoned."""
 
+    lent: Connection[Any] | None = None
+    """The psycopg connection, if anybody has asked for it."""
+
     def __init__(
         self, pool: Pool, pooled: PooledConnection, autocommit: bool, context: AdaptContext | None = None
     ) -> None:
-        self.connection: Connection[Any] = lend(
-            pooled.connection,
-            autocommit=autocommit,
-            prepare_threshold=pool.plan.connect.get("prepare_threshold", 5),
-            context=context,
-        )
+        self.pool = pool
+        self.refusal: psycopg.Error | None = None
+        """What everything raises that is executed from now on."""
+        self.row_factory: Any = None
+        """How rows are made, if not as psycopg does."""
+        self.in_unit = False
+        """Whether it belongs to a unit of work, whose end alone commits."""
+        self.pooled: PooledConnection | None = pooled
+        """What is borrowed; None when it was given back."""
+        self._autocommit = autocommit
+        self._context = context
+
+    @property
+    def connection(self) -> Connection[Any]:
         """The psycopg connection; unusable once the lease is finished."""
-        state = self.connection.__dict__
+        return self.lent or self._lend()
+
+    def _lend(self) -> Connection[Any]:
+        pooled, plan = self.pooled, self.pool.plan
+        if pooled is None:
+            raise GivenBackError("the connection of this lease was given back to its pool; borrow another one")
+        connection: Connection[Any] = lend(
+            pooled.connection,
+            autocommit=self._autocommit,
+            prepare_threshold=plan.connect.get("prepare_threshold", 5),
+            context=self._context,
+        )
+        state = connection.__dict__
         state["pooled"] = pooled
         if state["cursor_factory"] is Cursor:
             state["cursor_factory"] = PooledCursor
-        self.pool = pool
-        self._pooled: PooledConnection | None = pooled
-        if pool.plan.settings.close_returns:
+        if self.row_factory is not None:
+            state["row_factory"] = self.row_factory
+        if self.in_unit:
+            state["in_unit"] = True
+        if self.refusal is not None:
+            state["refusal"] = self.refusal
+        if plan.settings.close_returns:
             state["close"] = self.finish
+        # Another thread of the borrower may be doing the same at this moment, or be finishing the lease.
+        connection = self.__dict__.setdefault("lent", connection)
+        hear(connection)
+        if self.pooled is None:
+            take_back(connection)
+        return connection
 
     @property
     def active(self) -> bool:
         """Whether the connection is still the borrower's."""
-        return self._pooled is not None
-
-    @property
-    def pooled(self) -> PooledConnection | None:
-        """What is borrowed; None when it was given back."""
-        return self._pooled
+        return self.pooled is not None
 
     @property
     def borrower_has_ended(self) -> bool:
         """Whether the thread or task that borrowed the connection will never do anything again."""
-        place = self._pooled.place if self._pooled is not None else None
+        place = self.pooled.place if self.pooled is not None else None
         return place is not None and place.runner is not None and place.runner.ended
 
     def __str__(self) -> str:
-        return "given back" if self._pooled is None else str(self._pooled)
+        return "given back" if self.pooled is None else str(self.pooled)
 
     def finish(self, error: BaseException | None = None, *, clean: bool = True) -> None:
         """Commit, or roll back when there is an *error*; clean the session; give the connection back.
@@ -86,27 +116,30 @@ class Lease:
         was left in the session.  Raises what makes the COMMIT fail; the connection is given back all the same.  A
         second call does nothing.
         """
-        pooled, self._pooled = self._pooled, None
+        pooled, self.pooled = self.pooled, None
         if pooled is None:
             return
+        reset = self.pool.plan.settings.reset
         try:
-            if cannot_wait(error):
+            if pooled.pgconn.transaction_status == _IDLE and reset is None and not (clean and pooled.prepared.unclean):
+                """Nothing was done, or it is finished."""
+            elif cannot_wait(error):
                 pooled.close()
             elif error is None:
                 self._commit(pooled, clean)
             else:
                 self._roll_back(pooled, clean, error)
-            if self.pool.plan.settings.reset is not None and pooled.connection.pgconn.status == ConnStatus.OK:
-                self.pool.plan.settings.reset(pooled.connection)
+            if reset is not None and pooled.pgconn.status == ConnStatus.OK:
+                reset(pooled.connection)
         except psycopg.Error:
             raise
         except BaseException:
             pooled.close()  # cancelled or interrupted half-way: nobody knows what is left in the session
             raise
         finally:
-            take_back(self.connection)
-            self.pool.give_back(pooled)
-            if not cannot_wait(error):
+            if self.lent is not None:
+                take_back(self.lent)
+            if self.pool.give_back(pooled) and not cannot_wait(error):
                 self.pool.replenish()
 
     def cancel(self, error: psycopg.Error) -> None:
@@ -114,37 +147,43 @@ class Lease:
 
         Whoever runs a statement gets `psycopg.errors.QueryCanceled`.  The lease stays the borrower's.
         """
-        if self._pooled is None:
+        pooled = self.pooled
+        if pooled is None:
             return
-        connection = self.connection
-        connection.__dict__["refusal"] = error
-        pgconn, deadline = connection.pgconn, monotonic() + _CANCEL_TIMEOUT
-        while not acquire(connection.lock, _CANCEL_AGAIN):
+        self.refusal = error
+        if self.lent is not None:
+            self.lent.__dict__["refusal"] = error
+        lock, pgconn = pooled.connection.lock, pooled.pgconn
+        deadline = monotonic() + _CANCEL_TIMEOUT
+        while not acquire(lock, _CANCEL_AGAIN):
             if monotonic() >= deadline:
                 logger.warning("a statement could not be cancelled: the server did not answer")
                 hang_up(pgconn)
                 return
             if pgconn.transaction_status == TransactionStatus.ACTIVE:
                 wait_for(request_cancel(pgconn), deadline - monotonic())
-        connection.lock.release()
+        lock.release()
 
     def abandon(self) -> None:
         """Close the connection, whatever it is doing, and give its place back.  Never waits."""
-        pooled, self._pooled = self._pooled, None
+        pooled, self.pooled = self.pooled, None
         if pooled is not None:
-            take_back(self.connection)
+            if self.lent is not None:
+                take_back(self.lent)
             pooled.close()
             self.pool.give_back(pooled)
 
     def __del__(self) -> None:
         """Take back what a dead thread or a forgotten variable held."""
-        pooled = getattr(self, "_pooled", None)
+        pooled = getattr(self, "pooled", None)
         if pooled is not None:
-            take_back(self.connection)
+            self.pooled = None
+            if self.lent is not None:
+                take_back(self.lent)
             self.pool.reclaim(pooled)
 
     def _commit(self, pooled: PooledConnection, clean: bool) -> None:
-        status = pooled.connection.pgconn.transaction_status
+        status = pooled.pgconn.transaction_status
         if status == TransactionStatus.INTRANS:
             self._send_commit(pooled, clean)
         elif status == TransactionStatus.INERROR:
@@ -157,11 +196,14 @@ class Lease:
             raise psycopg.OperationalError("nothing was committed: a statement was still running at the end")
         elif status == TransactionStatus.IDLE:
             self._roll_back(pooled, clean)
-        elif self.connection.broken:
+        elif (self.lent or pooled.connection).broken:
             raise psycopg.OperationalError("nothing was committed: the connection was lost")
 
     def _send_commit(self, pooled: PooledConnection, clean: bool) -> None:
-        results = self._send(pooled, [b"COMMIT"], clean)
+        if clean and pooled.prepared.unclean:
+            results = self._send(pooled, [b"COMMIT"], clean)
+        else:
+            results = self._exchange(pooled, b"COMMIT")
         if results[0].status != ExecStatus.COMMAND_OK:
             self._roll_back(pooled, clean)
             raise error_from_result(results[0])
@@ -169,7 +211,7 @@ class Lease:
             pooled.close()  # committed, but not clean
 
     def _roll_back(self, pooled: PooledConnection, clean: bool, error: BaseException | None = None) -> None:
-        status = pooled.connection.pgconn.transaction_status
+        status = pooled.pgconn.transaction_status
         open_transaction = status in (TransactionStatus.INTRANS, TransactionStatus.INERROR)
         if status == TransactionStatus.ACTIVE:
             pooled.close()
@@ -209,14 +251,17 @@ class Lease:
             prepared.forget()
         if not statements:
             return []
-        connection: Any = pooled.connection
-        with connection.lock:
-            try:
-                pooled.pgconn.send_query(b"; ".join(statements))
-                results = pooled.watcher.fetch(connection.__dict__["command_timeout"])
-            except BaseException as error:
-                connection.after(error, taking(pooled.pgconn))
-                raise
+        results = self._exchange(pooled, b"; ".join(statements))
         if clean:
             prepared.cleaned()
         return results
+
+    def _exchange(self, pooled: PooledConnection, message: bytes) -> list[PGresult]:
+        connection: Any = pooled.connection
+        with connection.lock:
+            try:
+                pooled.pgconn.send_query(message)
+                return pooled.watcher.fetch(connection.__dict__["command_timeout"])
+            except BaseException as error:
+                connection.after(error, taking(pooled.pgconn))
+                raise

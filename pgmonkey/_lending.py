@@ -8,16 +8,15 @@ that whoever kept it, or a cursor made from it, gets an error and never somebody
 from __future__ import annotations
 
 import os
-import sys
 import weakref
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache, partial
 from time import monotonic
 from types import CodeType, FrameType
 from typing import Any, Generic, Protocol, TypeVar
 
-from psycopg import BaseConnection
+from psycopg import BaseConnection, pq
 from psycopg.abc import AdaptContext
 from psycopg.adapt import AdaptersMap
 from psycopg.errors import error_from_result
@@ -43,11 +42,12 @@ class _Lent:
 
     # What psycopg looks at to tell that the end of ``with conn:`` must not close the connection.
     _pool = True
-
-    @property
-    def closed(self) -> bool:
-        """Whether the connection is closed, or was given back."""
-        return "pgconn" not in self.__dict__ or bool(super().closed)  # type: ignore[misc]
+    # psycopg's.
+    pgconn: pq.abc.PGconn
+    _autocommit: bool
+    _pipeline: Any
+    _exec_command: Any
+    _get_tx_start_command: Any
 
     def _start_query(self) -> Any:
         """Begin a transaction as psycopg does, in one message with the settings that no session keeps (PgBouncer)."""
@@ -63,6 +63,18 @@ class _Lent:
                 if result.status == ExecStatus.FATAL_ERROR:
                     raise error_from_result(result)
 
+    def __del__(self) -> None:
+        """Say nothing: the pool closes what it owns."""
+
+
+class _TakenBack:
+    """What a lent connection becomes when it is given back: a class of its own, or it would be slow until then."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection is closed, or was given back."""
+        return True
+
     def __getattr__(self, name: str) -> Any:
         if name in _TAKEN_BACK:
             # What was cancelled was also given back, perhaps between two steps of a statement.
@@ -73,19 +85,16 @@ class _Lent:
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __repr__(self) -> str:
-        if "pgconn" not in self.__dict__:
-            return f"<{type(self).__module__}.{type(self).__qualname__} [GIVEN BACK] at 0x{id(self):x}>"
-        return super().__repr__()
-
-    def __del__(self) -> None:
-        """Say nothing: the pool closes what it owns."""
+        return f"<{type(self).__module__}.{type(self).__qualname__} [GIVEN BACK] at 0x{id(self):x}>"
 
 
 @lru_cache
 def lendable(connection_class: Any, guard: Any) -> Any:
     """Return the subclass of *connection_class* that a pool connects with and lends; *guard* is mixed in."""
-    name = connection_class.__name__
-    return type(name, (_Lent, guard, connection_class), {"__module__": connection_class.__module__})
+    name, module = connection_class.__name__, {"__module__": connection_class.__module__}
+    lent: Any = type(name, (_Lent, guard, connection_class), module)
+    lent.when_taken_back = type(name, (_TakenBack, lent), module)
+    return lent
 
 
 def lend(pooled: C, *, autocommit: bool, prepare_threshold: int | None, context: AdaptContext | None) -> C:
@@ -103,18 +112,27 @@ def lend(pooled: C, *, autocommit: bool, prepare_threshold: int | None, context:
     adapters = state["_adapters"] if context is None else context.adapters
     if adapters:
         state["_adapters"] = AdaptersMap(adapters)
-    # psycopg hands notices and notifications to the object that the libpq connection names here.
-    reference: Any = weakref.ref(lent)
-    lent.pgconn.notice_handler = partial(BaseConnection._notice_handler, reference)
-    lent.pgconn.notify_handler = partial(BaseConnection._notify_handler, reference)
     lent.prepare_threshold = prepare_threshold  # kept where prepared statements are, which all borrowers share
     return lent
 
 
-def take_back(lent: BaseConnection[Any]) -> None:
+def hear(lent: BaseConnection[Any]) -> None:
+    """Let *lent* have the notices and notifications that come."""
+    # psycopg hands them to the object that the libpq connection names here.
+    reference: Any = weakref.ref(lent)
+    lent.pgconn.notice_handler = partial(BaseConnection._notice_handler, reference)
+    lent.pgconn.notify_handler = partial(BaseConnection._notify_handler, reference)
+
+
+def take_back(lent: Any) -> None:
     """Make *lent*, and every cursor made from it, unusable."""
+    state = lent.__dict__
+    pgconn = state.get("pgconn")
+    if pgconn is not None:
+        pgconn.notice_handler = pgconn.notify_handler = None  # what comes next is not for it
+        lent.__class__ = lent.when_taken_back
     for name in _TAKEN_BACK:
-        lent.__dict__.pop(name, None)
+        state.pop(name, None)
 
 
 Label = Callable[[], str]
@@ -133,19 +151,14 @@ class Borrower(Protocol):
 class Place:
     """Where in the program a connection was borrowed, by whom, and on whose behalf."""
 
-    __slots__ = ("_code", "_label", "_line", "_module", "runner")
+    __slots__ = ("_code", "_globals", "_instruction", "_label", "runner")
 
     def __init__(self, frame: FrameType, label: Label | None, runner: Borrower | None) -> None:
         self.runner = runner
         self._code = frame.f_code
-        self._line = frame.f_lineno
-        self._module = _module(frame)
+        self._instruction = frame.f_lasti  # which line that is, only those want to know who read it
+        self._globals = frame.f_globals
         self._label = label
-
-    @classmethod
-    def here(cls, label: Label | None, runner: Borrower) -> Place:
-        """Return the nearest calling place outside pgmonkey."""
-        return cls.above(sys._getframe(1), label, runner)
 
     @classmethod
     def above(cls, frame: FrameType, label: Label | None, runner: Borrower | None) -> Place:
@@ -154,18 +167,18 @@ class Place:
         while above is not None:
             file = frame.f_code.co_filename
             if file not in known:
-                known[file] = _module(frame) in _OURS
+                known[file] = _module(frame.f_globals) in _OURS
             if not known[file]:
                 break
             frame, above = above, above.f_back
         return cls(frame, label, runner)
 
     def __str__(self) -> str:
-        place = location(self._code, self._line)
+        place = location(self._code, _line(self._code, self._instruction))
         if self._label is None:
             return f"at {place}"
         label = self._label()
-        return f"for {label}" if self._module in _FRAMEWORKS else f"for {label}, at {place}"
+        return f"for {label}" if _module(self._globals) in _FRAMEWORKS else f"for {label}, at {place}"
 
 
 def location(code: CodeType, line: int | None = None) -> str:
@@ -177,8 +190,12 @@ _known_files: dict[str, bool] = {}
 """Whether the code of a file, which is what a frame tells soonest, is ours."""
 
 
-def _module(frame: FrameType) -> str:
-    name: str = frame.f_globals.get("__name__", "")
+def _line(code: CodeType, instruction: int) -> int | None:
+    return next((line for start, end, line in code.co_lines() if start <= instruction < end), None)
+
+
+def _module(variables: Mapping[str, Any]) -> str:
+    name: str = variables.get("__name__", "")
     return name.partition(".")[0]
 
 

@@ -10,6 +10,7 @@ The lock guards the bookkeeping alone; nothing waits while holding it.
 from __future__ import annotations
 
 import logging
+import sys
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -59,6 +60,7 @@ class AsyncPool:
         self._settings = plan.settings
         self._max_size = plan.max_size
         self._connector = AsyncConnector(plan, self.observe)
+        self._checks = self._connector.checks
         self._close_reason = ""
         self._counts: dict[str, float] = dict.fromkeys(_COUNTS, 0)
         self.opened = False
@@ -85,11 +87,11 @@ class AsyncPool:
         *timeout* is in seconds, the pool's own when None; *label* says for whom.  Raises `PoolTimeoutError`,
         `PoolFullError`, `PoolClosedError`, or what psycopg raises when a connection cannot be made.
         """
-        pooled = None if self._connector.checks else self.take_idle(None)
+        pooled = None if self._checks else self.take_idle(None)
         if pooled is None:
             pooled = await self._checkout(self._settings.timeout if timeout is None else timeout)
-        pooled.borrowed_at = monotonic()
-        pooled.lent_at = Place.here(label, Runner())
+            pooled.borrowed_at = monotonic()
+        pooled.lent_at = Place.above(sys._getframe(1), label, Runner())
         return pooled
 
     async def wait_for_one(self, frame: FrameType) -> AsyncPooledConnection | None:
@@ -218,14 +220,14 @@ class AsyncPool:
             self._collect()
         return pooled
 
-    def give_back(self, pooled: AsyncPooledConnection) -> None:
+    def give_back(self, pooled: AsyncPooledConnection) -> bool:
         """Take a connection back: hand it to the first waiter, keep it, or close it when it is not fit to be kept.
 
-        Never waits, so nothing can interrupt it half-way.
+        Never waits, so nothing can interrupt it half-way.  Returns whether there is one less now.
         """
         # Lent before a fork or before `terminate`, at whose time a daemon thread may have died with the lock.
         if pooled not in self._lent:
-            return
+            return True
         fit = pooled.pgconn.transaction_status == _IDLE
         now = monotonic()
         with self._lock.plain:
@@ -248,6 +250,7 @@ class AsyncPool:
         if not keep:
             pooled.close()
             self._free_room()
+        return not keep
 
     def replenish(self) -> None:
         """Have connections made in the place of those that were lost."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import psycopg
 from psycopg import BaseConnection
@@ -34,6 +34,12 @@ class Prepared(PrepareManager):
         self._stale = False
         self._unclean = False
         self._unseen = False
+        self._generation = 0
+        self.reading: tuple[bytes, bytes] | Literal[False] | None = None
+        """The names of the statements that begin and end a transaction for a single read.
+
+        False where a read is not to have a transaction of its own; None as long as that is not known.
+        """
 
     @classmethod
     def watch(cls, connection: BaseConnection[Any]) -> Prepared:
@@ -107,9 +113,20 @@ class Prepared(PrepareManager):
         """
         return self._foreign or not self._names
 
+    def clear(self) -> bool:
+        """Do as psycopg does: everything is to be deallocated."""
+        self.reading = None
+        return super().clear()
+
+    def names_for_reading(self) -> tuple[bytes, bytes]:
+        """Return two names under which nothing is prepared."""
+        self._generation += 1
+        return b"pgmonkey_begin_%d" % self._generation, b"pgmonkey_end_%d" % self._generation
+
     def forget(self) -> None:
         """Start anew: everything was deallocated."""
         self._foreign = False
+        self.reading = None
         self._counts.clear()
         self._names.clear()
         self._to_flush.clear()

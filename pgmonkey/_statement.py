@@ -48,6 +48,13 @@ ts_rank unnest upper variance version websearch_to_tsquery width_bucket
 """
 _HARMLESS = frozenset(_HARMLESS_NAMES.split())
 
+_READING = re.compile(r"[\s(]*(SELECT|VALUES|TABLE|WITH)\b", re.IGNORECASE)
+# What writes, what locks, and what tells when the transaction began.
+_MORE_THAN_READING = re.compile(
+    r"\b(INSERT|UPDATE|DELETE|MERGE|INTO|FOR|now|age|today|tomorrow|yesterday|current_\w+|localtime\w*)\b",
+    re.IGNORECASE,
+)
+
 
 def leaves_state(query: Statement) -> bool:
     """Tell whether *query* might leave something behind in the session, so that it must be cleaned after it.
@@ -73,6 +80,16 @@ def is_harmless(text: bytes) -> bool:
     set what the next thing needs.
     """
     return len(text) <= _LONG and _is_harmless(text)
+
+
+def only_reads(text: bytes) -> bool:
+    """Tell whether *text* is a harmless query that returns the same in a transaction of its own, when it comes first.
+
+    That is so where each statement sees what is committed when it begins.  A view, or a policy, may call a function
+    that writes nevertheless.
+    """
+    plain = text.decode(errors="replace")
+    return is_harmless(text) and bool(_READING.match(plain)) and not _MORE_THAN_READING.search(plain)
 
 
 @lru_cache(maxsize=1024)

@@ -41,21 +41,31 @@ class UnitOfWork(Generic[Row]):
     """What a request, or a transaction block, does: all of it on one connection, committed or rolled back as one.
 
     Nothing is borrowed before the first verb, or `connection`, needs it.  `pgmonkey.Database.begin` makes one.
+    *reads_alone* lets a first verb that only reads have a read-only transaction of its own, in one round trip: the
+    transaction begins with what comes next.
     """
 
-    def __init__(self, source: Source, mode: Mode, label: Label | None, on_borrow: Callable[[], None] | None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        mode: Mode = USUAL,
+        *,
+        label: Label | None = None,
+        on_borrow: Callable[[], None] | None = None,
+        reads_alone: bool = False,
+    ) -> None:
         self.source = source
         self.finished = False
+        self._reads_alone = reads_alone and mode is USUAL
         self._mode = mode
         self._label = label
         self._on_borrow = on_borrow
         self._lease: Lease | None = None
         self._cancelled: CancelledUnitError | None = None
-        # Two tasks of one request may both be the first to need the connection; one of them may commit while another
-        # runs a verb; the client may go while either happens.
-        self._borrowing = Lock()
+        # One task of a request may commit while another runs a verb.  Two may both be the first to need the connection,
+        # and the client may go while it is borrowed, or given back.
         self._working = Lock()
-        self._cancelling = Lock()
+        self._leasing = Lock()
 
     def connection(self, *, timeout: float | None = None) -> Connection[Row]:
         """Return the connection of this unit, borrowed at the first call.
@@ -63,21 +73,21 @@ class UnitOfWork(Generic[Row]):
         *timeout* is how long to wait for a free one, in seconds, the pool's ``timeout`` by default.  Its
         ``transaction()`` blocks are savepoints: it is `finish` that commits.
         """
-        lease = self._lease
-        if lease is None:
-            with self._borrowing:
-                lease = self._lease
-                if lease is None:
-                    lease = self._borrow(timeout)
-        connection: Connection[Row] = lease.connection
+        connection: Connection[Row] = (self._lease or self._first_lease(timeout)).connection
         return connection
 
+    def _first_lease(self, timeout: float | None = None) -> Lease:
+        with self._leasing:
+            return self._lease or self._borrow(timeout)
+
     def _borrow(self, timeout: float | None) -> Lease:
-        self._refuse_when_over()
+        if self.finished or self._cancelled is not None:
+            raise self._over()
         lease = self.source.borrow(timeout=timeout, label=self._label)
         try:
-            self._refuse_when_over()  # meanwhile, by another task of the request
-            lease.connection.__dict__["in_unit"] = True
+            if self.finished or self._cancelled is not None:  # meanwhile, by another task of the request
+                raise self._over()
+            lease.in_unit = True
             if self._mode is not USUAL:
                 _set_mode(lease.connection, self._mode)
             if values := self.source.session_values():
@@ -90,11 +100,8 @@ class UnitOfWork(Generic[Row]):
             self._on_borrow()
         return lease
 
-    def _refuse_when_over(self) -> None:
-        if self._cancelled is not None:
-            raise self._cancelled
-        if self.finished:
-            raise GivenBackError("this unit of work is finished, and its connection was given back")
+    def _over(self) -> psycopg.Error:
+        return self._cancelled or GivenBackError("this unit of work is finished, and its connection was given back")
 
     @property
     def borrowed(self) -> bool:
@@ -109,10 +116,15 @@ class UnitOfWork(Generic[Row]):
 
     def answer(self, fast: FastPath, query: Any, params: Params, read: Read) -> Any:
         """Do as `FastPath.run` does, as part of this unit."""
-        with self._working:
+        self._working.acquire()
+        try:
             if self.finished:
                 return MISS
-            return fast.run_on(self.connection(), query, params, read)
+            alone, self._reads_alone = self._reads_alone, False
+            lease = self._lease or self._first_lease()
+            return fast.run_on(lease, query, params, read, alone=alone)
+        finally:
+            self._working.release()
 
     def set_mode(self, mode: Mode) -> None:
         """Choose the mode of the transaction; raise `psycopg.ProgrammingError` when it has begun already."""
@@ -150,7 +162,7 @@ class UnitOfWork(Generic[Row]):
         self._cancelled = CancelledUnitError(reason)
         lease = self._lease
         if lease is not None:
-            with self._cancelling:
+            with self._leasing:
                 lease.cancel(self._cancelled)
             self.roll_back(self._cancelled)
 
@@ -162,7 +174,7 @@ class UnitOfWork(Generic[Row]):
             lease.finish(error)
             return
         try:
-            with self._working, self._cancelling:
+            with self._working, self._leasing:
                 lease.finish(error)
         except BaseException:
             lease.abandon()  # when interrupted before it was finished
@@ -171,6 +183,12 @@ class UnitOfWork(Generic[Row]):
 
 units: ContextVar[tuple[UnitOfWork[Any], ...]] = ContextVar("pgmonkey_units", default=())
 """The units of work that the current context is in, the innermost last."""
+
+
+def enter(unit: UnitOfWork[Row]) -> UnitOfWork[Row]:
+    """Let the verbs of the current context join *unit*."""
+    units.set((*units.get(), unit))
+    return unit
 
 
 def set_values(connection: Connection[Any], values: SessionValues) -> None:

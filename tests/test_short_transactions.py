@@ -62,10 +62,19 @@ def test_round_trips(config: dict[str, Any], observer: Observer) -> None:
             with database.unit_of_work():
                 assert database.fetch_one("SELECT 1") == (1,)
 
+        def reads_twice() -> None:
+            with database.unit_of_work():
+                assert database.fetch_one("SELECT 1") == (1,)
+                assert database.fetch_value("SELECT 1") == 1
+
         def transaction() -> None:
             with database.transaction() as connection:
                 cursor = connection.execute("SELECT 1")
                 assert cursor.fetchone() == (1,)
+
+        def reads_in_a_transaction() -> None:
+            with database.transaction():
+                assert database.fetch_one("SELECT 1") == (1,)
 
         def writes_three_times() -> None:
             with database.unit_of_work():
@@ -76,7 +85,15 @@ def test_round_trips(config: dict[str, Any], observer: Observer) -> None:
             with database.unit_of_work():
                 """Does not need the database."""
 
-        for function, expected in ((verb, 1), (reads_once, 2), (transaction, 2), (writes_three_times, 4), (nothing, 0)):
+        for function, expected in {
+            verb: 1,
+            reads_once: 1,
+            reads_twice: 3,
+            transaction: 2,
+            reads_in_a_transaction: 2,
+            writes_three_times: 4,
+            nothing: 0,
+        }.items():
             for _ in range(3):
                 function()
             before = proxy.round_trips

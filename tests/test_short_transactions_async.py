@@ -60,10 +60,19 @@ async def test_round_trips(config: dict[str, Any], observer: Observer) -> None:
             async with database.unit_of_work():
                 assert await database.fetch_one("SELECT 1") == (1,)
 
+        async def reads_twice() -> None:
+            async with database.unit_of_work():
+                assert await database.fetch_one("SELECT 1") == (1,)
+                assert await database.fetch_value("SELECT 1") == 1
+
         async def transaction() -> None:
             async with database.transaction() as connection:
                 cursor = await connection.execute("SELECT 1")
                 assert await cursor.fetchone() == (1,)
+
+        async def reads_in_a_transaction() -> None:
+            async with database.transaction():
+                assert await database.fetch_one("SELECT 1") == (1,)
 
         async def writes_three_times() -> None:
             async with database.unit_of_work():
@@ -74,7 +83,15 @@ async def test_round_trips(config: dict[str, Any], observer: Observer) -> None:
             async with database.unit_of_work():
                 """Does not need the database."""
 
-        for function, expected in ((verb, 1), (reads_once, 2), (transaction, 2), (writes_three_times, 4), (nothing, 0)):
+        for function, expected in {
+            verb: 1,
+            reads_once: 1,
+            reads_twice: 3,
+            transaction: 2,
+            reads_in_a_transaction: 2,
+            writes_three_times: 4,
+            nothing: 0,
+        }.items():
             for _ in range(3):
                 await function()
             before = proxy.round_trips
