@@ -175,10 +175,10 @@ class PGMonkey(Generic[Row]):
         return function
 
     def _values_now(self) -> Mapping[str, object] | None:
-        request = current.get()
-        if self._session_values is None or request is None:
+        scope = current.get()
+        if self._session_values is None or scope is None:
             return None
-        return self._session_values(request)
+        return self._session_values(HTTPConnection(scope))
 
     @asynccontextmanager
     async def borrowed_in_thread(self) -> AsyncIterator[Connection[Row]]:

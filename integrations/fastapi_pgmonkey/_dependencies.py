@@ -47,9 +47,10 @@ def dependencies(find: Callable[[HTTPConnection], "PGMonkey[Any]"]) -> Dependenc
 
     async def database(request: HTTPConnection) -> AsyncDatabase[Any]:
         pgmonkey = find(request)
-        if request.scope["type"] != "websocket" and pgmonkey.transaction != "statement":
+        its = pgmonkey.async_database
+        if its.current_unit() is None and request.scope["type"] != "websocket" and pgmonkey.transaction != "statement":
             await _joined(pgmonkey, request)
-        return pgmonkey.async_database
+        return its
 
     return Dependencies(connection, sync_connection, database)
 

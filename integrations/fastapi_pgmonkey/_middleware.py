@@ -48,7 +48,7 @@ class TransactionMiddleware:
             return
         databases: dict[PGMonkey[Any], RequestUnits | None] = scope.setdefault(UNITS, {})
         databases[self._pgmonkey] = None
-        token = current.set(HTTPConnection(scope))
+        token = current.set(scope)
         try:
             if scope["type"] == "http" and self._pgmonkey.transaction == "request":
                 await self._request(scope, receive, send, databases)
@@ -72,7 +72,8 @@ class TransactionMiddleware:
             nonlocal failure
             if message["type"] == "http.response.start":
                 failure = None  # if there was one, something in the application answers it
-                await watch.stop()
+                if watch.stop():
+                    await watch.stopped()
                 try:
                     await units.finish(_refusal(message["status"]))
                 except Exception as error:
@@ -86,15 +87,18 @@ class TransactionMiddleware:
             if failure is None:  # of another database's middleware further out
                 raise
         except BaseException as error:
-            await watch.stop()
+            if watch.stop():
+                await watch.stopped()
             await units.finish(error)
             if watch.client_gone and isinstance(error, Exception):
                 logger.info("a client left before it was answered; what its request did was undone: %s", error)
                 return
             raise
         finally:
-            await watch.stop()
-        await units.finish(Refused("no response"))
+            if watch.stop():
+                await watch.stopped()
+        if not units.finished:
+            await units.finish(Refused("no response"))
         if failure is not None and not watch.client_gone:
             databases[self._pgmonkey] = units = RequestUnits(self._pgmonkey, scope, None)
             await _answer(failure, units, scope, receive, send)
@@ -112,7 +116,7 @@ class RollBackFirst:
         """Run one request, or whatever else there is."""
         handlers = scope.get(_HANDLERS)
         if handlers is not None:
-            if handlers is not self._known and any(a is not b for a, b in zip(handlers, self._known, strict=True)):
+            if handlers[0] is not self._known[0] or handlers[1] is not self._known[1]:
                 self._known = handlers
                 self._wrapped = tuple({key: _after_roll_back(each) for key, each in kind.items()} for kind in handlers)
             scope[_HANDLERS] = self._wrapped

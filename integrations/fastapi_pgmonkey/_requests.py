@@ -11,8 +11,6 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from starlette.requests import HTTPConnection
-
 from pgmonkey import AsyncUnitOfWork, UnitOfWork
 
 if TYPE_CHECKING:
@@ -25,8 +23,8 @@ logger = logging.getLogger("pgmonkey")
 # Seconds after which a request is watched: for most, a task beside it would cost more than what they do.
 _SOON = 0.02
 
-current: ContextVar[HTTPConnection | None] = ContextVar("pgmonkey_request", default=None)
-"""The request, or the WebSocket, that the current context serves."""
+current: ContextVar[Scope | None] = ContextVar("pgmonkey_request", default=None)
+"""The scope of the request, or of the WebSocket, that the current context serves."""
 
 
 class RequestUnits:
@@ -36,18 +34,28 @@ class RequestUnits:
         def label() -> str:
             return _route(scope)
 
+        self.finished = False
         self._threads = pgmonkey.threads
         self._in_loop: AsyncUnitOfWork[Any] = pgmonkey.async_database.begin(label=label, on_borrow=on_borrow)
         self._in_threads: UnitOfWork[Any] = pgmonkey.sync_database.begin(label=label, on_borrow=on_borrow)
 
     async def finish(self, error: BaseException | None) -> None:
-        """Commit both, or roll both back when there is an *error*; raise what makes a COMMIT fail."""
+        """Commit both, or roll both back when there is an *error*; raise what makes a COMMIT fail.
+
+        A second call does nothing.
+        """
+        if self.finished:
+            return
+        self.finished = True
         try:
             await self._in_loop.finish(error)
         except BaseException as failure:
             await self._threads.end(self._in_threads, self._in_threads.finish, failure)
             raise
-        await self._threads.end(self._in_threads, self._in_threads.finish, error)
+        if self._in_threads.borrowed:
+            await self._threads.end(self._in_threads, self._in_threads.finish, error)
+        else:
+            self._in_threads.finish(error)
 
     async def roll_back(self, error: BaseException) -> None:
         """Undo what was done; what follows is a new beginning."""
@@ -67,7 +75,7 @@ class Receiver:
         self._receive = receive
         self._ahead: deque[Message] = deque()
         self._one_at_a_time = asyncio.Lock()
-        self._taken = asyncio.Event()
+        self._taken: asyncio.Event | None = None
 
     async def __call__(self) -> Message:
         """Return the next message, to the application."""
@@ -76,7 +84,8 @@ class Receiver:
         message = self._ahead[0]
         if message["type"] != "http.disconnect":  # which stays, for whoever asks again
             self._ahead.popleft()
-            self._taken.set()
+            if self._taken is not None:
+                self._taken.set()
         return message
 
     async def gone(self) -> None:
@@ -89,7 +98,7 @@ class Receiver:
             if last["type"] == "http.disconnect":
                 return
             if last.get("more_body"):
-                self._taken.clear()
+                self._taken = asyncio.Event()
                 await self._taken.wait()
             else:
                 await self._look(len(self._ahead))
@@ -136,11 +145,15 @@ class Watch:
         self.client_gone = True
         await units.cancel("the client disconnected")
 
-    async def stop(self) -> None:
-        """Watch no longer; wait for what the client's leaving set off."""
+    def stop(self) -> bool:
+        """Watch no longer; tell whether there is something to wait for, with `stopped`."""
         self._units = None
         if self._timer is not None:
             self._timer.cancel()
+        return self._task is not None
+
+    async def stopped(self) -> None:
+        """Wait for what the client's leaving set off."""
         task, self._task = self._task, None
         if task is not None:
             if not self.client_gone:

@@ -6,13 +6,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Generic, TypeVar
 
-from flask import current_app, has_app_context, has_request_context
+from flask import current_app, has_request_context
 from psycopg import Connection, IsolationLevel
 from psycopg.rows import Row
 
 from pgmonkey import Database, Params, Statement
 
 from ._settings import Scope, check_scope
+
+# Of a proxy, the object is asked for once: each of its attributes would look for it again.
+_current_app: Any = current_app
 
 EXTENSION = "pgmonkey"
 _CHOICE = "__pgmonkey__"
@@ -37,19 +40,22 @@ class BoundDatabase(Generic[Row]):
     @property
     def database(self) -> Database[Row]:
         """The database of the current application; raises RuntimeError outside one."""
-        if not has_app_context():
-            raise RuntimeError("there is no current Flask application; use 'with app.app_context():'")
-        if EXTENSION not in current_app.extensions:
+        try:
+            app = _current_app._get_current_object()
+        except RuntimeError:
+            raise RuntimeError("there is no current Flask application; use 'with app.app_context():'") from None
+        databases: dict[str | None, Database[Row]] | None = app.extensions.get(EXTENSION)
+        if databases is None:
             raise RuntimeError(
-                f"no PGMonkey is set up on {current_app.name!r}; call db.init_app(app), "
+                f"no PGMonkey is set up on {app.name!r}; call db.init_app(app), "
                 "and see that one instance is used everywhere"
             )
-        databases: dict[str | None, Database[Row]] = current_app.extensions[EXTENSION]
-        if self.key not in databases:
+        database = databases.get(self.key)
+        if database is None:
             names = ", ".join(f"db[{key!r}]" if key else "db" for key in databases)
             setting = "PGMONKEY_CONFIG" if self.key is None else f"PGMONKEY_BINDS[{self.key!r}]"
-            raise RuntimeError(f"{current_app.name!r} has no {setting}; there is {names}")
-        return databases[self.key]
+            raise RuntimeError(f"{app.name!r} has no {setting}; there is {names}")
+        return database
 
     @property
     def connection(self) -> Connection[Row]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from flask import Flask, Response, current_app, request
+from flask import Flask, Request, Response, request
 
 from pgmonkey import Database, UnitOfWork
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 _UNITS = "flask_pgmonkey.units"
+_request: Any = request  # a proxy, each of whose attributes looks for the object anew
 
 
 class Refused(Exception):
@@ -121,10 +122,11 @@ class Requests:
 
     def _choose(self) -> None:
         """Do as the view wants it, before anything else is done for the request."""
-        units: Units | None = request.environ.get(_UNITS)
+        current: Request = _request._get_current_object()
+        units: Units | None = current.environ.get(_UNITS)
         if units is None:  # in a context that was made by hand
             return
-        view = current_app.view_functions.get(request.endpoint or "")
+        view = self._app.view_functions.get(current.endpoint or "")
         for key, (scope, options) in choices(view).items():
             units.end(key)
             if scope == "request":
