@@ -22,9 +22,9 @@ from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
 from psycopg.rows import tuple_row
 
-from ._colour import current_loop
+from ._colour import current_loop, take
 from ._connector import PooledConnection
-from ._fetching import ask_and_send, begin_and_send, read_and_send, taking
+from ._fetching import ask_and_send, begin_and_send, begin_and_send_text, read_and_send, taking
 from ._pool import Pool
 from ._prepared import is_outdated
 from ._statement import Params, is_harmless, leaves_state, only_reads
@@ -189,18 +189,42 @@ def execute_plan(pooled: PooledConnection, plan: Plan, begin: bytes | None, alon
             answer = 1
         plan.params = None
         results = plan.fetch(connection.__dict__["command_timeout"])
-        for result in results:
-            if result.status == ExecStatus.FATAL_ERROR:
-                raise error_from_result(result, encoding=connection.info.encoding)
+        _look_at(results, connection)
     except BaseException as error:
         connection.after(error, taking(pgconn))
         raise
     if asked is None and len(results) > 2:
         prepared.reading = names if results[-2].get_value(0, 0) == _READ_COMMITTED else False
+    return results[answer]
+
+
+def execute_text(pooled: PooledConnection, query: PostgresQuery, begin: bytes | None) -> PGresult:
+    """Execute *query*, which has no parameters left, on a connection whose lock is held; *begin* as `execute_plan`."""
+    connection: Any = pooled.connection
+    pgconn = pooled.pgconn
+    pooled.prepared.note(query)
+    try:
+        if begin is None:
+            pgconn.send_query(query.query)
+        else:
+            begin_and_send_text(pgconn, begin, query.query)
+        results = pooled.watcher.fetch(connection.__dict__["command_timeout"])
+        _look_at(results, connection)
+    except BaseException as error:
+        connection.after(error, taking(pgconn))
+        raise
+    return results[-1]
+
+
+def _look_at(results: list[PGresult], connection: Connection[Any]) -> None:
+    """Raise what the server answers, and hand out what it notifies."""
+    for result in results:
+        if result.status == ExecStatus.FATAL_ERROR:
+            raise error_from_result(result, encoding=connection.info.encoding)
+    pgconn = connection.pgconn
     while notification := pgconn.notifies():
         if pgconn.notify_handler is not None:
             pgconn.notify_handler(notification)
-    return results[answer]
 
 
 class Lent(Protocol):
@@ -299,8 +323,9 @@ class FastPath:
                 return MISS
         elif connection.row_factory is not self._row_factory or not is_usual(connection):
             return MISS
-        lock = pooled.connection.lock
-        lock.acquire()
+        lock: Any = pooled.connection.lock
+        if not take(lock):
+            lock.acquire()
         try:
             first = pooled.pgconn.transaction_status == TransactionStatus.IDLE
             adapters = psycopg.adapters if connection is None else connection._adapters or psycopg.adapters

@@ -30,6 +30,14 @@ def begin_and_send(
     pgconn.pipeline_sync()
 
 
+def begin_and_send_text(pgconn: pq.abc.PGconn, begin: bytes, text: bytes) -> None:
+    """Send *begin* and the query *text*, which is one statement, in one message."""
+    pgconn.enter_pipeline_mode()
+    pgconn.send_query_params(begin, None)
+    pgconn.send_query_params(text, None)
+    pgconn.pipeline_sync()
+
+
 def read_and_send(
     pgconn: pq.abc.PGconn,
     transaction: tuple[bytes, bytes],

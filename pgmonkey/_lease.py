@@ -17,9 +17,9 @@ from psycopg.pq.abc import PGresult
 
 from ._blueprint import CLEAN
 from ._cancelling import hang_up, request_cancel
-from ._colour import acquire, cannot_wait, wait_for
+from ._colour import acquire, cannot_wait, take, wait_for
 from ._connector import PooledConnection
-from ._cursor import PooledCursor
+from ._cursor import shortened
 from ._fetching import taking
 from ._lending import hear, lend, take_back
 from ._pool import Pool
@@ -47,7 +47,12 @@ class Lease:
     """The psycopg connection, if anybody has asked for it."""
 
     def __init__(
-        self, pool: Pool, pooled: PooledConnection, autocommit: bool, context: AdaptContext | None = None
+        self,
+        pool: Pool,
+        pooled: PooledConnection,
+        autocommit: bool,
+        context: AdaptContext | None = None,
+        cursor_factory: type[Cursor[Any]] | None = None,
     ) -> None:
         self.pool = pool
         self.refusal: psycopg.Error | None = None
@@ -60,6 +65,7 @@ class Lease:
         """What is borrowed; None when it was given back."""
         self._autocommit = autocommit
         self._context = context
+        self._cursor_factory = cursor_factory
 
     @property
     def connection(self) -> Connection[Any]:
@@ -78,8 +84,8 @@ class Lease:
         )
         state = connection.__dict__
         state["pooled"] = pooled
-        if state["cursor_factory"] is Cursor:
-            state["cursor_factory"] = PooledCursor
+        factory: Any = self._cursor_factory or state["cursor_factory"]
+        state["cursor_factory"] = shortened(factory)
         if self.row_factory is not None:
             state["row_factory"] = self.row_factory
         if self.in_unit:
@@ -258,10 +264,14 @@ class Lease:
 
     def _exchange(self, pooled: PooledConnection, message: bytes) -> list[PGresult]:
         connection: Any = pooled.connection
-        with connection.lock:
-            try:
-                pooled.pgconn.send_query(message)
-                return pooled.watcher.fetch(connection.__dict__["command_timeout"])
-            except BaseException as error:
-                connection.after(error, taking(pooled.pgconn))
-                raise
+        lock = connection.lock
+        if not take(lock):
+            lock.acquire()
+        try:
+            pooled.pgconn.send_query(message)
+            return pooled.watcher.fetch(connection.__dict__["command_timeout"])
+        except BaseException as error:
+            connection.after(error, taking(pooled.pgconn))
+            raise
+        finally:
+            lock.release()

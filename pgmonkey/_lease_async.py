@@ -15,9 +15,9 @@ from psycopg.pq.abc import PGresult
 
 from ._blueprint import CLEAN
 from ._cancelling import hang_up, request_cancel
-from ._colour_async import acquire, cannot_wait, wait_for
+from ._colour_async import acquire, cannot_wait, take, wait_for
 from ._connector_async import AsyncPooledConnection
-from ._cursor_async import AsyncPooledCursor
+from ._cursor_async import shortened
 from ._fetching import taking
 from ._lending import hear, lend, take_back
 from ._pool_async import AsyncPool
@@ -45,7 +45,12 @@ class AsyncLease:
     """The psycopg connection, if anybody has asked for it."""
 
     def __init__(
-        self, pool: AsyncPool, pooled: AsyncPooledConnection, autocommit: bool, context: AdaptContext | None = None
+        self,
+        pool: AsyncPool,
+        pooled: AsyncPooledConnection,
+        autocommit: bool,
+        context: AdaptContext | None = None,
+        cursor_factory: type[AsyncCursor[Any]] | None = None,
     ) -> None:
         self.pool = pool
         self.refusal: psycopg.Error | None = None
@@ -58,6 +63,7 @@ class AsyncLease:
         """What is borrowed; None when it was given back."""
         self._autocommit = autocommit
         self._context = context
+        self._cursor_factory = cursor_factory
 
     @property
     def connection(self) -> AsyncConnection[Any]:
@@ -76,8 +82,8 @@ class AsyncLease:
         )
         state = connection.__dict__
         state["pooled"] = pooled
-        if state["cursor_factory"] is AsyncCursor:
-            state["cursor_factory"] = AsyncPooledCursor
+        factory: Any = self._cursor_factory or state["cursor_factory"]
+        state["cursor_factory"] = shortened(factory)
         if self.row_factory is not None:
             state["row_factory"] = self.row_factory
         if self.in_unit:
@@ -256,10 +262,14 @@ class AsyncLease:
 
     async def _exchange(self, pooled: AsyncPooledConnection, message: bytes) -> list[PGresult]:
         connection: Any = pooled.connection
-        async with connection.lock:
-            try:
-                pooled.pgconn.send_query(message)
-                return await pooled.watcher.fetch(connection.__dict__["command_timeout"])
-            except BaseException as error:
-                await connection.after(error, taking(pooled.pgconn))
-                raise
+        lock = connection.lock
+        if not take(lock):
+            await lock.acquire()
+        try:
+            pooled.pgconn.send_query(message)
+            return await pooled.watcher.fetch(connection.__dict__["command_timeout"])
+        except BaseException as error:
+            await connection.after(error, taking(pooled.pgconn))
+            raise
+        finally:
+            lock.release()

@@ -63,9 +63,13 @@ class Prepared(PrepareManager):
     def maybe_add_to_cache(self, query: Any, prep: Prepare, name: bytes) -> Any:
         """Take note of *query*, which is being executed: cursors of every kind tell."""
         self._unseen = False
+        self.note(query)
+        return super().maybe_add_to_cache(query, prep, name)
+
+    def note(self, query: Any) -> None:
+        """Take note of *query*, which is being executed."""
         if not is_harmless(getattr(query, "template", None) or query.query):
             self._unclean = True
-        return super().maybe_add_to_cache(query, prep, name)
 
     def expect(self, what: str) -> None:
         """Take note that something is being executed, by the generator *what* of psycopg.

@@ -82,6 +82,12 @@ def is_harmless(text: bytes) -> bool:
     return len(text) <= _LONG and _is_harmless(text)
 
 
+@lru_cache(maxsize=1024)
+def is_one_plain(text: str) -> bool:
+    """Tell whether *text* is, beyond doubt, one single plain query."""
+    return len(text) <= _LONG and bool(_PLAIN.match(text)) and ";" not in text
+
+
 def only_reads(text: bytes) -> bool:
     """Tell whether *text* is a harmless query that returns the same in a transaction of its own, when it comes first.
 

@@ -20,36 +20,39 @@ class Closed(Exception):
     """Why a connection that Django closes is rolled back: what was to be committed is by then."""
 
 
-class _Loan:
+class Loan:
     """Gives a connection back when the thread that borrowed it ends without closing it.
 
     Django closes connections at the end of a request only, and its wrappers are in reference cycles.
     """
 
     def __init__(self, wrapper: DatabaseWrapper, lease: Lease) -> None:
-        leases = self._leases = [lease]
+        self.thread = threading.get_ident()
+        self.leases = leases = [lease]
+        """The latest one."""
         # A lease that nobody has any more gives itself back.
         self._wrapper = weakref.ref(wrapper, lambda _: leases.clear())
 
     def __del__(self) -> None:
         wrapper = self._wrapper()
         if self.active and (wrapper is None or not wrapper.allow_thread_sharing):
-            self._leases[0].finish(Closed())
+            self.leases[0].finish(Closed())
             if wrapper is not None:
                 wrapper.connection = None
 
     @property
     def active(self) -> bool:
-        return bool(self._leases) and self._leases[0].active
+        """Whether something is to be given back."""
+        return bool(self.leases) and self.leases[0].active
 
 
 class _OfThread(threading.local):
     """The loans that a thread has; they go when it does."""
 
     def __init__(self) -> None:
-        self._loans: list[_Loan] = []
+        self._loans: list[Loan] = []
 
-    def add(self, loan: _Loan) -> None:
+    def add(self, loan: Loan) -> None:
         self._loans = [*(other for other in self._loans if other.active), loan]
 
 
@@ -57,10 +60,16 @@ _of_thread = _OfThread()
 _borrowers: weakref.WeakSet[DatabaseWrapper] = weakref.WeakSet()
 
 
-def remember(wrapper: DatabaseWrapper, lease: Lease) -> None:
-    """Give *lease* back when this thread ends, or *wrapper* is forgotten."""
-    _of_thread.add(_Loan(wrapper, lease))
+def remember(wrapper: DatabaseWrapper, lease: Lease, latest: weakref.ref[Loan] | None) -> weakref.ref[Loan]:
+    """Give *lease* back when this thread ends, or *wrapper* is forgotten; *latest* is what this returned before."""
+    loan = latest() if latest is not None else None
+    if latest is not None and loan is not None and loan.thread == threading.get_ident():
+        loan.leases[:] = [lease]
+        return latest
+    loan = Loan(wrapper, lease)
+    _of_thread.add(loan)
     _borrowers.add(wrapper)
+    return weakref.ref(loan)
 
 
 def _after_fork_in_child() -> None:

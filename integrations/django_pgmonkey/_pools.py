@@ -19,11 +19,16 @@ class Pools:
         self._handles: dict[str, tuple[dict[str, Any], ConnectionHandle]] = {}
         self._async: dict[str, tuple[dict[str, Any], AsyncDatabase[Any]]] = {}
 
-    def get(self, alias: str, config: dict[str, Any]) -> ConnectionHandle:
-        """Return the pool of *alias*; raise what psycopg raises when its first connection cannot be made."""
+    def known(self, alias: str, config: dict[str, Any]) -> ConnectionHandle | None:
+        """Return the pool of *alias*, if it is open for *config*."""
         known = self._handles.get(alias)
         if known is not None and (known[0] is config or known[0] == config) and known[1].usable_here:
             return known[1]
+        return None
+
+    def get(self, alias: str, config: dict[str, Any]) -> ConnectionHandle:
+        """Open the pool of *alias* and return it; raise what psycopg raises when no connection can be made."""
+        known = self._handles.get(alias)
         with self._lock:
             manager = self._managers.setdefault(alias, PGConnectionManager())
             # Another thread may have done it by now, and its pool is not to be closed.

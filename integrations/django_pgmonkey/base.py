@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.db.backends.base.base import NO_DB_ALIAS, BaseDatabaseWrapper
 from django.db.backends.postgresql import base as postgresql
@@ -16,7 +18,7 @@ from psycopg.pq import TransactionStatus
 
 from pgmonkey import ConnectionHandle, Lease
 
-from ._loans import Closed, borrower, remember
+from ._loans import Closed, Loan, borrower, remember
 from ._pools import pools
 from ._settings import Settings
 from .client import DatabaseClient
@@ -31,10 +33,12 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
 
     _request: _RequestTransaction | None = None
     _open_cursors = 0
+    _loan: weakref.ref[Loan] | None = None
 
     def __init__(self, settings_dict: dict[str, Any], alias: str = "default") -> None:
         super().__init__(settings_dict, alias)
         self._lease: Lease | None = None
+        self._params: tuple[object, object, dict[str, Any]] | None = None
         self._settings = Settings(alias, settings_dict)
 
     @property
@@ -51,11 +55,14 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
         """The pool for this alias's settings, None for the alias-less connection that makes test databases."""
         if self.alias == NO_DB_ALIAS:
             return None
-        if self.settings.options.get("pool") and self.settings_dict.get("CONN_MAX_AGE", 0) != 0:
+        if self.settings_dict["OPTIONS"].get("pool") and self.settings_dict.get("CONN_MAX_AGE", 0) != 0:
             raise ImproperlyConfigured("Pooling doesn't support persistent connections.")
         config = self.settings.config(self.timezone_name)
-        with self.wrap_database_errors:
-            return pools.get(self.alias, config)
+        handle = pools.known(self.alias, config)
+        if handle is None:
+            with self.wrap_database_errors:
+                handle = pools.get(self.alias, config)
+        return handle
 
     def close_pool(self) -> None:
         """Close this alias's pool; whoever else in the process uses the same configuration keeps it."""
@@ -63,8 +70,12 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
 
     def get_connection_params(self) -> dict[str, Any]:
         """Return what psycopg's ``connect()`` gets: the YAML's settings, overridden by Django's."""
-        self.settings.require()
-        return self.settings.for_psycopg(super().get_connection_params())
+        its = self.settings
+        config, zone, known = its.config(self.timezone_name), (self.timezone, settings.USE_TZ), self._params
+        if known is None or known[0] is not config or known[1] != zone:
+            its.require()
+            known = self._params = config, zone, its.for_psycopg(super().get_connection_params())
+        return known[2].copy()
 
     # -- connections ----------------------------------------------------------------------------------------------
 
@@ -77,36 +88,53 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
         if self._lease is not None:  # connect() was called on an open connection
             self._lease.finish(Closed())
         route = self._request.route if self._request is not None else None
-        lease = pool.borrow(autocommit=True, context=conn_params["context"], label=borrower(route))
+        lease = pool.borrow(
+            autocommit=True,
+            context=conn_params["context"],
+            cursor_factory=conn_params["cursor_factory"],
+            label=borrower(route),
+        )
         connection = lease.connection
         try:
-            connection.cursor_factory = conn_params["cursor_factory"]
             connection.prepare_threshold = conn_params["prepare_threshold"]
             if "isolation_level" in self.settings_dict["OPTIONS"]:
                 connection.isolation_level = self.isolation_level
-            if connection.info.encoding != "utf-8":
+            if connection.pgconn.parameter_status(b"client_encoding") != b"UTF8":
                 connection.execute("SET client_encoding TO 'UTF8'")
         except BaseException as error:
             lease.finish(error)
             raise
         self._lease = lease
-        remember(self, lease)
+        self._loan = remember(self, lease, self._loan)
         return connection
 
     def init_connection_state(self) -> None:
         """Set time zone and role; without them, a connection is not to be used."""
-        super().init_connection_state()
-        if self._lease is not None:
-            try:
-                self._configure_connection(self.connection)  # type: ignore[attr-defined]
-            except BaseException:
-                self._close()
-                raise
+        if self._lease is None:
+            super().init_connection_state()
+            return
+        BaseDatabaseWrapper.init_connection_state(self)
+        try:
+            self._configure_connection(self.connection)  # type: ignore[attr-defined]
+        except BaseException:
+            self._close()
+            raise
+
+    def _configure_timezone(self, connection: Any) -> bool:
+        wanted: str | None = self.timezone_name
+        if not wanted or connection.pgconn.parameter_status(b"TimeZone") == wanted.encode():
+            return False
+        changed: bool = super()._configure_timezone(connection)  # type: ignore[misc]
+        return changed
+
+    def _set_autocommit(self, autocommit: bool) -> None:
+        if self.connection is None or self.connection.autocommit is not autocommit:
+            super()._set_autocommit(autocommit)  # type: ignore[misc]
 
     def _set_isolation_level(self) -> None:
         level = self.settings_dict["OPTIONS"].get("isolation_level", IsolationLevel.READ_COMMITTED)
         try:
-            self.isolation_level = IsolationLevel(level)
+            self.isolation_level = level if isinstance(level, IsolationLevel) else IsolationLevel(level)
         except ValueError:
             raise ImproperlyConfigured(
                 f"Invalid transaction isolation level {level} specified. Use one of the psycopg.IsolationLevel values."
@@ -150,7 +178,7 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
     def create_cursor(self, name: str | None = None) -> Any:
         """Return a cursor; with the release "query", the last to be closed outside a transaction gives back."""
         cursor: Any = super().create_cursor(name)
-        if self.settings.options.get("release") == "query" and self._lease is not None:
+        if self.settings_dict["OPTIONS"].get("release") == "query" and self._lease is not None:
             self._open_cursors += 1
             cursor.close = partial(self._close_cursor, cursor, self._lease)
         return cursor
@@ -167,8 +195,7 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
         """Set the time zone of the current connection; the pool's others get theirs when they are borrowed."""
         if self.connection is None:
             return False
-        changed: bool = self._configure_timezone(self.connection)  # type: ignore[attr-defined]
-        return changed
+        return self._configure_timezone(self.connection)
 
     # -- the request's transaction, for the middleware ----------------------------------------------------------------
 
