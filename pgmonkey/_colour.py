@@ -13,6 +13,8 @@ from ._config import Kind
 
 T = TypeVar("T")
 Lock = threading.Lock
+take: Callable[[Lock], bool] = type(Lock()).acquire
+"""Takes a lock, waiting for it; returns True."""
 sleep = time.sleep
 POOL_KIND: Kind = "pool"
 INTERRUPTS = (KeyboardInterrupt,)
@@ -42,6 +44,11 @@ class Runner:
     def __init__(self) -> None:
         self._thread = threading.current_thread()
 
+    @staticmethod
+    def current() -> Runner:
+        """Return the one that is calling."""
+        return _of_thread.runner
+
     def __str__(self) -> str:
         return f"thread {self._thread.name!r}"
 
@@ -49,6 +56,14 @@ class Runner:
     def ended(self) -> bool:
         """Whether it will never do anything again."""
         return not self._thread.is_alive()
+
+
+class _OfThread(threading.local):
+    def __init__(self) -> None:
+        self.runner = Runner()
+
+
+_of_thread = _OfThread()
 
 
 def wait_for(future: Future[None], timeout: float) -> None:

@@ -16,7 +16,7 @@ from psycopg import Connection
 from psycopg.pq import TransactionStatus
 
 from ._blueprint import Blueprint
-from ._colour import ask
+from ._colour import Lock, ask
 from ._guard import Guard, OnError
 from ._lending import Pooled, lendable
 from ._limits import connecting_until
@@ -56,6 +56,7 @@ class Connector:
             raise
         finally:
             connecting_until.reset(token)
+        connection.lock = Lock()
         watcher = cast(Any, connection).own_watcher()
         pooled = PooledConnection(connection, watcher, self._plan.settings.max_lifetime)
         connection.__dict__.update(on_error=self._on_error, command_timeout=self._plan.command_timeout)

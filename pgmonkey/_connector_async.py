@@ -14,7 +14,7 @@ from psycopg import AsyncConnection
 from psycopg.pq import TransactionStatus
 
 from ._blueprint import Blueprint
-from ._colour_async import ask
+from ._colour_async import Lock, ask
 from ._guard_async import AsyncGuard, OnError
 from ._lending import Pooled, lendable
 from ._limits import connecting_until
@@ -54,6 +54,7 @@ class AsyncConnector:
             raise
         finally:
             connecting_until.reset(token)
+        connection.lock = Lock()
         watcher = cast(Any, connection).own_watcher()
         pooled = AsyncPooledConnection(connection, watcher, self._plan.settings.max_lifetime)
         connection.__dict__.update(on_error=self._on_error, command_timeout=self._plan.command_timeout)

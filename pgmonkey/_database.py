@@ -28,7 +28,7 @@ from ._blocks import TransactionBlock, UnitBlock
 from ._blueprint import blueprint
 from ._colour import POOL_KIND, sleep
 from ._connection import ConnectionHandle
-from ._fast import MISS, FastPath, Read, read_all, read_count, read_one, read_value
+from ._fast import MISS, FastPath, read_all, read_count, read_one, read_value
 from ._lease import Lease
 from ._lending import Label
 from ._manager import PGConnectionManager
@@ -158,8 +158,11 @@ class Database(Generic[Row]):
 
     def fetch_one(self, query: Statement, params: Params = None) -> Row | None:
         """Return the first row of *query*, or None when there is none."""
-        if self._fast is not None:
-            found = self._short(self._fast, query, params, read_one)
+        fast = self._fast
+        if fast is not None:
+            unit = self.current_unit() if units.get() else None
+            read = read_one
+            found = fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read)
             if found is not MISS:
                 return found  # type: ignore[no-any-return]
         with self._run(query, params) as cursor:
@@ -167,8 +170,11 @@ class Database(Generic[Row]):
 
     def fetch_all(self, query: Statement, params: Params = None) -> list[Row]:
         """Return all rows of *query*."""
-        if self._fast is not None:
-            found = self._short(self._fast, query, params, read_all)
+        fast = self._fast
+        if fast is not None:
+            unit = self.current_unit() if units.get() else None
+            read = read_all
+            found = fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read)
             if found is not MISS:
                 return found  # type: ignore[no-any-return]
         with self._run(query, params) as cursor:
@@ -176,8 +182,11 @@ class Database(Generic[Row]):
 
     def fetch_value(self, query: Statement, params: Params = None) -> Any:
         """Return the first column of the first row of *query*, or None when there is no row."""
-        if self._fast is not None:
-            found = self._short(self._fast, query, params, read_value)
+        fast = self._fast
+        if fast is not None:
+            unit = self.current_unit() if units.get() else None
+            read = read_value
+            found = fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read)
             if found is not MISS:
                 return found
         with self._run(query, params) as cursor:
@@ -187,8 +196,11 @@ class Database(Generic[Row]):
 
     def execute(self, query: Statement, params: Params = None) -> int:
         """Run *query*; return the number of rows affected, -1 where the statement has none."""
-        if self._fast is not None:
-            found = self._short(self._fast, query, params, read_count)
+        fast = self._fast
+        if fast is not None:
+            unit = self.current_unit() if units.get() else None
+            read = read_count
+            found = fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read)
             if found is not MISS:
                 return found  # type: ignore[no-any-return]
         with self._run(query, params) as cursor:
@@ -229,10 +241,6 @@ class Database(Generic[Row]):
                 return  # whoever stopped it does not mind that the connection was lost
             raise
         lease.finish()
-
-    def _short(self, fast: FastPath, query: Statement, params: Params, read: Read) -> Any:
-        unit = self.current_unit() if units.get() else None
-        return fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read)
 
     @contextmanager
     def _run(self, query: Statement, params: Params) -> Iterator[Cursor[Row]]:
@@ -368,7 +376,7 @@ class Database(Generic[Row]):
         *label* tells, when it is called, on whose behalf; *on_borrow* is called each time that one was borrowed.
         """
         mode = Mode.of(isolation, read_only, deferrable)
-        return enter(UnitOfWork(self, mode, label=label, on_borrow=on_borrow, reads_alone=True))
+        return enter(UnitOfWork(self, mode, label, on_borrow, reads_alone=True))
 
     def current_unit(self) -> UnitOfWork[Row] | None:
         """Return the innermost unfinished unit of work of this database that the current context is in."""

@@ -26,7 +26,7 @@ from ._blocks_async import AsyncTransactionBlock, AsyncUnitBlock
 from ._blueprint import blueprint
 from ._colour_async import POOL_KIND, sleep
 from ._connection_async import AsyncConnectionHandle
-from ._fast_async import MISS, AsyncFastPath, Read, read_all, read_count, read_one, read_value
+from ._fast_async import MISS, AsyncFastPath, read_all, read_count, read_one, read_value
 from ._lease_async import AsyncLease
 from ._lending import Label
 from ._manager import PGConnectionManager
@@ -156,8 +156,11 @@ class AsyncDatabase(Generic[Row]):
 
     async def fetch_one(self, query: Statement, params: Params = None) -> Row | None:
         """Return the first row of *query*, or None when there is none."""
-        if self._fast is not None:
-            found = await self._short(self._fast, query, params, read_one)
+        fast = self._fast
+        if fast is not None:
+            unit = self.current_unit() if units.get() else None
+            read = read_one
+            found = await (fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read))
             if found is not MISS:
                 return found  # type: ignore[no-any-return]
         async with self._run(query, params) as cursor:
@@ -165,8 +168,11 @@ class AsyncDatabase(Generic[Row]):
 
     async def fetch_all(self, query: Statement, params: Params = None) -> list[Row]:
         """Return all rows of *query*."""
-        if self._fast is not None:
-            found = await self._short(self._fast, query, params, read_all)
+        fast = self._fast
+        if fast is not None:
+            unit = self.current_unit() if units.get() else None
+            read = read_all
+            found = await (fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read))
             if found is not MISS:
                 return found  # type: ignore[no-any-return]
         async with self._run(query, params) as cursor:
@@ -174,8 +180,11 @@ class AsyncDatabase(Generic[Row]):
 
     async def fetch_value(self, query: Statement, params: Params = None) -> Any:
         """Return the first column of the first row of *query*, or None when there is no row."""
-        if self._fast is not None:
-            found = await self._short(self._fast, query, params, read_value)
+        fast = self._fast
+        if fast is not None:
+            unit = self.current_unit() if units.get() else None
+            read = read_value
+            found = await (fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read))
             if found is not MISS:
                 return found
         async with self._run(query, params) as cursor:
@@ -185,8 +194,11 @@ class AsyncDatabase(Generic[Row]):
 
     async def execute(self, query: Statement, params: Params = None) -> int:
         """Run *query*; return the number of rows affected, -1 where the statement has none."""
-        if self._fast is not None:
-            found = await self._short(self._fast, query, params, read_count)
+        fast = self._fast
+        if fast is not None:
+            unit = self.current_unit() if units.get() else None
+            read = read_count
+            found = await (fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read))
             if found is not MISS:
                 return found  # type: ignore[no-any-return]
         async with self._run(query, params) as cursor:
@@ -227,10 +239,6 @@ class AsyncDatabase(Generic[Row]):
                 return  # whoever stopped it does not mind that the connection was lost
             raise
         await lease.finish()
-
-    def _short(self, fast: AsyncFastPath, query: Statement, params: Params, read: Read) -> Awaitable[Any]:
-        unit = self.current_unit() if units.get() else None
-        return fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read)
 
     @asynccontextmanager
     async def _run(self, query: Statement, params: Params) -> AsyncIterator[AsyncCursor[Row]]:
@@ -366,7 +374,7 @@ class AsyncDatabase(Generic[Row]):
         *label* tells, when it is called, on whose behalf; *on_borrow* is called each time that one was borrowed.
         """
         mode = Mode.of(isolation, read_only, deferrable)
-        return enter(AsyncUnitOfWork(self, mode, label=label, on_borrow=on_borrow, reads_alone=True))
+        return enter(AsyncUnitOfWork(self, mode, label, on_borrow, reads_alone=True))
 
     def current_unit(self) -> AsyncUnitOfWork[Row] | None:
         """Return the innermost unfinished unit of work of this database that the current context is in."""

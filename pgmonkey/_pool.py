@@ -63,7 +63,7 @@ class Pool:
         self._max_size = plan.max_size
         self._connector = Connector(plan, self.observe)
         self._checks = self._connector.checks
-        self._close_reason = ""
+        self.close_reason = ""
         self._counts: dict[str, float] = dict.fromkeys(_COUNTS, 0)
         self.opened = False
         """Whether there ever was a connection."""
@@ -93,7 +93,7 @@ class Pool:
         if pooled is None:
             pooled = self._checkout(self._settings.timeout if timeout is None else timeout)
             pooled.borrowed_at = monotonic()
-        pooled.lent_at = Place.above(sys._getframe(1), label, Runner())
+        pooled.lent_at = Place.above(sys._getframe(1), label, Runner.current())
         return pooled
 
     def wait_for_one(self, frame: FrameType) -> PooledConnection | None:
@@ -110,8 +110,8 @@ class Pool:
         scavenged = self.scavenge is None
         while True:
             with self._lock:
-                if self._close_reason:
-                    raise PoolClosedError(f"{self.name}: {self._close_reason}")
+                if self.close_reason:
+                    raise PoolClosedError(f"{self.name}: {self.close_reason}")
                 pooled = self._pop_idle()
                 room = pooled is None and self._size < self._max_size
                 self._size += room
@@ -176,10 +176,13 @@ class Pool:
         try:
             waiter.wait(deadline - started)
         except BaseException:
-            # Cancelled or interrupted: what was delivered meanwhile goes to the next in the queue.
             with self._lock, suppress(ValueError):
                 self._waiters.remove(waiter)
-            self._return_delivery(waiter.result)
+            # What was delivered meanwhile goes to the next in the queue.
+            if waiter.result is _Signal.ROOM:
+                self._free_room()
+            elif waiter.result is not None and waiter.result is not _Signal.CLOSED:
+                self.give_back(waiter.result)
             raise
         finally:
             self._counts["requests_wait_ms"] += int((monotonic() - started) * 1000)
@@ -190,14 +193,8 @@ class Pool:
                 self._counts["requests_errors"] += 1
                 raise PoolTimeoutError(f"{self.name}: no connection came free within {timeout:g} s; {self._load()}")
         if delivery is _Signal.CLOSED:
-            raise PoolClosedError(f"{self.name}: {self._close_reason}")
+            raise PoolClosedError(f"{self.name}: {self.close_reason}")
         return None if delivery is _Signal.ROOM else delivery
-
-    def _return_delivery(self, delivery: _Delivery | None) -> None:
-        if delivery is _Signal.ROOM:
-            self._free_room()
-        elif delivery is not None and delivery is not _Signal.CLOSED:
-            self.give_back(delivery)
 
     def take_idle(self, frame: FrameType | None) -> PooledConnection | None:
         """Lend an idle connection to *frame*; None when there is none that is certainly alive."""
@@ -235,7 +232,7 @@ class Pool:
         with self._lock.plain:
             self._lent.discard(pooled)
             self._counts["usage_ms"] += (now - pooled.borrowed_at) * 1000
-            keep = fit and not self._close_reason and now < pooled.expires
+            keep = fit and not self.close_reason and now < pooled.expires
             if keep:
                 pooled.lent_at = pooled.frame = None
                 pooled.reported = False
@@ -272,7 +269,7 @@ class Pool:
 
     def _free_room(self) -> None:
         with self._lock:
-            if self._waiters and not self._close_reason:
+            if self._waiters and not self.close_reason:
                 self._waiters.popleft().deliver(_Signal.ROOM)
             else:
                 self._size -= 1
@@ -328,7 +325,7 @@ class Pool:
     def grow(self) -> bool:
         """Make a connection if there are fewer than ``min_size``; tell whether one was made."""
         with self._lock:
-            if self._close_reason or self._size >= self._settings.min_size:
+            if self.close_reason or self._size >= self._settings.min_size:
                 return False
             self._size += 1
         self.give_back(self._connect(None))
@@ -363,7 +360,7 @@ class Pool:
         Never waits and may be called from anywhere, also after the event loop has ended.
         """
         with self._lock:
-            self._close_reason = self._close_reason or reason
+            self.close_reason = self.close_reason or reason
             self._evict(all_of_them=True)
             waiters, self._waiters = self._waiters, deque()
             lent = list(self._lent)
@@ -384,7 +381,7 @@ class Pool:
     @property
     def closed(self) -> bool:
         """Whether the pool was closed."""
-        return bool(self._close_reason)
+        return bool(self.close_reason)
 
     def after_fork_in_child(self) -> None:
         """Start empty: what was open belongs to the parent, and must not be ended from here."""

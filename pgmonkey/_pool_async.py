@@ -61,7 +61,7 @@ class AsyncPool:
         self._max_size = plan.max_size
         self._connector = AsyncConnector(plan, self.observe)
         self._checks = self._connector.checks
-        self._close_reason = ""
+        self.close_reason = ""
         self._counts: dict[str, float] = dict.fromkeys(_COUNTS, 0)
         self.opened = False
         """Whether there ever was a connection."""
@@ -91,7 +91,7 @@ class AsyncPool:
         if pooled is None:
             pooled = await self._checkout(self._settings.timeout if timeout is None else timeout)
             pooled.borrowed_at = monotonic()
-        pooled.lent_at = Place.above(sys._getframe(1), label, Runner())
+        pooled.lent_at = Place.above(sys._getframe(1), label, Runner.current())
         return pooled
 
     async def wait_for_one(self, frame: FrameType) -> AsyncPooledConnection | None:
@@ -108,8 +108,8 @@ class AsyncPool:
         scavenged = self.scavenge is None
         while True:
             with self._lock:
-                if self._close_reason:
-                    raise PoolClosedError(f"{self.name}: {self._close_reason}")
+                if self.close_reason:
+                    raise PoolClosedError(f"{self.name}: {self.close_reason}")
                 pooled = self._pop_idle()
                 room = pooled is None and self._size < self._max_size
                 self._size += room
@@ -174,10 +174,13 @@ class AsyncPool:
         try:
             await waiter.wait(deadline - started)
         except BaseException:
-            # Cancelled or interrupted: what was delivered meanwhile goes to the next in the queue.
             with self._lock, suppress(ValueError):
                 self._waiters.remove(waiter)
-            self._return_delivery(waiter.result)
+            # What was delivered meanwhile goes to the next in the queue.
+            if waiter.result is _Signal.ROOM:
+                self._free_room()
+            elif waiter.result is not None and waiter.result is not _Signal.CLOSED:
+                self.give_back(waiter.result)
             raise
         finally:
             self._counts["requests_wait_ms"] += int((monotonic() - started) * 1000)
@@ -188,14 +191,8 @@ class AsyncPool:
                 self._counts["requests_errors"] += 1
                 raise PoolTimeoutError(f"{self.name}: no connection came free within {timeout:g} s; {self._load()}")
         if delivery is _Signal.CLOSED:
-            raise PoolClosedError(f"{self.name}: {self._close_reason}")
+            raise PoolClosedError(f"{self.name}: {self.close_reason}")
         return None if delivery is _Signal.ROOM else delivery
-
-    def _return_delivery(self, delivery: _Delivery | None) -> None:
-        if delivery is _Signal.ROOM:
-            self._free_room()
-        elif delivery is not None and delivery is not _Signal.CLOSED:
-            self.give_back(delivery)
 
     def take_idle(self, frame: FrameType | None) -> AsyncPooledConnection | None:
         """Lend an idle connection to *frame*; None when there is none that is certainly alive."""
@@ -233,7 +230,7 @@ class AsyncPool:
         with self._lock.plain:
             self._lent.discard(pooled)
             self._counts["usage_ms"] += (now - pooled.borrowed_at) * 1000
-            keep = fit and not self._close_reason and now < pooled.expires
+            keep = fit and not self.close_reason and now < pooled.expires
             if keep:
                 pooled.lent_at = pooled.frame = None
                 pooled.reported = False
@@ -270,7 +267,7 @@ class AsyncPool:
 
     def _free_room(self) -> None:
         with self._lock:
-            if self._waiters and not self._close_reason:
+            if self._waiters and not self.close_reason:
                 self._waiters.popleft().deliver(_Signal.ROOM)
             else:
                 self._size -= 1
@@ -326,7 +323,7 @@ class AsyncPool:
     async def grow(self) -> bool:
         """Make a connection if there are fewer than ``min_size``; tell whether one was made."""
         with self._lock:
-            if self._close_reason or self._size >= self._settings.min_size:
+            if self.close_reason or self._size >= self._settings.min_size:
                 return False
             self._size += 1
         self.give_back(await self._connect(None))
@@ -361,7 +358,7 @@ class AsyncPool:
         Never waits and may be called from anywhere, also after the event loop has ended.
         """
         with self._lock:
-            self._close_reason = self._close_reason or reason
+            self.close_reason = self.close_reason or reason
             self._evict(all_of_them=True)
             waiters, self._waiters = self._waiters, deque()
             lent = list(self._lent)
@@ -382,7 +379,7 @@ class AsyncPool:
     @property
     def closed(self) -> bool:
         """Whether the pool was closed."""
-        return bool(self._close_reason)
+        return bool(self.close_reason)
 
     def after_fork_in_child(self) -> None:
         """Start empty: what was open belongs to the parent, and must not be ended from here."""

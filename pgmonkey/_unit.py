@@ -14,7 +14,7 @@ from psycopg import Connection
 from psycopg.pq import TransactionStatus
 from psycopg.rows import Row
 
-from ._colour import Lock, cannot_wait
+from ._colour import Lock, cannot_wait, take
 from ._fast import MISS, FastPath, Read
 from ._lease import Lease
 from ._lending import Label
@@ -48,10 +48,10 @@ class UnitOfWork(Generic[Row]):
     def __init__(
         self,
         source: Source,
-        mode: Mode = USUAL,
-        *,
+        mode: Mode,
         label: Label | None = None,
         on_borrow: Callable[[], None] | None = None,
+        *,
         reads_alone: bool = False,
     ) -> None:
         self.source = source
@@ -77,8 +77,13 @@ class UnitOfWork(Generic[Row]):
         return connection
 
     def _first_lease(self, timeout: float | None = None) -> Lease:
-        with self._leasing:
+        leasing = self._leasing
+        if not take(leasing):
+            leasing.acquire()
+        try:
             return self._lease or self._borrow(timeout)
+        finally:
+            leasing.release()
 
     def _borrow(self, timeout: float | None) -> Lease:
         if self.finished or self._cancelled is not None:
@@ -116,7 +121,9 @@ class UnitOfWork(Generic[Row]):
 
     def answer(self, fast: FastPath, query: Any, params: Params, read: Read) -> Any:
         """Do as `FastPath.run` does, as part of this unit."""
-        self._working.acquire()
+        working = self._working
+        if not take(working):
+            working.acquire()
         try:
             if self.finished:
                 return MISS
@@ -124,7 +131,7 @@ class UnitOfWork(Generic[Row]):
             lease = self._lease or self._first_lease()
             return fast.run_on(lease, query, params, read, alone=alone)
         finally:
-            self._working.release()
+            working.release()
 
     def set_mode(self, mode: Mode) -> None:
         """Choose the mode of the transaction; raise `psycopg.ProgrammingError` when it has begun already."""
@@ -148,7 +155,8 @@ class UnitOfWork(Generic[Row]):
             self.finished = True
             inside = units.get()
             units.set(() if inside == (self,) else tuple(unit for unit in inside if not unit.finished))
-            self._end(error)
+            if self._lease is not None:
+                self._end(error)
             if self._cancelled is not None and error is None:
                 raise self._cancelled
 
@@ -170,12 +178,22 @@ class UnitOfWork(Generic[Row]):
         lease = self._lease
         if lease is None:
             return
-        if cannot_wait(error):
+        if error is not None and cannot_wait(error):
             lease.finish(error)
             return
+        working, leasing = self._working, self._leasing
         try:
-            with self._working, self._leasing:
-                lease.finish(error)
+            if not take(working):
+                working.acquire()
+            try:
+                if not take(leasing):
+                    leasing.acquire()
+                try:
+                    lease.finish(error)
+                finally:
+                    leasing.release()
+            finally:
+                working.release()
         except BaseException:
             lease.abandon()  # when interrupted before it was finished
             raise

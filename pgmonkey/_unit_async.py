@@ -12,7 +12,7 @@ from psycopg import AsyncConnection
 from psycopg.pq import TransactionStatus
 from psycopg.rows import Row
 
-from ._colour_async import Lock, cannot_wait
+from ._colour_async import Lock, cannot_wait, take
 from ._fast_async import MISS, AsyncFastPath, Read
 from ._lease_async import AsyncLease
 from ._lending import Label
@@ -46,10 +46,10 @@ class AsyncUnitOfWork(Generic[Row]):
     def __init__(
         self,
         source: AsyncSource,
-        mode: Mode = USUAL,
-        *,
+        mode: Mode,
         label: Label | None = None,
         on_borrow: Callable[[], None] | None = None,
+        *,
         reads_alone: bool = False,
     ) -> None:
         self.source = source
@@ -75,8 +75,13 @@ class AsyncUnitOfWork(Generic[Row]):
         return connection
 
     async def _first_lease(self, timeout: float | None = None) -> AsyncLease:
-        async with self._leasing:
+        leasing = self._leasing
+        if not take(leasing):
+            await leasing.acquire()
+        try:
             return self._lease or await self._borrow(timeout)
+        finally:
+            leasing.release()
 
     async def _borrow(self, timeout: float | None) -> AsyncLease:
         if self.finished or self._cancelled is not None:
@@ -114,7 +119,9 @@ class AsyncUnitOfWork(Generic[Row]):
 
     async def answer(self, fast: AsyncFastPath, query: Any, params: Params, read: Read) -> Any:
         """Do as `AsyncFastPath.run` does, as part of this unit."""
-        await self._working.acquire()
+        working = self._working
+        if not take(working):
+            await working.acquire()
         try:
             if self.finished:
                 return MISS
@@ -122,7 +129,7 @@ class AsyncUnitOfWork(Generic[Row]):
             lease = self._lease or await self._first_lease()
             return await fast.run_on(lease, query, params, read, alone=alone)
         finally:
-            self._working.release()
+            working.release()
 
     async def set_mode(self, mode: Mode) -> None:
         """Choose the mode of the transaction; raise `psycopg.ProgrammingError` when it has begun already."""
@@ -146,7 +153,8 @@ class AsyncUnitOfWork(Generic[Row]):
             self.finished = True
             inside = units.get()
             units.set(() if inside == (self,) else tuple(unit for unit in inside if not unit.finished))
-            await self._end(error)
+            if self._lease is not None:
+                await self._end(error)
             if self._cancelled is not None and error is None:
                 raise self._cancelled
 
@@ -168,12 +176,22 @@ class AsyncUnitOfWork(Generic[Row]):
         lease = self._lease
         if lease is None:
             return
-        if cannot_wait(error):
+        if error is not None and cannot_wait(error):
             await lease.finish(error)
             return
+        working, leasing = self._working, self._leasing
         try:
-            async with self._working, self._leasing:
-                await lease.finish(error)
+            if not take(working):
+                await working.acquire()
+            try:
+                if not take(leasing):
+                    await leasing.acquire()
+                try:
+                    await lease.finish(error)
+                finally:
+                    leasing.release()
+            finally:
+                working.release()
         except BaseException:
             lease.abandon()  # when interrupted before it was finished
             raise
