@@ -16,7 +16,7 @@ from types import FrameType, TracebackType
 from typing import Any, cast
 
 import psycopg
-from psycopg import Connection, Cursor
+from psycopg import Connection
 from psycopg.abc import AdaptContext
 
 from ._blueprint import blueprint
@@ -90,18 +90,17 @@ class ConnectionHandle:
         timeout: float | None = None,
         autocommit: bool | None = None,
         context: AdaptContext | None = None,
-        cursor_factory: type[Cursor[Any]] | None = None,
         label: Label | None = None,
     ) -> Lease:
         """Lend a connection until the lease is finished, which is up to the caller.
 
         *timeout* is in seconds and defaults to the pool's; *autocommit* defaults to the configuration's; *context* is
-        where the connection's type adapters come from, psycopg's own by default; *cursor_factory* makes its cursors;
-        *label* tells, when it is called, for whom the connection is borrowed.
+        where the connection's type adapters come from, psycopg's own by default; *label* tells, when it is called,
+        for whom the connection is borrowed.
         """
         pooled = self._pool.borrow(timeout, label)
         autocommit = self._plan.autocommit if autocommit is None else autocommit
-        return Lease(self._pool, pooled, autocommit, context, cursor_factory)
+        return Lease(self._pool, pooled, autocommit, context)
 
     @contextmanager
     def connection(self, *, timeout: float | None = None, autocommit: bool | None = None) -> Iterator[Connection[Any]]:

@@ -14,7 +14,7 @@ from types import CoroutineType, FrameType, TracebackType
 from typing import Any, cast
 
 import psycopg
-from psycopg import AsyncConnection, AsyncCursor
+from psycopg import AsyncConnection
 from psycopg.abc import AdaptContext
 
 from ._blueprint import blueprint
@@ -88,18 +88,17 @@ class AsyncConnectionHandle:
         timeout: float | None = None,
         autocommit: bool | None = None,
         context: AdaptContext | None = None,
-        cursor_factory: type[AsyncCursor[Any]] | None = None,
         label: Label | None = None,
     ) -> AsyncLease:
         """Lend a connection until the lease is finished, which is up to the caller.
 
         *timeout* is in seconds and defaults to the pool's; *autocommit* defaults to the configuration's; *context* is
-        where the connection's type adapters come from, psycopg's own by default; *cursor_factory* makes its cursors;
-        *label* tells, when it is called, for whom the connection is borrowed.
+        where the connection's type adapters come from, psycopg's own by default; *label* tells, when it is called,
+        for whom the connection is borrowed.
         """
         pooled = await self._pool.borrow(timeout, label)
         autocommit = self._plan.autocommit if autocommit is None else autocommit
-        return AsyncLease(self._pool, pooled, autocommit, context, cursor_factory)
+        return AsyncLease(self._pool, pooled, autocommit, context)
 
     @asynccontextmanager
     async def connection(

@@ -198,7 +198,7 @@ async def execute_plan(
     return results[answer]
 
 
-async def execute_text(pooled: AsyncPooledConnection, query: PostgresQuery, begin: bytes | None) -> PGresult:
+async def execute_text(pooled: AsyncPooledConnection, query: PostgresQuery, begin: bytes | None) -> list[PGresult]:
     """Execute *query*, which has no parameters left, on a connection whose lock is held; *begin* as `execute_plan`."""
     connection: Any = pooled.connection
     pgconn = pooled.pgconn
@@ -213,7 +213,7 @@ async def execute_text(pooled: AsyncPooledConnection, query: PostgresQuery, begi
     except BaseException as error:
         await connection.after(error, taking(pgconn))
         raise
-    return results[-1]
+    return results if begin is None else results[1:]
 
 
 def _look_at(results: list[PGresult], connection: AsyncConnection[Any]) -> None:
@@ -253,6 +253,7 @@ class AsyncFastPath:
         self._without: dict[str, object] = {}
         self._with: dict[str, object] = {}
         self._limit = pool.plan.command_timeout
+        self._reads_alone = not pool.plan.pgbouncer  # which need not know what is prepared for it
         self._loop = current_loop()
         self.possible = (
             (row_factory is None or getattr(row_factory, "__module__", None) == rows.__name__)
@@ -334,7 +335,8 @@ class AsyncFastPath:
                 return MISS
             begin = None if not first else _BEGIN if connection is None else begins(connection, pooled)
             try:
-                return read(plan, await execute_plan(pooled, plan, begin, alone and connection is None))
+                alone = alone and connection is None and self._reads_alone
+                return read(plan, await execute_plan(pooled, plan, begin, alone))
             except psycopg.Error as error:
                 if isinstance(error, ReadOnlySqlTransaction) and first and plan.reads:
                     plan.reads = False  # what a view of it calls does write

@@ -88,6 +88,14 @@ class Guard:
         elif isinstance(error, INTERRUPTS) and pgconn.transaction_status == TransactionStatus.ACTIVE:
             _stop(gen, pgconn, self.own_watcher())
 
+    def cursor(self, *arguments: Any, **options: Any) -> Any:
+        """Return what psycopg returns, but of the class that takes the short way."""
+        cursor: Any = super().cursor(*arguments, **options)  # type: ignore[misc]
+        shortened: Callable[[type], type] | None = self.__dict__.get("shortened")
+        if shortened is not None:
+            cursor.__class__ = shortened(cursor.__class__)
+        return cursor
+
     def set_autocommit(self, value: bool) -> None:
         """Do as psycopg does, which waits for nothing but the end of what is running."""
         with self.lock:

@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any
 
 import psycopg
-from psycopg import Connection, Cursor
+from psycopg import Connection
 from psycopg.abc import AdaptContext
 from psycopg.errors import InFailedSqlTransaction, error_from_result
 from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
@@ -47,12 +47,7 @@ class Lease:
     """The psycopg connection, if anybody has asked for it."""
 
     def __init__(
-        self,
-        pool: Pool,
-        pooled: PooledConnection,
-        autocommit: bool,
-        context: AdaptContext | None = None,
-        cursor_factory: type[Cursor[Any]] | None = None,
+        self, pool: Pool, pooled: PooledConnection, autocommit: bool, context: AdaptContext | None = None
     ) -> None:
         self.pool = pool
         self.refusal: psycopg.Error | None = None
@@ -65,7 +60,6 @@ class Lease:
         """What is borrowed; None when it was given back."""
         self._autocommit = autocommit
         self._context = context
-        self._cursor_factory = cursor_factory
 
     @property
     def connection(self) -> Connection[Any]:
@@ -84,8 +78,7 @@ class Lease:
         )
         state = connection.__dict__
         state["pooled"] = pooled
-        factory: Any = self._cursor_factory or state["cursor_factory"]
-        state["cursor_factory"] = shortened(factory)
+        state["shortened"] = shortened
         if self.row_factory is not None:
             state["row_factory"] = self.row_factory
         if self.in_unit:

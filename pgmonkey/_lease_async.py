@@ -7,7 +7,7 @@ from time import monotonic
 from typing import Any
 
 import psycopg
-from psycopg import AsyncConnection, AsyncCursor
+from psycopg import AsyncConnection
 from psycopg.abc import AdaptContext
 from psycopg.errors import InFailedSqlTransaction, error_from_result
 from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
@@ -45,12 +45,7 @@ class AsyncLease:
     """The psycopg connection, if anybody has asked for it."""
 
     def __init__(
-        self,
-        pool: AsyncPool,
-        pooled: AsyncPooledConnection,
-        autocommit: bool,
-        context: AdaptContext | None = None,
-        cursor_factory: type[AsyncCursor[Any]] | None = None,
+        self, pool: AsyncPool, pooled: AsyncPooledConnection, autocommit: bool, context: AdaptContext | None = None
     ) -> None:
         self.pool = pool
         self.refusal: psycopg.Error | None = None
@@ -63,7 +58,6 @@ class AsyncLease:
         """What is borrowed; None when it was given back."""
         self._autocommit = autocommit
         self._context = context
-        self._cursor_factory = cursor_factory
 
     @property
     def connection(self) -> AsyncConnection[Any]:
@@ -82,8 +76,7 @@ class AsyncLease:
         )
         state = connection.__dict__
         state["pooled"] = pooled
-        factory: Any = self._cursor_factory or state["cursor_factory"]
-        state["cursor_factory"] = shortened(factory)
+        state["shortened"] = shortened
         if self.row_factory is not None:
             state["row_factory"] = self.row_factory
         if self.in_unit:

@@ -54,7 +54,7 @@ class AsyncUnitOfWork(Generic[Row]):
     ) -> None:
         self.source = source
         self.finished = False
-        self._reads_alone = reads_alone and mode is USUAL
+        self._reads_alone = reads_alone
         self._mode = mode
         self._label = label
         self._on_borrow = on_borrow

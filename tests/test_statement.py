@@ -1,8 +1,8 @@
-"""Which statements leave nothing in a session, so that it need not be cleaned after them."""
+"""Which statements leave nothing in a session, which only read, and which are one for certain."""
 
 import pytest
 
-from pgmonkey._statement import is_harmless
+from pgmonkey._statement import is_harmless, is_one_plain, only_reads
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,48 @@ def test_harmless(text: str) -> None:
 )
 def test_not_harmless(text: str) -> None:
     assert not is_harmless(text.encode())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SELECT id, name FROM things WHERE id = $1",
+        "WITH x AS (SELECT 1 AS a) SELECT a FROM x",
+        "(SELECT 1) UNION (SELECT 2)",
+        "VALUES (1)",
+        "TABLE things",
+        "SELECT count(*) FROM t WHERE format = 'x' AND nowhere",
+    ],
+)
+def test_only_reads(text: str) -> None:
+    assert only_reads(text.encode())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "INSERT INTO t VALUES (1)",
+        "WITH x AS (DELETE FROM t RETURNING a) SELECT a FROM x",
+        "WITH x AS (update t SET a = 1 RETURNING a) SELECT a FROM x",
+        "SELECT a INTO b FROM t",
+        "SELECT a FROM t FOR SHARE",
+        "SELECT a FROM t for no key update",
+        "SELECT now()",
+        "SELECT age(made) FROM t",
+        "SELECT a FROM t WHERE made > current_date",
+        "SELECT localtimestamp",
+        "SELECT 'today'::date",
+        "SELECT mine(1)",
+        "SHOW transaction_isolation",
+        "EXPLAIN SELECT 1",
+    ],
+)
+def test_more_than_reads(text: str) -> None:
+    assert not only_reads(text.encode())
+
+
+def test_one_plain_statement() -> None:
+    assert is_one_plain("SELECT 1")
+    assert is_one_plain(" (select 1) union (select 2)")
+    for text in ("SELECT 1; SELECT 2", "SELECT ';'", "COPY t TO STDOUT", "", "SET a = 1", f"SELECT '{'x' * 10_000}'"):
+        assert not is_one_plain(text)

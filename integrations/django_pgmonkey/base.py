@@ -88,14 +88,10 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
         if self._lease is not None:  # connect() was called on an open connection
             self._lease.finish(Closed())
         route = self._request.route if self._request is not None else None
-        lease = pool.borrow(
-            autocommit=True,
-            context=conn_params["context"],
-            cursor_factory=conn_params["cursor_factory"],
-            label=borrower(route),
-        )
+        lease = pool.borrow(autocommit=True, context=conn_params["context"], label=borrower(route))
         connection = lease.connection
         try:
+            connection.cursor_factory = conn_params["cursor_factory"]
             connection.prepare_threshold = conn_params["prepare_threshold"]
             if "isolation_level" in self.settings_dict["OPTIONS"]:
                 connection.isolation_level = self.isolation_level
