@@ -61,6 +61,7 @@ async def test_bursts_and_random_points(
     config: dict[str, Any], observer: psycopg.Connection[Any], figure: Figure
 ) -> None:
     database = AsyncDatabase(config)
+    await database.connect()
     rng = random.Random(7)
     numbers = iter(range(10**6))
     for _ in range(30):

@@ -148,6 +148,8 @@ async def test_a_pool_that_closes_under_load(
             outcomes.append("closed")
 
     handle, async_handle = database._pool(), await async_database._pool()
+    while {handle.stats()["pool_available"], async_handle.stats()["pool_available"]} != {4}:
+        await asyncio.sleep(0.005)
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
         thread.start()
