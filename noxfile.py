@@ -150,7 +150,13 @@ def benchmarks(session):
     """Measure beside the peers, in one run; ``-- --write`` puts the figures into docs/performance.md."""
     session.install("-e", ".[binary,flask,fastapi,django]", *group("benchmarks"))
     install_postgres_if_missing(session, ".[embedded]")
-    session.run("python", "-m", "benchmarks", *session.posargs)
+    # The predecessor has the same name, and so an environment of its own.
+    folder = Path(session.create_tmp()).resolve() / "predecessor"
+    session.run_install("python", "-m", "venv", "--clear", folder, silent=True)
+    predecessor = folder / "bin" / "python"
+    session.run_install(predecessor, "-m", "pip", "install", "-q", "pgmonkey==4.0.0", "psycopg[binary]", external=True)
+    environ = {"BENCHMARK_PREDECESSOR": str(predecessor)}
+    session.run("python", "-m", "benchmarks", *session.posargs, env=environ)
 
 
 # The oldest Django that is supported, and the current one.

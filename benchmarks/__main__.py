@@ -25,7 +25,7 @@ import uvloop
 
 from pgmonkey.embedded import Server
 
-from . import async_candidates, costs, http, network, picture, sync_candidates
+from . import async_candidates, costs, http, network, picture, predecessor, sync_candidates
 from .workloads import SCHEMA, WORKLOADS, Workload
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
@@ -127,7 +127,7 @@ def main() -> None:
     if arguments.core >= 0 and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {arguments.core})
     lines: list[str] = []
-    with Server() as server:
+    with Server(settings={"max_connections": "200"}) as server:
         with psycopg.connect(server.dsn(), autocommit=True) as connection:
             for statement in filter(str.strip, SCHEMA.split(";")):
                 connection.execute(statement.encode())
@@ -142,6 +142,7 @@ def main() -> None:
             panels[f"One row by its key, {tasks} task{'s' * (tasks > 1)} (uvloop)"] = medians(columns["primary key"])
             lines += table(f"Tasks, under uvloop: {tasks}", columns, "asyncpg's pool")
         lines += network.table(network.measure(dsn, arguments.calls // 10))
+        lines += predecessor.table(dsn)
         lines += costs.table(dsn)
         lines += ["### Requests: one row by its key, as JSON, over 8 connections", ""]
         if arguments.core >= 0 and hasattr(os, "sched_setaffinity"):

@@ -11,6 +11,8 @@ import psycopg
 import sqlalchemy
 from psycopg_pool import AsyncConnectionPool
 from sqlalchemy.ext.asyncio import create_async_engine
+from sqlspec import SQLSpec
+from sqlspec.adapters.asyncpg import AsyncpgConfig
 
 from pgmonkey import AsyncDatabase
 
@@ -88,6 +90,26 @@ async def sqlalchemy_core(dsn: str) -> AsyncIterator[Make]:
 
 
 @asynccontextmanager
+async def sqlspec_session(dsn: str) -> AsyncIterator[Make]:
+    """Sqlspec's session over asyncpg's pool."""
+    spec = SQLSpec()
+    config = {"dsn": dsn, "min_size": SIZE, "max_size": SIZE}
+    registered: Any = spec.add_config(AsyncpgConfig(connection_config=config))
+
+    def make(w: Workload) -> Callable[[], Awaitable[object]]:
+        verb = {"one": "select_one", "all": "select", "none": "execute"}[w.rows]
+
+        async def call() -> object:
+            async with spec.provide_session(registered) as session:
+                return await getattr(session, verb)(w.dollar_sql, *w.params)
+
+        return call
+
+    yield make
+    await registered.close_pool()
+
+
+@asynccontextmanager
 async def pgmonkey_verb(dsn: str) -> AsyncIterator[Make]:
     """Pgmonkey's `fetch_one`, `fetch_all` and `execute`."""
     database = AsyncDatabase(_config(dsn))
@@ -119,11 +141,33 @@ async def pgmonkey_transaction(dsn: str) -> AsyncIterator[Make]:
     await database.close()
 
 
+@asynccontextmanager
+async def pgmonkey_request(dsn: str) -> AsyncIterator[Make]:
+    """Pgmonkey's unit of work, which is what a request has, with one verb in it."""
+    database = AsyncDatabase(_config(dsn))
+    await database.connect()
+
+    def make(w: Workload) -> Callable[[], Awaitable[object]]:
+        verbs = {"one": database.fetch_one, "all": database.fetch_all, "none": database.execute}
+        verb: Any = verbs[w.rows]
+
+        async def call() -> object:
+            async with database.unit_of_work():
+                return await verb(w.sql, w.params or None)
+
+        return call
+
+    yield make
+    await database.close()
+
+
 CANDIDATES = {
     "psycopg, held open": held_open,
     "AsyncConnectionPool, its idiom": pool_idiom,
     "asyncpg's pool": asyncpg_pool,
     "SQLAlchemy Core over asyncpg": sqlalchemy_core,
+    "sqlspec over asyncpg": sqlspec_session,
     "pgmonkey, verb": pgmonkey_verb,
+    "pgmonkey, request with one verb": pgmonkey_request,
     "pgmonkey, transaction": pgmonkey_transaction,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -10,6 +11,8 @@ from typing import Any
 import psycopg
 import sqlalchemy
 from psycopg_pool import ConnectionPool
+from sqlspec import SQLSpec
+from sqlspec.adapters.psycopg import PsycopgSyncConfig
 
 from pgmonkey import Database
 
@@ -37,6 +40,50 @@ def held_open(dsn: str, threads: int) -> Iterator[Make]:
         return local.connection  # type: ignore[no-any-return]
 
     yield lambda w: lambda: _read(connection().execute(w.sql.encode(), w.params or None), w)
+    for each in opened:
+        each.close()
+
+
+@contextmanager
+def libpq_alone(dsn: str, threads: int) -> Iterator[Make]:
+    """Libpq, by way of psycopg: prepared statements sent and their answers taken, but nothing made of them.
+
+    The bound: what is left is the system's, the server's, and a loop in Python.
+    """
+    local, opened = threading.local(), []
+
+    def connection() -> Any:
+        if not hasattr(local, "connection"):
+            local.connection = psycopg.connect(dsn, autocommit=True)
+            local.poller = select.poll()
+            local.poller.register(local.connection.fileno(), select.POLLIN)
+            local.prepared = set()
+            opened.append(local.connection)
+        return local.connection
+
+    def make(w: Workload) -> Callable[[], object]:
+        params = [str(value).encode() for value in w.params]
+        name = w.name.replace(" ", "_").encode()
+
+        def call() -> object:
+            pgconn = connection().pgconn
+            if name not in local.prepared:
+                pgconn.prepare(name, w.dollar_sql.encode())
+                local.prepared.add(name)
+            pgconn.send_query_prepared(name, params)
+            answer = None
+            while True:
+                while pgconn.is_busy():
+                    local.poller.poll()
+                    pgconn.consume_input()
+                result = pgconn.get_result()
+                if result is None:
+                    return answer
+                answer = result
+
+        return call
+
+    yield make
     for each in opened:
         each.close()
 
@@ -82,6 +129,26 @@ def sqlalchemy_core(dsn: str, threads: int) -> Iterator[Make]:
 
 
 @contextmanager
+def sqlspec_session(dsn: str, threads: int) -> Iterator[Make]:
+    """Sqlspec's session over psycopg's pool, in autocommit."""
+    spec = SQLSpec()
+    config = {"conninfo": dsn, "min_size": SIZE, "max_size": SIZE, "autocommit": True}
+    registered: Any = spec.add_config(PsycopgSyncConfig(connection_config=config))
+
+    def make(w: Workload) -> Callable[[], object]:
+        verb = {"one": "select_one", "all": "select", "none": "execute"}[w.rows]
+
+        def call() -> object:
+            with spec.provide_session(registered) as session:
+                return getattr(session, verb)(w.sql, *w.params)
+
+        return call
+
+    yield make
+    registered.close_pool()
+
+
+@contextmanager
 def pgmonkey_verb(dsn: str, threads: int) -> Iterator[Make]:
     """Pgmonkey's `fetch_one`, `fetch_all` and `execute`."""
     database = Database(_config(dsn))
@@ -113,16 +180,39 @@ def pgmonkey_transaction(dsn: str, threads: int) -> Iterator[Make]:
     database.close()
 
 
+@contextmanager
+def pgmonkey_request(dsn: str, threads: int) -> Iterator[Make]:
+    """Pgmonkey's unit of work, which is what a request has, with one verb in it."""
+    database = Database(_config(dsn))
+    database.connect()
+
+    def make(w: Workload) -> Callable[[], object]:
+        verbs = {"one": database.fetch_one, "all": database.fetch_all, "none": database.execute}
+        verb: Any = verbs[w.rows]
+
+        def call() -> object:
+            with database.unit_of_work():
+                return verb(w.sql, w.params or None)
+
+        return call
+
+    yield make
+    database.close()
+
+
 def _config(dsn: str) -> dict[str, Any]:
     pool = {"min_size": SIZE, "max_size": SIZE}
     return {"connection_settings": {"conninfo": dsn}, "pool_settings": pool, "async_pool_settings": pool}
 
 
 CANDIDATES = {
+    "libpq alone": libpq_alone,
     "psycopg, held open": held_open,
     "psycopg_pool, its idiom": pool_idiom,
     "psycopg_pool, autocommit and check": pool_checked,
     "SQLAlchemy Core, autocommit": sqlalchemy_core,
+    "sqlspec": sqlspec_session,
     "pgmonkey, verb": pgmonkey_verb,
+    "pgmonkey, request with one verb": pgmonkey_request,
     "pgmonkey, transaction": pgmonkey_transaction,
 }
