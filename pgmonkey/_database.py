@@ -134,7 +134,8 @@ class Database(Generic[Row]):
         return handle
 
     def _borrow(self, autocommit: bool | None = None, timeout: float | None = None) -> Lease:
-        lease = (self._pool()).borrow(timeout=timeout, autocommit=autocommit)
+        pool = self._pool()
+        lease = pool.borrow(timeout=timeout, autocommit=autocommit)
         lease.row_factory = self._row_factory
         return lease
 

@@ -132,7 +132,8 @@ class AsyncDatabase(Generic[Row]):
         return handle
 
     async def _borrow(self, autocommit: bool | None = None, timeout: float | None = None) -> AsyncLease:
-        lease = await (await self._pool()).borrow(timeout=timeout, autocommit=autocommit)
+        pool = await self._pool()
+        lease = await pool.borrow(timeout=timeout, autocommit=autocommit)
         lease.row_factory = self._row_factory
         return lease
 

@@ -46,10 +46,10 @@ def _count(function: Callable[[], Any]) -> int:
 
 # In threads and in tasks.
 LIMITS = {
-    "fetch_one": (33, 88),
-    "fetch_one with parameters": (35, 90),
-    "unit of work that reads once": (148, 312),
-    "transaction with one statement": (165, 314),
+    "fetch_one": (32, 88),
+    "fetch_one with parameters": (34, 90),
+    "unit of work that reads once": (86, 150),
+    "transaction with one statement": (154, 280),
 }
 
 
