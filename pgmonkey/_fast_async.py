@@ -173,19 +173,19 @@ async def execute_plan(
     """
     connection: Any = pooled.connection
     pgconn, prepared = pooled.pgconn, pooled.prepared
-    asked, answer = prepared.reading, -1
+    answer, asked = -1, None
     if not plan.harmless:
         prepared.expect("")
     try:
         if begin is None:
             plan.send(plan.name, plan.params, plan.formats)
-        elif not (alone and plan.reads) or asked is False:
+        elif not (alone and plan.reads) or prepared.reading is False:
             begin_and_send(pgconn, begin, plan.name, plan.params, plan.formats)
-        elif asked is None:
-            names = prepared.names_for_reading()
-            ask_and_send(pgconn, names, plan.name, plan.params, plan.formats)
+        elif prepared.reading is None:
+            asked = prepared.names_for_reading()
+            ask_and_send(pgconn, asked, plan.name, plan.params, plan.formats)
         else:
-            read_and_send(pgconn, asked, plan.name, plan.params, plan.formats)
+            read_and_send(pgconn, prepared.reading, plan.name, plan.params, plan.formats)
             answer = 1
         plan.params = None
         results = await plan.fetch(connection.__dict__["command_timeout"])
@@ -193,8 +193,8 @@ async def execute_plan(
     except BaseException as error:
         await connection.after(error, taking(pgconn))
         raise
-    if asked is None and len(results) > 2:
-        prepared.reading = names if results[-2].get_value(0, 0) == _READ_COMMITTED else False
+    if asked is not None:
+        prepared.reading = asked if results[-2].get_value(0, 0) == _READ_COMMITTED else False
     return results[answer]
 
 
@@ -313,21 +313,22 @@ class AsyncFastPath:
 
     async def run_on(self, lease: Lent, statement: Any, params: Params, read: Read, *, alone: bool) -> Any:
         """Do as `run` does, on a borrowed connection; *alone* as for `execute_plan`."""
-        pooled, connection = lease.pooled, lease.lent
+        pooled = lease.pooled
         if statement.__class__ is not str or pooled is None:
             return MISS
         key = (self._without if params is None else self._with).get(statement)
         if key is None:
             return MISS
-        if connection is None:
-            if not _PIPELINES or lease.refusal is not None:
-                return MISS
-        elif connection.row_factory is not self._row_factory or not is_usual(connection):
-            return MISS
         lock: Any = pooled.connection.lock
         if not take(lock):
             await lock.acquire()
         try:
+            connection = lease.lent  # perhaps since a moment ago
+            if connection is None:
+                if not _PIPELINES or lease.refusal is not None or lease.pooled is None:
+                    return MISS
+            elif connection.row_factory is not self._row_factory or not is_usual(connection):
+                return MISS
             first = pooled.pgconn.transaction_status == TransactionStatus.IDLE
             adapters = psycopg.adapters if connection is None else connection._adapters or psycopg.adapters
             plan = find_plan(pooled, key, params, adapters)
