@@ -178,7 +178,8 @@ def test_cursors_of_other_classes(config: dict[str, Any], observer: Observer, sh
         """Somebody's own, which executes as psycopg's do."""
 
     database = Database(prepared(config), row_factory=dict_row)
-    with database.connection() as connection:
+    with database.connection() as lent:
+        connection: Any = lent
         connection.cursor_factory = Mine
         row: Any = (connection.execute("SELECT 1 AS a")).fetchone()
         assert row == {"?column?": 42}

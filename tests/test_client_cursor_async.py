@@ -176,7 +176,8 @@ async def test_cursors_of_other_classes(config: dict[str, Any], observer: Observ
         """Somebody's own, which executes as psycopg's do."""
 
     database = AsyncDatabase(prepared(config), row_factory=dict_row)
-    async with database.connection() as connection:
+    async with database.connection() as lent:
+        connection: Any = lent
         connection.cursor_factory = Mine
         row: Any = await (await connection.execute("SELECT 1 AS a")).fetchone()
         assert row == {"?column?": 42}
