@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, Protocol
 
 import psycopg
@@ -160,10 +161,8 @@ def is_usual(connection: Connection[Any]) -> bool:
 
 def begins(connection: Any, pooled: PooledConnection) -> bytes | None:
     """Return what begins a transaction on the lent *connection*, if the next statement is to begin one."""
-    if connection._autocommit or pooled.pgconn.transaction_status != TransactionStatus.IDLE:
-        return None
-    begin: bytes = connection._get_tx_start_command()
-    return begin
+    idle = pooled.pgconn.transaction_status == TransactionStatus.IDLE
+    return connection._get_tx_start_command() if idle and not connection._autocommit else None
 
 
 def execute_plan(pooled: PooledConnection, plan: Plan, begin: bytes | None, alone: bool = False) -> PGresult:
@@ -246,12 +245,13 @@ class FastPath:
     def __init__(self, pool: Pool, row_factory: Any, session_values: Callable[[], object] | None) -> None:
         settings = pool.plan.settings
         arguments = pool.plan.connect
-        self._pool = pool
+        self.pool = pool
         self._session_values = session_values
-        self._row_factory = tuple_row if row_factory is None else row_factory
+        self.row_factory = tuple_row if row_factory is None else row_factory
         # What is known of each statement, without and with parameters, is kept with each connection by its key.
         self._without: dict[str, object] = {}
         self._with: dict[str, object] = {}
+        self._reading: set[object] = set()
         self._limit = pool.plan.command_timeout
         self._reads_alone = not pool.plan.pgbouncer  # which need not know what is prepared for it
         self._loop = current_loop()
@@ -272,21 +272,29 @@ class FastPath:
             return
         keys = self._without if params is None else self._with
         key = keys.get(statement) or object()
-        if learn_plan(pooled, key, statement, params, cursor, self._row_factory):
+        if learn_plan(pooled, key, statement, params, cursor, self.row_factory):
             if len(keys) >= _LARGEST:
                 keys.clear()
+                self._reading.clear()
             keys[statement] = key
+            if pooled.plans[key].reads:
+                self._reading.add(key)
+
+    def take_for_reading(self, statement: Any, params: Params, frame: FrameType) -> PooledConnection | None:
+        """Lend an idle connection to *frame* if *statement* is one that only reads; None otherwise."""
+        if statement.__class__ is not str or (self._loop is not None and self._loop is not current_loop()):
+            return None
+        key = (self._without if params is None else self._with).get(statement)
+        return self.pool.take_idle(frame) if key in self._reading else None
 
     def run(self, statement: Any, params: Params, read: Read) -> Any:
         """Execute *statement* and return what *read* makes of the answer; `MISS` when nothing was done."""
-        if statement.__class__ is not str:
-            return MISS
-        if self._loop is not None and self._loop is not current_loop():
+        if statement.__class__ is not str or (self._loop is not None and self._loop is not current_loop()):
             return MISS
         key = (self._without if params is None else self._with).get(statement)
         if key is None or (self._session_values is not None and self._session_values()):
             return MISS
-        pool, frame = self._pool, sys._getframe(1)
+        pool, frame = self.pool, sys._getframe(1)
         pooled = pool.take_idle(frame) or pool.wait_for_one(frame)
         if pooled is None:
             return MISS
@@ -327,7 +335,7 @@ class FastPath:
             if connection is None:
                 if not _PIPELINES or lease.refusal is not None or lease.pooled is None:
                     return MISS
-            elif connection.row_factory is not self._row_factory or not is_usual(connection):
+            elif connection.row_factory is not self.row_factory or not is_usual(connection):
                 return MISS
             first = pooled.pgconn.transaction_status == TransactionStatus.IDLE
             adapters = psycopg.adapters if connection is None else connection._adapters or psycopg.adapters
@@ -342,7 +350,7 @@ class FastPath:
                 if isinstance(error, ReadOnlySqlTransaction) and first and plan.reads:
                     plan.reads = False  # what a view of it calls does write
                 elif is_outdated(error):
-                    self._pool.forget_plans()
+                    self.pool.forget_plans()
                     if not first:
                         raise
                 else:

@@ -17,11 +17,11 @@ from psycopg.pq.abc import PGresult
 
 from ._blueprint import CLEAN
 from ._cancelling import hang_up, request_cancel
-from ._colour import acquire, cannot_wait, take, wait_for
+from ._colour import Runner, acquire, cannot_wait, take, wait_for
 from ._connector import PooledConnection
 from ._cursor import shortened
 from ._fetching import taking
-from ._lending import hear, lend, take_back
+from ._lending import Place, hear, lend, take_back
 from ._pool import Pool
 from ._prepared import DEALLOCATE
 from .errors import GivenBackError
@@ -94,10 +94,22 @@ class Lease:
             take_back(connection)
         return connection
 
+    def settle(self) -> None:
+        """Remember who keeps the connection, which was taken for a frame that is not to be held."""
+        pooled = self.pooled
+        if pooled is not None and pooled.frame is not None:
+            pooled.lent_at = Place.above(pooled.frame, pooled.label, Runner.current())
+            pooled.frame = None
+
     @property
     def active(self) -> bool:
         """Whether the connection is still the borrower's."""
         return self.pooled is not None
+
+    @property
+    def idle(self) -> bool:
+        """Whether no transaction is open."""
+        return self.pooled is not None and self.pooled.pgconn.transaction_status == _IDLE
 
     @property
     def borrower_has_ended(self) -> bool:

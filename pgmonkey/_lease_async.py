@@ -15,11 +15,11 @@ from psycopg.pq.abc import PGresult
 
 from ._blueprint import CLEAN
 from ._cancelling import hang_up, request_cancel
-from ._colour_async import acquire, cannot_wait, take, wait_for
+from ._colour_async import Runner, acquire, cannot_wait, take, wait_for
 from ._connector_async import AsyncPooledConnection
 from ._cursor_async import shortened
 from ._fetching import taking
-from ._lending import hear, lend, take_back
+from ._lending import Place, hear, lend, take_back
 from ._pool_async import AsyncPool
 from ._prepared import DEALLOCATE
 from .errors import GivenBackError
@@ -92,10 +92,22 @@ class AsyncLease:
             take_back(connection)
         return connection
 
+    def settle(self) -> None:
+        """Remember who keeps the connection, which was taken for a frame that is not to be held."""
+        pooled = self.pooled
+        if pooled is not None and pooled.frame is not None:
+            pooled.lent_at = Place.above(pooled.frame, pooled.label, Runner.current())
+            pooled.frame = None
+
     @property
     def active(self) -> bool:
         """Whether the connection is still the borrower's."""
         return self.pooled is not None
+
+    @property
+    def idle(self) -> bool:
+        """Whether no transaction is open."""
+        return self.pooled is not None and self.pooled.pgconn.transaction_status == _IDLE
 
     @property
     def borrower_has_ended(self) -> bool:

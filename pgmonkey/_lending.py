@@ -221,7 +221,7 @@ class Pooled(Generic[C, W]):
 
     __slots__ = (
         *("arrived", "borrowed_at", "connection", "expires", "frame", "idle_since"),
-        *("lent_at", "pgconn", "plans", "prepared", "reported", "watcher"),
+        *("label", "lent_at", "pgconn", "plans", "prepared", "reported", "watcher"),
     )
 
     def __init__(self, connection: C, watcher: W, max_lifetime: float) -> None:
@@ -236,12 +236,13 @@ class Pooled(Generic[C, W]):
         self.borrowed_at = monotonic()
         self.lent_at: Place | None = None
         self.frame: FrameType | None = None
+        self.label: Label | None = None
         self.reported = False
 
     @property
     def place(self) -> Place | None:
         """Where it was borrowed; None while it is idle, or used by the pool itself."""
-        return Place.above(self.frame, None, None) if self.frame is not None else self.lent_at
+        return Place.above(self.frame, self.label, None) if self.frame is not None else self.lent_at
 
     def __str__(self) -> str:
         age, place = f"{monotonic() - self.borrowed_at:.1f} s", self.place

@@ -234,7 +234,7 @@ class Pool:
             self._counts["usage_ms"] += (now - pooled.borrowed_at) * 1000
             keep = fit and not self.close_reason and now < pooled.expires
             if keep:
-                pooled.lent_at = pooled.frame = None
+                pooled.lent_at = pooled.frame = pooled.label = None
                 pooled.reported = False
                 if self._waiters:
                     self._lent.add(pooled)

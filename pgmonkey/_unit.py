@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -73,15 +74,23 @@ class UnitOfWork(Generic[Row]):
         *timeout* is how long to wait for a free one, in seconds, the pool's ``timeout`` by default.  Its
         ``transaction()`` blocks are savepoints: it is `finish` that commits.
         """
-        connection: Connection[Row] = (self._lease or self._first_lease(timeout)).connection
-        return connection
-
-    def _first_lease(self, timeout: float | None = None) -> Lease:
         leasing = self._leasing
         if not take(leasing):
             leasing.acquire()
         try:
-            return self._lease or self._borrow(timeout)
+            lease = self._lease or self._borrow(timeout)
+            self._reads_alone = False
+            connection: Connection[Row] = lease.connection
+            return connection
+        finally:
+            leasing.release()
+
+    def _first_lease(self) -> Lease:
+        leasing = self._leasing
+        if not take(leasing):
+            leasing.acquire()
+        try:
+            return self._lease or self._borrow(None)
         finally:
             leasing.release()
 
@@ -127,11 +136,46 @@ class UnitOfWork(Generic[Row]):
         try:
             if self.finished:
                 return MISS
-            alone, self._reads_alone = self._reads_alone, False
-            lease = self._lease or self._first_lease()
-            return fast.run_on(lease, query, params, read, alone=alone)
+            lease = self._lease
+            if lease is not None or not self._reads_alone:
+                lease = lease or self._first_lease()
+                return fast.run_on(lease, query, params, read, alone=False)
+            self._reads_alone = False
+            lease = self._lease_for_reading(fast, query, params) or self._first_lease()
+            try:
+                found = fast.run_on(lease, query, params, read, alone=True)
+                self._give_up(lease)
+                return found
+            finally:
+                lease.settle()
         finally:
             working.release()
+
+    def _lease_for_reading(self, fast: FastPath, query: Any, params: Params) -> Lease | None:
+        """Borrow what is needed for a moment; None when it is to be borrowed in the usual way."""
+        if self._mode is not USUAL or self._cancelled is not None or self.source.session_values():
+            return None
+        pooled = fast.take_for_reading(query, params, sys._getframe(1))
+        if pooled is None:
+            return None
+        pooled.label = self._label
+        lease = self._lease = Lease(fast.pool, pooled, autocommit=False)
+        lease.row_factory, lease.in_unit = fast.row_factory, True
+        if self._on_borrow is not None:
+            self._on_borrow()
+        return lease
+
+    def _give_up(self, lease: Lease) -> None:
+        """Give the connection back already, if nothing has begun on it and nobody has asked for it."""
+        leasing = self._leasing
+        if not take(leasing):  # it is being cancelled
+            leasing.acquire()
+        try:
+            if lease.lent is None and lease.idle:
+                self._lease = None
+                lease.finish()
+        finally:
+            leasing.release()
 
     def set_mode(self, mode: Mode) -> None:
         """Choose the mode of the transaction; raise `psycopg.ProgrammingError` when it has begun already."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -71,15 +72,23 @@ class AsyncUnitOfWork(Generic[Row]):
         *timeout* is how long to wait for a free one, in seconds, the pool's ``timeout`` by default.  Its
         ``transaction()`` blocks are savepoints: it is `finish` that commits.
         """
-        connection: AsyncConnection[Row] = (self._lease or await self._first_lease(timeout)).connection
-        return connection
-
-    async def _first_lease(self, timeout: float | None = None) -> AsyncLease:
         leasing = self._leasing
         if not take(leasing):
             await leasing.acquire()
         try:
-            return self._lease or await self._borrow(timeout)
+            lease = self._lease or await self._borrow(timeout)
+            self._reads_alone = False
+            connection: AsyncConnection[Row] = lease.connection
+            return connection
+        finally:
+            leasing.release()
+
+    async def _first_lease(self) -> AsyncLease:
+        leasing = self._leasing
+        if not take(leasing):
+            await leasing.acquire()
+        try:
+            return self._lease or await self._borrow(None)
         finally:
             leasing.release()
 
@@ -125,11 +134,46 @@ class AsyncUnitOfWork(Generic[Row]):
         try:
             if self.finished:
                 return MISS
-            alone, self._reads_alone = self._reads_alone, False
-            lease = self._lease or await self._first_lease()
-            return await fast.run_on(lease, query, params, read, alone=alone)
+            lease = self._lease
+            if lease is not None or not self._reads_alone:
+                lease = lease or await self._first_lease()
+                return await fast.run_on(lease, query, params, read, alone=False)
+            self._reads_alone = False
+            lease = self._lease_for_reading(fast, query, params) or await self._first_lease()
+            try:
+                found = await fast.run_on(lease, query, params, read, alone=True)
+                await self._give_up(lease)
+                return found
+            finally:
+                lease.settle()
         finally:
             working.release()
+
+    def _lease_for_reading(self, fast: AsyncFastPath, query: Any, params: Params) -> AsyncLease | None:
+        """Borrow what is needed for a moment; None when it is to be borrowed in the usual way."""
+        if self._mode is not USUAL or self._cancelled is not None or self.source.session_values():
+            return None
+        pooled = fast.take_for_reading(query, params, sys._getframe(1))
+        if pooled is None:
+            return None
+        pooled.label = self._label
+        lease = self._lease = AsyncLease(fast.pool, pooled, autocommit=False)
+        lease.row_factory, lease.in_unit = fast.row_factory, True
+        if self._on_borrow is not None:
+            self._on_borrow()
+        return lease
+
+    async def _give_up(self, lease: AsyncLease) -> None:
+        """Give the connection back already, if nothing has begun on it and nobody has asked for it."""
+        leasing = self._leasing
+        if not take(leasing):  # it is being cancelled
+            await leasing.acquire()
+        try:
+            if lease.lent is None and lease.idle:
+                self._lease = None
+                await lease.finish()
+        finally:
+            leasing.release()
 
     async def set_mode(self, mode: Mode) -> None:
         """Choose the mode of the transaction; raise `psycopg.ProgrammingError` when it has begun already."""

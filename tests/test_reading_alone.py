@@ -47,7 +47,9 @@ def test_only_the_first_read_has_a_transaction_of_its_own(config: dict[str, Any]
     warm(database, COUNT)
     with database.unit_of_work() as unit:
         assert database.fetch_value(COUNT) == 0
-        assert unit.borrowed
+        assert not unit.borrowed
+        stats = database.stats()
+        assert stats["pool_available"] == stats["pool_size"] == 1
         assert status(database) == TransactionStatus.IDLE
         assert database.fetch_value(COUNT) == 0
         assert status(database) == TransactionStatus.INTRANS

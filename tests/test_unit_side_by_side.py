@@ -14,7 +14,9 @@ import psycopg
 import pytest
 from psycopg.errors import QueryCanceled
 
-from pgmonkey import AsyncDatabase, CancelledUnitError, Database
+from pgmonkey import AsyncDatabase, CancelledUnitError, Database, PoolTimeoutError
+
+from .test_fast_async import prepared
 
 Observer = psycopg.Connection[Any]
 SLOW = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query = 'SELECT pg_sleep(60)'"
@@ -77,6 +79,54 @@ def test_cancelling_ends_the_statement_of_another_thread(
     assert observer.execute(SLOW.encode()).fetchone() == (0,)
 
 
+PREPARED = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query = 'SELECT pg_sleep($1)::text'"
+
+
+async def test_cancelling_ends_a_read_alone_of_another_task(config: dict[str, Any], observer: Observer) -> None:
+    told: list[str] = []
+    database = AsyncDatabase(prepared(config))
+    for _ in range(3):
+        async with database.unit_of_work():
+            await database.fetch_value("SELECT pg_sleep(%s)::text", [0])
+    unit = database.begin(label=lambda: "GET /slow", on_borrow=lambda: told.append("borrowed"))
+    task = asyncio.create_task(database.fetch_value("SELECT pg_sleep(%s)::text", [60]))
+    await asyncio.to_thread(wait_until, observer, PREPARED, 1)
+    assert told == ["borrowed"]
+    with pytest.raises(PoolTimeoutError, match="for GET /slow"):
+        async with database.connection(timeout=0.05):
+            """Never lent."""
+    await unit.cancel("the client is gone")
+    with pytest.raises(QueryCanceled):
+        await task
+    with pytest.raises(CancelledUnitError):
+        await unit.finish()
+    assert observer.execute(PREPARED.encode()).fetchone() == (0,)
+    stats = database.stats()
+    assert stats["pool_size"] == stats["pool_available"] == 1
+
+
+def test_cancelling_ends_a_read_alone_of_another_thread(config: dict[str, Any], observer: Observer) -> None:
+    database = Database(prepared(config))
+    for _ in range(3):
+        with database.unit_of_work():
+            database.fetch_value("SELECT pg_sleep(%s)::text", [0])
+    unit = database.begin(label=lambda: "GET /slow")
+    with ThreadPoolExecutor(1) as executor:
+        future = executor.submit(copy_context().run, database.fetch_value, "SELECT pg_sleep(%s)::text", [60])
+        wait_until(observer, PREPARED, 1)
+        with pytest.raises(PoolTimeoutError, match="for GET /slow"):
+            with database.connection(timeout=0.05):
+                """Never lent."""
+        unit.cancel("the client is gone")
+        with pytest.raises(QueryCanceled):
+            future.result()
+    with pytest.raises(CancelledUnitError):
+        unit.finish()
+    assert observer.execute(PREPARED.encode()).fetchone() == (0,)
+    stats = database.stats()
+    assert stats["pool_size"] == stats["pool_available"] == 1
+
+
 async def test_the_end_waits_for_a_verb_that_is_running(config: dict[str, Any], observer: Observer) -> None:
     observer.execute("CREATE TABLE t (a int)")
     database = AsyncDatabase(config)
@@ -90,8 +140,9 @@ async def test_the_end_waits_for_a_verb_that_is_running(config: dict[str, Any], 
     assert observer.execute("SELECT count(*) FROM t").fetchone() == (3,), "what came later stands for itself"
 
 
-def test_a_cancel_never_hits_the_next_borrower(config: dict[str, Any]) -> None:
-    config["pool_settings"] = {"min_size": 1, "max_size": 1}
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_cancel_never_hits_the_next_borrower(config: dict[str, Any], alone: bool) -> None:
+    config = prepared(config)
     database = Database(config)
     stop = threading.Event()
     failures: list[Exception] = []
@@ -106,7 +157,10 @@ def test_a_cancel_never_hits_the_next_borrower(config: dict[str, Any]) -> None:
 
     def finish(unit: Any) -> None:
         try:
-            unit.connection().execute("SELECT pg_sleep(0.002)")
+            if alone:
+                database.fetch_value("SELECT pg_sleep(0.002)")
+            else:
+                unit.connection().execute("SELECT pg_sleep(0.002)")
             unit.finish()
         except psycopg.OperationalError:
             unit.finish(ZeroDivisionError())
@@ -116,7 +170,7 @@ def test_a_cancel_never_hits_the_next_borrower(config: dict[str, Any]) -> None:
     with ThreadPoolExecutor(1) as executor:
         for i in range(150):
             unit = database.begin()
-            future = executor.submit(finish, unit)
+            future = executor.submit(copy_context().run, finish, unit)
             time.sleep(i % 10 / 2000)
             unit.cancel("gone")
             future.result()
