@@ -40,8 +40,8 @@ class AsyncUnitOfWork(Generic[Row]):
     """What a request, or a transaction block, does: all of it on one connection, committed or rolled back as one.
 
     Nothing is borrowed before the first verb, or `connection`, needs it.  `pgmonkey.AsyncDatabase.begin` makes one.
-    *reads_alone* lets a first verb that only reads have a read-only transaction of its own, in one round trip: the
-    transaction begins with what comes next.
+    *reads_alone* lets a first verb that only reads have a connection and a read-only transaction of its own, in one
+    round trip: the transaction begins with what comes next.
     """
 
     def __init__(
@@ -77,7 +77,6 @@ class AsyncUnitOfWork(Generic[Row]):
             await leasing.acquire()
         try:
             lease = self._lease or await self._borrow(timeout)
-            self._reads_alone = False
             connection: AsyncConnection[Row] = lease.connection
             return connection
         finally:

@@ -14,7 +14,7 @@ import pytest
 from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 
-from pgmonkey import Database
+from pgmonkey import CancelledUnitError, Database
 
 from .faults.proxy import FaultProxy
 from .test_fast import Observer, prepared
@@ -132,6 +132,17 @@ def test_a_view_that_writes_is_part_of_the_transaction(config: dict[str, Any], t
             assert database.fetch_value(read) == 1
             raise ZeroDivisionError
     assert table.execute(COUNT).fetchone() == (5,)
+    database.close()
+
+
+def test_what_is_cancelled_reads_nothing(config: dict[str, Any], table: Observer) -> None:
+    database = Database(prepared(config))
+    warm(database, COUNT)
+    with database.unit_of_work() as unit:
+        unit.cancel("the client is gone")
+        with pytest.raises(CancelledUnitError):
+            database.fetch_value(COUNT)
+        unit.finish(ZeroDivisionError())
     database.close()
 
 

@@ -12,7 +12,7 @@ import pytest
 from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 
-from pgmonkey import AsyncDatabase
+from pgmonkey import AsyncDatabase, CancelledUnitError
 
 from .faults.proxy import FaultProxy
 from .test_fast_async import Observer, prepared
@@ -130,6 +130,17 @@ async def test_a_view_that_writes_is_part_of_the_transaction(config: dict[str, A
             assert await database.fetch_value(read) == 1
             raise ZeroDivisionError
     assert table.execute(COUNT).fetchone() == (5,)
+    await database.close()
+
+
+async def test_what_is_cancelled_reads_nothing(config: dict[str, Any], table: Observer) -> None:
+    database = AsyncDatabase(prepared(config))
+    await warm(database, COUNT)
+    async with database.unit_of_work() as unit:
+        await unit.cancel("the client is gone")
+        with pytest.raises(CancelledUnitError):
+            await database.fetch_value(COUNT)
+        await unit.finish(ZeroDivisionError())
     await database.close()
 
 

@@ -105,6 +105,23 @@ async def test_cancelling_ends_a_read_alone_of_another_task(config: dict[str, An
     assert stats["pool_size"] == stats["pool_available"] == 1
 
 
+async def test_who_asks_for_the_connection_of_a_read_alone_keeps_it(config: dict[str, Any]) -> None:
+    database = AsyncDatabase(prepared(config))
+    for _ in range(3):
+        async with database.unit_of_work():
+            await database.fetch_value("SELECT pg_sleep(%s)::text", [0.0])
+    async with database.unit_of_work() as unit:
+        task = asyncio.create_task(database.fetch_value("SELECT pg_sleep(%s)::text", [0.1]))
+        await asyncio.sleep(0.05)
+        connection = await unit.connection()
+        await task
+        assert unit.borrowed
+        assert await (await connection.execute("SELECT 1")).fetchone() == (1,)
+    assert connection.closed
+    stats = database.stats()
+    assert stats["pool_size"] == stats["pool_available"] == 1
+
+
 def test_cancelling_ends_a_read_alone_of_another_thread(config: dict[str, Any], observer: Observer) -> None:
     database = Database(prepared(config))
     for _ in range(3):
@@ -158,9 +175,9 @@ def test_a_cancel_never_hits_the_next_borrower(config: dict[str, Any], alone: bo
     def finish(unit: Any) -> None:
         try:
             if alone:
-                database.fetch_value("SELECT pg_sleep(0.002)")
+                database.fetch_value("SELECT pg_sleep(%s)::text", [0.022])
             else:
-                unit.connection().execute("SELECT pg_sleep(0.002)")
+                unit.connection().execute("SELECT pg_sleep(0.022)")  # a request goes out after 0.02
             unit.finish()
         except psycopg.OperationalError:
             unit.finish(ZeroDivisionError())
@@ -169,6 +186,9 @@ def test_a_cancel_never_hits_the_next_borrower(config: dict[str, Any], alone: bo
     borrower.start()
     with ThreadPoolExecutor(1) as executor:
         for i in range(150):
+            for _ in range(3 * alone):  # until it reads alone again
+                with database.unit_of_work():
+                    database.fetch_value("SELECT pg_sleep(%s)::text", [0.0])
             unit = database.begin()
             future = executor.submit(copy_context().run, finish, unit)
             time.sleep(i % 10 / 2000)
