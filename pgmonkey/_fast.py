@@ -33,8 +33,8 @@ from ._statement import Params, is_harmless, leaves_state, only_reads
 _AUTO = PyFormat.AUTO
 _PIPELINES = psycopg.Pipeline.is_supported()  # by libpq, from 14 on
 _LARGEST = 200
-_BEGIN = b"BEGIN"
-_READ_COMMITTED = b"read committed"
+# As plain numbers, which are compared sooner.
+_FATAL, _IDLE, _OK = int(ExecStatus.FATAL_ERROR), int(TransactionStatus.IDLE), int(ConnStatus.OK)
 MISS: Any = object()
 """Nothing was done: take the usual way."""
 
@@ -150,7 +150,7 @@ def is_usual(connection: Connection[Any]) -> bool:
     state = connection.__dict__
     return (
         _PIPELINES
-        and connection.pgconn.status == ConnStatus.OK
+        and connection.pgconn.status == _OK
         and connection._pipeline is None
         and not connection._notice_handlers
         and not connection._notify_handlers
@@ -161,7 +161,7 @@ def is_usual(connection: Connection[Any]) -> bool:
 
 def begins(connection: Any, pooled: PooledConnection) -> bytes | None:
     """Return what begins a transaction on the lent *connection*, if the next statement is to begin one."""
-    idle = pooled.pgconn.transaction_status == TransactionStatus.IDLE
+    idle = pooled.pgconn.transaction_status == _IDLE
     return connection._get_tx_start_command() if idle and not connection._autocommit else None
 
 
@@ -193,7 +193,7 @@ def execute_plan(pooled: PooledConnection, plan: Plan, begin: bytes | None, alon
         connection.after(error, taking(pgconn))
         raise
     if asked is not None:
-        prepared.reading = asked if results[-2].get_value(0, 0) == _READ_COMMITTED else False
+        prepared.reading = asked if results[-2].get_value(0, 0) == b"read committed" else False
     return results[answer]
 
 
@@ -218,7 +218,7 @@ def execute_text(pooled: PooledConnection, query: PostgresQuery, begin: bytes | 
 def _look_at(results: list[PGresult], connection: Connection[Any]) -> None:
     """Raise what the server answers, and hand out what it notifies."""
     for result in results:
-        if result.status == ExecStatus.FATAL_ERROR:
+        if result.status == _FATAL:
             raise error_from_result(result, encoding=connection.info.encoding)
     pgconn = connection.pgconn
     while notification := pgconn.notifies():
@@ -305,7 +305,7 @@ class FastPath:
             plan.send(plan.name, plan.params, plan.formats)
             plan.params = None  # which may be large
             result = (plan.fetch(self._limit))[0]
-            if result.status == ExecStatus.FATAL_ERROR:
+            if result.status == _FATAL:
                 error = error_from_result(result, encoding=pooled.connection.info.encoding)
                 if is_outdated(error):
                     pool.forget_plans()
@@ -337,12 +337,12 @@ class FastPath:
                     return MISS
             elif connection.row_factory is not self.row_factory or not is_usual(connection):
                 return MISS
-            first = pooled.pgconn.transaction_status == TransactionStatus.IDLE
+            first = pooled.pgconn.transaction_status == _IDLE
             adapters = psycopg.adapters if connection is None else connection._adapters or psycopg.adapters
             plan = find_plan(pooled, key, params, adapters)
             if plan is None or not (plan.has_rows or read is read_count):
                 return MISS
-            begin = None if not first else _BEGIN if connection is None else begins(connection, pooled)
+            begin = None if not first else b"BEGIN" if connection is None else begins(connection, pooled)
             try:
                 alone = alone and connection is None and self._reads_alone
                 return read(plan, execute_plan(pooled, plan, begin, alone))

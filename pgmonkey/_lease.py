@@ -94,10 +94,9 @@ class Lease:
             take_back(connection)
         return connection
 
-    def settle(self) -> None:
+    def settle(self, pooled: PooledConnection) -> None:
         """Remember who keeps the connection, which was taken for a frame that is not to be held."""
-        pooled = self.pooled
-        if pooled is not None and pooled.frame is not None:
+        if pooled.frame is not None:
             pooled.lent_at = Place.above(pooled.frame, pooled.label, Runner.current())
             pooled.frame = None
 

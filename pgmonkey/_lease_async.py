@@ -92,10 +92,9 @@ class AsyncLease:
             take_back(connection)
         return connection
 
-    def settle(self) -> None:
+    def settle(self, pooled: AsyncPooledConnection) -> None:
         """Remember who keeps the connection, which was taken for a frame that is not to be held."""
-        pooled = self.pooled
-        if pooled is not None and pooled.frame is not None:
+        if pooled.frame is not None:
             pooled.lent_at = Place.above(pooled.frame, pooled.label, Runner.current())
             pooled.frame = None
 

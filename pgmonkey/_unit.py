@@ -146,7 +146,8 @@ class UnitOfWork(Generic[Row]):
                 self._give_up(lease)
                 return found
             finally:
-                lease.settle()
+                if lease.pooled is not None:
+                    lease.settle(lease.pooled)
         finally:
             working.release()
 

@@ -144,7 +144,8 @@ class AsyncUnitOfWork(Generic[Row]):
                 await self._give_up(lease)
                 return found
             finally:
-                lease.settle()
+                if lease.pooled is not None:
+                    lease.settle(lease.pooled)
         finally:
             working.release()
 
