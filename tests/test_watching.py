@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -99,8 +100,9 @@ def test_a_descriptor_leaves_the_loop_before_it_is_closed(loop: str, config: dic
                 handle.terminate()
             elif way == "kill quietly":  # psycopg's generator returns the reason as a result
                 lease.connection.pgconn.send_query(b"SELECT pg_terminate_backend(pg_backend_pid())")
-                results = await lease.connection.wait(execute(lease.connection.pgconn))
-                assert results[-1].status == ExecStatus.FATAL_ERROR
+                with suppress(psycopg.OperationalError):  # which psycopg before 3.3 makes of it
+                    results = await lease.connection.wait(execute(lease.connection.pgconn))
+                    assert results[-1].status == ExecStatus.FATAL_ERROR
                 await check_number(number)
                 await lease.finish(RuntimeError())
             elif way == "kill":
