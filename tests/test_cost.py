@@ -48,8 +48,8 @@ def _count(function: Callable[[], Any]) -> int:
 LIMITS = {
     "fetch_one": (32, 88),
     "fetch_one with parameters": (34, 90),
-    "unit of work that reads once": (86, 150),
-    "transaction with one statement": (154, 280),
+    "unit of work that reads once": (77, 136),
+    "transaction with one statement": (152, 277),
 }
 
 
