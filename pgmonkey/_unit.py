@@ -42,8 +42,8 @@ class UnitOfWork(Generic[Row]):
     """What a request, or a transaction block, does: all of it on one connection, committed or rolled back as one.
 
     Nothing is borrowed before the first verb, or `connection`, needs it.  `pgmonkey.Database.begin` makes one.
-    *reads_alone* lets a first verb that only reads have a connection and a read-only transaction of its own, in one
-    round trip: the transaction begins with what comes next.
+    *reads_alone* lets a first verb that only reads have a read-only transaction of its own, in one round trip: the
+    transaction begins with what comes next.
     """
 
     def __init__(
@@ -142,9 +142,7 @@ class UnitOfWork(Generic[Row]):
             self._reads_alone = False
             lease = self._lease_for_reading(fast, query, params) or self._first_lease()
             try:
-                found = fast.run_on(lease, query, params, read, alone=True)
-                self._give_up(lease)
-                return found
+                return fast.run_on(lease, query, params, read, alone=True)
             finally:
                 if lease.pooled is not None:
                     lease.settle(lease.pooled)
@@ -152,7 +150,7 @@ class UnitOfWork(Generic[Row]):
             working.release()
 
     def _lease_for_reading(self, fast: FastPath, query: Any, params: Params) -> Lease | None:
-        """Borrow what is needed for a moment; None when it is to be borrowed in the usual way."""
+        """Borrow in a short way; None when it is to be done in the usual one."""
         if self._mode is not USUAL or self._cancelled is not None or self.source.session_values():
             return None
         pooled = fast.take_for_reading(query, params, sys._getframe(1))
@@ -164,18 +162,6 @@ class UnitOfWork(Generic[Row]):
         if self._on_borrow is not None:
             self._on_borrow()
         return lease
-
-    def _give_up(self, lease: Lease) -> None:
-        """Give the connection back already, if nothing has begun on it and nobody has asked for it."""
-        leasing = self._leasing
-        if not take(leasing):  # it is being cancelled
-            leasing.acquire()
-        try:
-            if lease.lent is None and lease.idle:
-                self._lease = None
-                lease.finish()
-        finally:
-            leasing.release()
 
     def set_mode(self, mode: Mode) -> None:
         """Choose the mode of the transaction; raise `psycopg.ProgrammingError` when it has begun already."""
