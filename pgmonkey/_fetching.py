@@ -10,6 +10,7 @@ from psycopg.abc import Buffer
 from psycopg.pq import ExecStatus, PipelineStatus
 from psycopg.waiting import Wait
 
+from ._flushing import sync
 from ._limits import Waits
 
 _SYNC = int(ExecStatus.PIPELINE_SYNC)
@@ -27,7 +28,7 @@ def begin_and_send(
     pgconn.enter_pipeline_mode()
     pgconn.send_query_params(begin, None)
     pgconn.send_query_prepared(name, params, formats)
-    pgconn.pipeline_sync()
+    sync(pgconn)
 
 
 def begin_and_send_text(pgconn: pq.abc.PGconn, begin: bytes, text: bytes) -> None:
@@ -35,7 +36,7 @@ def begin_and_send_text(pgconn: pq.abc.PGconn, begin: bytes, text: bytes) -> Non
     pgconn.enter_pipeline_mode()
     pgconn.send_query_params(begin, None)
     pgconn.send_query_params(text, None)
-    pgconn.pipeline_sync()
+    sync(pgconn)
 
 
 def read_and_send(
@@ -51,7 +52,7 @@ def read_and_send(
     pgconn.send_query_prepared(begin, None)
     pgconn.send_query_prepared(name, params, formats)
     pgconn.send_query_prepared(end, None)
-    pgconn.pipeline_sync()
+    sync(pgconn)
 
 
 def ask_and_send(
@@ -72,7 +73,7 @@ def ask_and_send(
     pgconn.send_query_params(b"BEGIN", None)
     pgconn.send_query_params(b"SHOW transaction_isolation", None)
     pgconn.send_query_prepared(name, params, formats)
-    pgconn.pipeline_sync()
+    sync(pgconn)
 
 
 def take(pgconn: pq.abc.PGconn, results: list[pq.abc.PGresult]) -> bool:
