@@ -1,6 +1,7 @@
 """Requests of a FastAPI application: handlers, sub-applications, sockets, streams, tasks, clients that leave."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
@@ -9,12 +10,13 @@ import pytest
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Request, WebSocket
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from fastapi.testclient import TestClient
+from httpx import ASGITransport, AsyncClient
 from psycopg import AsyncConnection, Connection
 from psycopg.rows import dict_row
 from starlette.middleware.base import BaseHTTPMiddleware
 
 from fastapi_pgmonkey import PGMonkey, RequestConnection, RequestDatabase, RequestSyncConnection
-from pgmonkey import AsyncDatabase
+from pgmonkey import AsyncDatabase, AsyncUnitOfWork, UnitOfWork
 
 Observer = psycopg.Connection[Any]
 INSERT = "INSERT INTO t VALUES (%s)"
@@ -341,6 +343,29 @@ def test_def_endpoints_do_not_lock_each_other_out(config: dict[str, Any]) -> Non
                 return [answer.status_code for answer in await asyncio.gather(*(http.get("/") for _ in range(120)))]
 
     assert asyncio.run(all_at_once()) == [200] * 120
+
+
+async def test_a_request_leaves_nothing_to_the_garbage_collector(app: FastAPI, db: PGMonkey) -> None:
+    @app.get("/loop")
+    async def loop(database: RequestDatabase) -> Any:
+        return await database.fetch_value("SELECT 1")
+
+    @app.get("/thread")
+    def thread(connection: RequestSyncConnection) -> Any:
+        return connection.execute("SELECT 1").fetchone()
+
+    async with app.router.lifespan_context(app), AsyncClient(transport=ASGITransport(app), base_url="http://x") as http:
+        gc.collect()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            for path in ("/loop", "/thread"):
+                assert (await http.get(path)).status_code == 200
+            await asyncio.sleep(0.05)  # until timers are gone
+            gc.collect()
+            assert not [each for each in gc.garbage if isinstance(each, (AsyncUnitOfWork, UnitOfWork))]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
 
 
 # -- setting up -------------------------------------------------------------------------------------------------------

@@ -148,8 +148,9 @@ class Watch:
     def stop(self) -> bool:
         """Watch no longer; tell whether there is something to wait for, with `stopped`."""
         self._units = None
-        if self._timer is not None:
-            self._timer.cancel()
+        timer, self._timer = self._timer, None  # whose context has the units, which have this
+        if timer is not None:
+            timer.cancel()
         return self._task is not None
 
     async def stopped(self) -> None:
