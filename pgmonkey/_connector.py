@@ -64,6 +64,7 @@ class Connector:
             connection.__dict__["transaction_settings"] = self._plan.transaction_settings
         try:
             self._configure(connection)
+            connection._get_tx_start_command()  # which is kept, for all whom it is lent to
         except BaseException:
             pooled.close()
             raise

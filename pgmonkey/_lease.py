@@ -30,7 +30,9 @@ logger = logging.getLogger("pgmonkey")
 
 _CLEAN = CLEAN.encode()
 _DEALLOCATE = DEALLOCATE.encode()
-_IDLE = int(TransactionStatus.IDLE)
+# As plain numbers, which are compared sooner.
+_IDLE, _INTRANS = int(TransactionStatus.IDLE), int(TransactionStatus.INTRANS)
+_DONE, _FATAL = int(ExecStatus.COMMAND_OK), int(ExecStatus.FATAL_ERROR)
 # Seconds to wait for the end of what was cancelled, until it is cancelled again (a request may come between two
 # statements), for a ROLLBACK, and for one whose borrower was interrupted.  A server that takes longer is not waited
 # for: it rolls back what it loses.
@@ -45,6 +47,8 @@ class Lease:
 
     lent: Connection[Any] | None = None
     """The psycopg connection, if anybody has asked for it."""
+    pooled: PooledConnection | None = None
+    """What is borrowed; None when it was given back."""
 
     def __init__(
         self, pool: Pool, pooled: PooledConnection, autocommit: bool, context: AdaptContext | None = None
@@ -56,8 +60,7 @@ class Lease:
         """How rows are made, if not as psycopg does."""
         self.in_unit = False
         """Whether it belongs to a unit of work, whose end alone commits."""
-        self.pooled: PooledConnection | None = pooled
-        """What is borrowed; None when it was given back."""
+        self.pooled = pooled
         self._autocommit = autocommit
         self._context = context
 
@@ -133,10 +136,10 @@ class Lease:
         try:
             if pooled.pgconn.transaction_status == _IDLE and reset is None and not (clean and pooled.prepared.unclean):
                 """Nothing was done, or it is finished."""
-            elif cannot_wait(error):
-                pooled.close()
             elif error is None:
                 self._commit(pooled, clean)
+            elif cannot_wait(error):
+                pooled.close()
             else:
                 self._roll_back(pooled, clean, error)
             if reset is not None and pooled.pgconn.status == ConnStatus.OK:
@@ -185,7 +188,7 @@ class Lease:
 
     def __del__(self) -> None:
         """Take back what a dead thread or a forgotten variable held."""
-        pooled = getattr(self, "pooled", None)
+        pooled = self.pooled
         if pooled is not None:
             self.pooled = None
             if self.lent is not None:
@@ -194,7 +197,7 @@ class Lease:
 
     def _commit(self, pooled: PooledConnection, clean: bool) -> None:
         status = pooled.pgconn.transaction_status
-        if status == TransactionStatus.INTRANS:
+        if status == _INTRANS:
             self._send_commit(pooled, clean)
         elif status == TransactionStatus.INERROR:
             self._roll_back(pooled, clean)
@@ -214,10 +217,10 @@ class Lease:
             results = self._send(pooled, [b"COMMIT"], clean)
         else:
             results = self._exchange(pooled, b"COMMIT")
-        if results[0].status != ExecStatus.COMMAND_OK:
+        if results[0].status != _DONE:
             self._roll_back(pooled, clean)
             raise error_from_result(results[0])
-        if any(result.status == ExecStatus.FATAL_ERROR for result in results):
+        if results[-1].status == _FATAL:
             pooled.close()  # committed, but not clean
 
     def _roll_back(self, pooled: PooledConnection, clean: bool, error: BaseException | None = None) -> None:
@@ -233,7 +236,7 @@ class Lease:
         state["command_timeout"] = min(patience, usual or patience)
         try:
             results = self._send(pooled, [b"ROLLBACK"] if open_transaction else [], clean)
-            if any(result.status == ExecStatus.FATAL_ERROR for result in results):
+            if any(result.status == _FATAL for result in results):
                 pooled.close()
         except psycopg.Error as failure:
             # The borrower is handling a more important error; the server rolls back what it loses.
