@@ -149,7 +149,8 @@ async def test_the_end_waits_for_a_verb_that_is_running(config: dict[str, Any], 
     database = AsyncDatabase(config)
     unit = database.begin()
     await unit.connection()
-    verbs = [asyncio.create_task(database.execute("INSERT INTO t SELECT 1 FROM pg_sleep(0.05)")) for _ in range(3)]
+    insert: Any = "INSERT INTO t SELECT 1 FROM pg_sleep(%s)"
+    verbs = [asyncio.create_task(database.execute(insert, [seconds])) for seconds in (0.4, 0, 0)]
     await asyncio.sleep(0.02)
     await unit.finish()
     assert observer.execute("SELECT count(*) FROM t").fetchone() == (1,)
