@@ -17,9 +17,11 @@ from psycopg import pq
 
 def _of_libpq() -> Callable[[int | None], int] | None:
     """Return libpq's ``PQpipelineSync``, called without the GIL; None where psycopg does that, or it is not found."""
+    module = sys.modules[pq.PGconn.__module__].__file__
+    if module is None:
+        return None
     try:
-        # Also a symbol of the library that the module is linked with.
-        function: Any = ctypes.CDLL(sys.modules[pq.PGconn.__module__].__file__).PQpipelineSync
+        function: Any = ctypes.CDLL(module).PQpipelineSync  # of the library that the module is linked with
     except (AttributeError, OSError):
         return None
     function.argtypes, function.restype = (ctypes.c_void_p,), ctypes.c_int
