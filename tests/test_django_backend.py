@@ -157,6 +157,57 @@ print(errors, stats["pool_size"] == stats["pool_available"], stats["requests_err
     assert ok(run(project, code=code)) == "[] True 0\n"
 
 
+def test_a_thread_gives_back_what_it_borrowed_last_and_nobody_elses(project: Path) -> None:
+    code = """
+import gc, threading
+from django.db import connection, connections
+gc.disable()  # the wrappers of threads that are gone are in reference cycles
+def lent():
+    stats = connection.pool.stats()
+    return stats["pool_size"] - stats["pool_available"]
+def work():
+    for _ in range(3):
+        connection.close()
+        connection.cursor().execute("SELECT 1")
+counts = []
+for _ in range(2):
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    counts.append(lent())
+shared = connections.create_connection("default")
+shared.inc_thread_sharing()
+used, ending = threading.Event(), threading.Event()
+def use():
+    shared.cursor().execute("SELECT 1")
+    shared.close()
+    used.set()
+    ending.wait()
+thread = threading.Thread(target=use)
+thread.start()
+used.wait()
+shared.cursor().execute("SELECT 1")
+shared.dec_thread_sharing()
+mine = shared.connection
+ending.set()
+thread.join()
+counts.append(lent())
+print(counts, shared.connection is mine, not mine.closed)
+shared.close()
+kept = []
+def leave():
+    kept.append(connections["default"])
+    connection.cursor().execute("SELECT 1")
+    shared.inc_thread_sharing()
+    shared.cursor().execute("SELECT 2")
+thread = threading.Thread(target=leave)
+thread.start()
+thread.join()
+print(lent(), kept[0].connection, shared.cursor().execute("SELECT 3").fetchone())
+"""
+    assert ok(run(project, code=code)) == "[0, 0, 1] True True\n1 None (3,)\n"
+
+
 def test_forks_have_connections_of_their_own(project: Path) -> None:
     code = """
 import os, threading
