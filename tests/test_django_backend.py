@@ -208,6 +208,28 @@ print(lent(), kept[0].connection, shared.cursor().execute("SELECT 3").fetchone()
     assert ok(run(project, code=code)) == "[0, 0, 1] True True\n1 None (3,)\n"
 
 
+def test_settings_that_change_reach_the_next_connection(project: Path) -> None:
+    code = """
+from django.db import connection
+from django.test.utils import override_settings
+def row():
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT current_setting('TimeZone'), now()")
+        zone, moment = cursor.fetchone()
+        return zone, moment.tzinfo is None, connection.connection.cursor_factory.__name__
+print(*row())
+connection.close()
+with override_settings(USE_TZ=False, TIME_ZONE="Asia/Tokyo"):
+    print(*row())
+    connection.close()
+connection.settings_dict["OPTIONS"]["server_side_binding"] = True
+connection.get_connection_params().clear()  # which is the caller's
+print(*row())
+"""
+    expected = ["UTC False Cursor", "Asia/Tokyo True Cursor", "UTC False ServerBindingCursor"]
+    assert ok(run(project, code=code)).splitlines() == expected
+
+
 def test_forks_have_connections_of_their_own(project: Path) -> None:
     code = """
 import os, threading

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -14,7 +15,8 @@ from flask.sessions import SecureCookieSessionInterface
 from flask.views import MethodView
 
 from flask_pgmonkey import PGMonkey
-from pgmonkey import ConfigError, PoolTimeoutError
+from flask_pgmonkey._requests import Units
+from pgmonkey import ConfigError, PoolTimeoutError, UnitOfWork
 
 Observer = psycopg.Connection[Any]
 
@@ -395,3 +397,21 @@ def test_the_applications_own_handler_for_overload_stays(config: dict[str, Any],
         raise PoolTimeoutError("none")
 
     assert app.test_client().get("/").text == "mine"
+
+
+def test_a_request_leaves_nothing_to_the_garbage_collector(app: Flask, db: PGMonkey) -> None:
+    @app.get("/")
+    def view() -> str:
+        return str(db.fetch_value("SELECT 1"))
+
+    client = app.test_client()
+    assert client.get("/").text == "1"
+    gc.collect()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        assert client.get("/").text == "1"
+        gc.collect()
+        assert not [each for each in gc.garbage if isinstance(each, (UnitOfWork, Units))]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()

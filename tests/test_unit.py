@@ -12,7 +12,7 @@ import pytest
 from psycopg import IsolationLevel
 from psycopg.errors import DeadlockDetected, SerializationFailure
 
-from pgmonkey import CancelledUnitError, Database, PoolTimeoutError
+from pgmonkey import CancelledUnitError, Database, PoolTimeoutError, _lease
 
 Observer = psycopg.Connection[Any]
 
@@ -27,6 +27,19 @@ def database(config: dict[str, Any], observer: Observer) -> Database:
 
 def rows(observer: Observer) -> list[int]:
     return [row[0] for row in observer.execute("SELECT a FROM t ORDER BY a").fetchall()]
+
+
+def test_what_is_committed_stays_so_where_the_session_cannot_be_cleaned(
+    database: Database, observer: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_lease, "_CLEAN", b"SELECT 1 / 0")
+    with database.transaction() as connection:
+        pid = connection.info.backend_pid
+        connection.execute("SET work_mem = '1MB'")
+        connection.execute("INSERT INTO t VALUES (1)")
+    assert rows(observer) == [1]
+    assert database.fetch_value("SELECT pg_backend_pid()") != pid
+    database.close()
 
 
 def test_a_transaction_that_begins_a_unit_of_work_does_not_end_it(database: Database, observer: Observer) -> None:

@@ -10,7 +10,7 @@ import pytest
 from psycopg import IsolationLevel
 from psycopg.errors import DeadlockDetected, SerializationFailure
 
-from pgmonkey import AsyncDatabase, CancelledUnitError, PoolTimeoutError
+from pgmonkey import AsyncDatabase, CancelledUnitError, PoolTimeoutError, _lease_async
 
 Observer = psycopg.Connection[Any]
 
@@ -25,6 +25,19 @@ def database(config: dict[str, Any], observer: Observer) -> AsyncDatabase:
 
 def rows(observer: Observer) -> list[int]:
     return [row[0] for row in observer.execute("SELECT a FROM t ORDER BY a").fetchall()]
+
+
+async def test_what_is_committed_stays_so_where_the_session_cannot_be_cleaned(
+    database: AsyncDatabase, observer: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_lease_async, "_CLEAN", b"SELECT 1 / 0")
+    async with database.transaction() as connection:
+        pid = connection.info.backend_pid
+        await connection.execute("SET work_mem = '1MB'")
+        await connection.execute("INSERT INTO t VALUES (1)")
+    assert rows(observer) == [1]
+    assert await database.fetch_value("SELECT pg_backend_pid()") != pid
+    await database.close()
 
 
 async def test_a_transaction_that_begins_a_unit_of_work_does_not_end_it(
