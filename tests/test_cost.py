@@ -46,10 +46,10 @@ def _count(function: Callable[[], Any]) -> int:
 
 # In threads and in tasks.
 LIMITS = {
-    "fetch_one": (32, 88),
-    "fetch_one with parameters": (34, 90),
-    "unit of work that reads once": (77, 136),
-    "transaction with one statement": (152, 277),
+    "fetch_one": (31, 84),
+    "fetch_one with parameters": (33, 86),
+    "unit of work that reads once": (77, 137),
+    "transaction with one statement": (132, 247),
 }
 
 
@@ -116,4 +116,4 @@ def test_a_cached_connection(config_file: Any) -> None:
     manager.get_database_connection(config_file, "pool")
     found = calls(lambda: manager.get_database_connection(config_file, "pool"))
     manager.clear_cache()
-    assert found <= 45
+    assert found <= 24
