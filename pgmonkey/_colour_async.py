@@ -162,7 +162,8 @@ class Ticker:
 
     def stop(self) -> None:
         """Stop for good; safe to call from any thread and after the loop was closed."""
-        timer, task, self._timer = self._timer, self._task, None
+        timer, task = self._timer, self._task
+        self._timer = self._task = None
         if timer is None or self._loop.is_closed():
             return
         for handle in (timer, task):

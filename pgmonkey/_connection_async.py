@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from time import monotonic
 from types import CoroutineType, FrameType, TracebackType
 from typing import Any, cast
+from weakref import WeakMethod
 
 import psycopg
 from psycopg import AsyncConnection
@@ -50,7 +51,7 @@ class AsyncConnectionHandle:
         self._opening = 0
         self._counting = threading.Lock()
         self._entries: Entries[AsyncLease | _Nested] = Entries()
-        self._pool.scavenge = self._take_back_forgotten
+        self._pool.scavenge = WeakMethod(self._take_back_forgotten)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "open"

@@ -68,8 +68,8 @@ class Pool:
         self.opened = False
         """Whether there ever was a connection."""
         self._last_error: str | None = None
-        self.scavenge: Callable[[], None] | None = None
-        """Takes back what was forgotten; called before anybody has to wait."""
+        self.scavenge: Callable[[], Callable[[], None] | None] = lambda: None
+        """Returns what takes back what was forgotten, if there is such a thing: done before anybody has to wait."""
         self._upkeep = Upkeep(self, plan.settings)
         self._reset_state()
         _forks.watch(self)
@@ -107,7 +107,7 @@ class Pool:
     def _checkout(self, timeout: float) -> PooledConnection:
         deadline = monotonic() + timeout
         self._counts["requests_num"] += 1
-        scavenged = self.scavenge is None
+        scavenge = self.scavenge()
         while True:
             with self._lock:
                 if self.close_reason:
@@ -116,10 +116,10 @@ class Pool:
                 room = pooled is None and self._size < self._max_size
                 self._size += room
                 exhausted = pooled is None and not room
-                waiter = self._enqueue() if exhausted and scavenged else None
-            if exhausted and self.scavenge is not None and not scavenged:
-                self.scavenge()
-                scavenged = True
+                waiter = self._enqueue() if exhausted and scavenge is None else None
+            if exhausted and scavenge is not None:
+                scavenge()
+                scavenge = None
                 continue
             if waiter is not None:
                 pooled = self._wait(waiter, timeout, deadline)

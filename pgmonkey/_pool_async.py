@@ -66,8 +66,8 @@ class AsyncPool:
         self.opened = False
         """Whether there ever was a connection."""
         self._last_error: str | None = None
-        self.scavenge: Callable[[], None] | None = None
-        """Takes back what was forgotten; called before anybody has to wait."""
+        self.scavenge: Callable[[], Callable[[], None] | None] = lambda: None
+        """Returns what takes back what was forgotten, if there is such a thing: done before anybody has to wait."""
         self._upkeep = AsyncUpkeep(self, plan.settings)
         self._reset_state()
         _forks.watch(self)
@@ -105,7 +105,7 @@ class AsyncPool:
     async def _checkout(self, timeout: float) -> AsyncPooledConnection:
         deadline = monotonic() + timeout
         self._counts["requests_num"] += 1
-        scavenged = self.scavenge is None
+        scavenge = self.scavenge()
         while True:
             with self._lock:
                 if self.close_reason:
@@ -114,10 +114,10 @@ class AsyncPool:
                 room = pooled is None and self._size < self._max_size
                 self._size += room
                 exhausted = pooled is None and not room
-                waiter = self._enqueue() if exhausted and scavenged else None
-            if exhausted and self.scavenge is not None and not scavenged:
-                self.scavenge()
-                scavenged = True
+                waiter = self._enqueue() if exhausted and scavenge is None else None
+            if exhausted and scavenge is not None:
+                scavenge()
+                scavenge = None
                 continue
             if waiter is not None:
                 pooled = await self._wait(waiter, timeout, deadline)

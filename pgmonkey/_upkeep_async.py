@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import weakref
 from collections.abc import Callable
 from time import monotonic
 from typing import Protocol
@@ -25,8 +26,8 @@ class AsyncKept(Protocol):
     """What upkeep needs of a pool."""
 
     name: str
-    scavenge: Callable[[], None] | None
-    """Takes back what was forgotten."""
+    scavenge: Callable[[], Callable[[], None] | None]
+    """Returns what takes back what was forgotten, if there is such a thing."""
 
     @property
     def closed(self) -> bool:
@@ -59,7 +60,7 @@ class AsyncUpkeep:
     """
 
     def __init__(self, pool: AsyncKept, settings: PoolSettings) -> None:
-        self._pool = pool
+        self._owner = weakref.ref(pool)  # or a pool that nobody has any more would have to be found as a cycle
         self._settings = settings
         self.reset()
 
@@ -76,7 +77,10 @@ class AsyncUpkeep:
         with self._lock:
             self._wanted = True
             if self._ticker is None:
-                if not self._pool.closed and (self._settings.leak_detection_threshold or not self._pool.settled):
+                pool = self._owner()
+                if pool is None or pool.closed:
+                    return
+                if self._settings.leak_detection_threshold or not pool.settled:
                     self._ticker = Ticker(self._run)
             elif hurry and self._pause:
                 self._pause = 0.0
@@ -92,14 +96,16 @@ class AsyncUpkeep:
     async def _run(self) -> float | None:
         """Do what is to be done; return the seconds until the next time, or None when all is well."""
         self._wanted = False
-        pool, settings = self._pool, self._settings
+        pool, settings = self._owner(), self._settings
+        if pool is None:
+            return None
         surplus = pool.shrink()
-        self._report_leaks()
+        self._report_leaks(pool)
         try:
             while await pool.grow():
                 """One at a time."""
         except Exception as error:
-            return None if pool.closed else self._failed(error)
+            return None if pool.closed else self._failed(pool, error)
         self._failing_since, self._pause = None, 0.0
         with self._lock:
             if self._wanted:
@@ -110,9 +116,9 @@ class AsyncUpkeep:
         delay = min(_TICK, settings.max_idle / 4, settings.max_lifetime / 4)
         return min(delay, settings.leak_detection_threshold / 2) if settings.leak_detection_threshold else delay
 
-    def _failed(self, error: Exception) -> float:
+    def _failed(self, pool: AsyncKept, error: Exception) -> float:
         now = monotonic()
-        name, patience = self._pool.name, self._settings.reconnect_timeout
+        name, patience = pool.name, self._settings.reconnect_timeout
         if self._failing_since is None:
             self._failing_since = now
             logger.warning("%s: cannot connect, trying again: %s", name, error)
@@ -120,18 +126,18 @@ class AsyncUpkeep:
             self._failing_since = now
             logger.error("%s: cannot connect for %g s: %s", name, patience, error)
             if self._settings.reconnect_failed is not None:
-                self._settings.reconnect_failed(self._pool)
+                self._settings.reconnect_failed(pool)
         shortest, longest = _RETRY
         self._pause = min(2 * self._pause, longest) if self._pause else shortest
         return self._pause * random.uniform(0.75, 1.25)  # noqa: S311
 
-    def _report_leaks(self) -> None:
+    def _report_leaks(self, pool: AsyncKept) -> None:
         threshold = self._settings.leak_detection_threshold
         if not threshold:
             return
-        if self._pool.scavenge is not None:
-            self._pool.scavenge()
-        for pooled in self._pool.lent:
+        if (scavenge := pool.scavenge()) is not None:
+            scavenge()
+        for pooled in pool.lent:
             if not pooled.reported and pooled.place is not None and monotonic() - pooled.borrowed_at >= threshold:
                 pooled.reported = True
-                logger.warning("%s: a connection is out for long, perhaps it leaks: %s", self._pool.name, str(pooled))
+                logger.warning("%s: a connection is out for long, perhaps it leaks: %s", pool.name, str(pooled))

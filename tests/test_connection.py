@@ -18,7 +18,7 @@ from psycopg.errors import InFailedSqlTransaction
 from psycopg.rows import dict_row
 
 from pgmonkey import ConnectionHandle, GivenBackError, PGConnectionManager, PoolClosedError, PoolTimeoutError
-from pgmonkey._colour import POOL_KIND
+from pgmonkey._colour import POOL_KIND, sleep
 from pgmonkey._config import Kind
 
 Backends = Callable[[], list[tuple[int, str]]]
@@ -403,3 +403,30 @@ def test_closing_can_mean_giving_back(config: dict[str, Any]) -> None:
     lease = pool.borrow()
     lease.connection.close()
     assert pool.stats()["pool_available"] == pool.stats()["pool_size"] == 1
+
+
+def test_a_pool_leaves_nothing_to_the_garbage_collector(config: dict[str, Any]) -> None:
+    config[f"{POOL_KIND}_settings"] = {"min_size": 3, "max_size": 4}
+    manager = PGConnectionManager()
+
+    def use() -> None:
+        get_connection: Any = manager.get_database_connection_from_dict
+        handle: ConnectionHandle = get_connection(config, POOL_KIND)
+        with handle as connection:
+            connection.execute("SET work_mem = '1MB'")
+        while handle.stats()["pool_size"] < 3:  # made in the background
+            sleep(0.01)
+        manager.clear_cache()
+
+    use()
+    sleep(0.1)
+    gc.collect()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        use()
+        sleep(0.1)
+        gc.collect()
+        assert not [each for each in gc.garbage if type(each).__module__.startswith("pgmonkey")]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
