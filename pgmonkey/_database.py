@@ -226,7 +226,8 @@ class Database(Generic[Row]):
         try:
             if values:
                 set_values(lease.connection, values)
-            with lease.connection.cursor("pgmonkey_stream") as cursor:
+            cursor = lease.connection.cursor("pgmonkey_stream")
+            try:
                 cursor.itersize = size
                 cursor.execute(query, params)
                 for row in cursor:
@@ -235,6 +236,9 @@ class Database(Generic[Row]):
                     except GeneratorExit:
                         stopped = True
                         raise
+            finally:
+                # Only here: the end of the transaction closes it on the server, and nothing can interrupt this.
+                Cursor.close(cursor)
         except BaseException as error:
             # A generator that is being closed may wait, unlike a coroutine.
             lease.finish(_STOPPED if stopped else error)

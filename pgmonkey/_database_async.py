@@ -224,7 +224,8 @@ class AsyncDatabase(Generic[Row]):
         try:
             if values:
                 await set_values(lease.connection, values)
-            async with lease.connection.cursor("pgmonkey_stream") as cursor:
+            cursor = lease.connection.cursor("pgmonkey_stream")
+            try:
                 cursor.itersize = size
                 await cursor.execute(query, params)
                 async for row in cursor:
@@ -233,6 +234,9 @@ class AsyncDatabase(Generic[Row]):
                     except GeneratorExit:
                         stopped = True
                         raise
+            finally:
+                # Only here: the end of the transaction closes it on the server, and nothing can interrupt this.
+                await AsyncCursor.close(cursor)
         except BaseException as error:
             # A generator that is being closed may wait, unlike a coroutine.
             await lease.finish(_STOPPED if stopped else error)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import random
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import psycopg
+import pytest
 
 from pgmonkey import AsyncDatabase
+
+from .faults.proxy import FaultProxy
 
 Backends = Callable[[], list[tuple[int, str]]]
 
@@ -125,3 +130,35 @@ async def test_a_cancelled_connect_is_closed_at_once(config: dict[str, Any], ser
         tasks.append(task)  # with its exception, whose traceback holds what the frames in it hold
         await database.close()
     assert sockets() <= before + 1
+
+
+async def test_a_stream_that_is_cancelled_leaves_no_cursor_open(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complaints: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+    connect = config["connection_settings"]
+    with FaultProxy(connect["host"], int(connect["port"])) as proxy:
+        connect["port"] = proxy.port
+        config["async_pool_settings"] = {"min_size": 1, "max_size": 1}
+        database = AsyncDatabase(config)
+
+        async def read() -> None:
+            async for _ in database.stream("SELECT 1"):
+                """Read on."""
+
+        await read()
+        proxy.latency = 0.005
+        before = proxy.round_trips
+        await read()
+        for trips in range(1, proxy.round_trips - before + 1):
+            before = proxy.round_trips
+            task = asyncio.create_task(read())
+            while proxy.round_trips < before + trips and not task.done():
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+        del task
+        gc.collect()
+        await database.close()
+    assert complaints == []
