@@ -33,7 +33,7 @@ def pools(config: dict[str, Any], **settings: Any) -> dict[str, Any]:
 
 
 def until(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 5
     while not what():
         assert time.monotonic() < deadline
         sleep(0.01)
@@ -160,7 +160,7 @@ def test_opening_keeps_trying_for_as_long_as_it_is_told(
     started = time.monotonic()
     with pytest.raises(psycopg.OperationalError, match=late):
         Database(pools(config, open_timeout=0.5)).connect()
-    assert 0.1 < time.monotonic() - started < 10
+    assert 0.1 < time.monotonic() - started < 2
     threading.Timer(0.4, lambda: observer.execute(f"CREATE DATABASE {late}".encode())).start()
     database = Database(pools(config, open_timeout=20))
     try:

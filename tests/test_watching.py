@@ -11,7 +11,6 @@ import threading
 import time
 import weakref
 from collections.abc import Coroutine
-from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -23,6 +22,7 @@ from psycopg.pq import ExecStatus
 from pgmonkey import AsyncDatabase, PGConnectionManager
 
 LOOPS = ["asyncio", "uvloop"]
+PSYCOPG = tuple(int(number) for number in psycopg.__version__.split(".")[:2])
 
 
 def run_on(loop: str, main: Coroutine[Any, Any, None]) -> None:
@@ -70,10 +70,8 @@ def test_the_end_of_an_idle_connection_is_noticed_once(loop: str, config: dict[s
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE pid <> pg_backend_pid() AND datname = current_database()"
         )
-        deadline = time.monotonic() + 20
-        while watcher._reading:  # or the loop would call again and again
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.2)
+        assert not watcher._reading  # or the loop would call again and again
         busy = time.process_time()
         await asyncio.sleep(0.5)
         assert time.process_time() - busy < 0.25
@@ -102,7 +100,10 @@ def test_a_descriptor_leaves_the_loop_before_it_is_closed(loop: str, config: dic
                 handle.terminate()
             elif way == "kill quietly":  # psycopg's generator returns the reason as a result
                 lease.connection.pgconn.send_query(b"SELECT pg_terminate_backend(pg_backend_pid())")
-                with suppress(psycopg.OperationalError):  # which psycopg before 3.3 makes of it
+                if PSYCOPG < (3, 3):  # which raises it
+                    with pytest.raises(psycopg.OperationalError):
+                        await lease.connection.wait(execute(lease.connection.pgconn))
+                else:
                     results = await lease.connection.wait(execute(lease.connection.pgconn))
                     assert results[-1].status == ExecStatus.FATAL_ERROR
                 await check_number(number)
@@ -137,7 +138,7 @@ def test_who_waits_is_told_that_the_connection_was_closed(loop: str, config: dic
             else:
                 handle.terminate()
             with pytest.raises(psycopg.OperationalError):
-                await asyncio.wait_for(waiting, 20)
+                await asyncio.wait_for(waiting, 3)
             await lease.finish(RuntimeError())
         await manager.clear_cache_async()
 
@@ -207,7 +208,7 @@ def test_a_forgotten_pool_leaves_the_loop(config: dict[str, Any], backends: Any)
         number = pooled.pgconn.socket
         del pool, pooled
         gc.collect()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 5
         while backends():
             assert time.monotonic() < deadline
             await asyncio.sleep(0.02)

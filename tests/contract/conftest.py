@@ -125,7 +125,7 @@ class App:
 
     def wait_until_all_is_given_back(self) -> None:
         """Wait until the pool has all its connections: Django gives back when the client has its answer already."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 5
         while (stats := self.stats())["pool_available"] != stats["pool_size"]:
             assert time.monotonic() < deadline, stats
             time.sleep(0.01)
@@ -136,7 +136,7 @@ class App:
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
             " AND pid <> pg_backend_pid() AND backend_type = 'client backend' AND state <> 'idle'"
         )
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 5
         while (row := self.observer.execute(query).fetchone()) != (0,):
             assert time.monotonic() < deadline, row
             time.sleep(0.01)

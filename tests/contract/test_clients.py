@@ -97,7 +97,7 @@ def test_p13_a_client_that_leaves_has_its_query_cancelled(app: App) -> None:
     for line in ("GET /slow?sleep=60&a=1", "GET /slow-sync?sleep=60&a=1"):
         with request(app, line):
             wait_for(app, 1, "%pg_sleep%")
-        wait_for(app, 0, "%")
+        wait_for(app, 0, "%", 1)
         app.wait_until_all_is_given_back()
         assert app.rows() == []
 
@@ -109,7 +109,7 @@ def test_p13_a_client_that_stops_reading_gives_the_streams_connection_back(app: 
         assert lent(app) == 1
         if how == "resets":
             reset(connected)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 1
     while lent(app):
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -126,7 +126,7 @@ def peak(pid: int) -> int:
 
 def test_p13_a_stream_needs_constant_memory(app: App) -> None:
     if not Path("/proc/self/status").exists():
-        pytest.skip("needs /proc")
+        pytest.skip("only Linux tells, in /proc, the most memory that another process has had")
 
     def stream(rows: int) -> int:
         length = 0

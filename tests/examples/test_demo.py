@@ -28,7 +28,9 @@ def processes(folder: str) -> list[str]:
     return found
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux tells, in /proc, what other processes were started with"
+)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_the_demo_leaves_nothing_behind(number: signal.Signals, examples: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="demo-", dir="/tmp") as folder:
