@@ -9,7 +9,7 @@ import atexit
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from . import _forks
 
@@ -98,11 +98,9 @@ class Cache:
             closing = self._let_go(holder, [old for old in self._replaced if old.key == key]) if self._replaced else []
         for other in over:
             other.handle.terminate()
-        for replaced in closing:
-            replaced.close()
-        handle: Any = entry.handle
-        acquired: H = handle  # the kind is part of the key
-        return acquired
+        for handle in closing:
+            handle.close()
+        return entry.handle  # type: ignore[return-value]  # the kind is part of the key
 
     def release(self, holder: object, key: Key | None = None) -> None:
         """Let *holder* go of *key*, or of everything; close what nobody holds any more."""
