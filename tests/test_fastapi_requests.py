@@ -1,7 +1,6 @@
 """Requests of a FastAPI application: handlers, sub-applications, sockets, streams, tasks, clients that leave."""
 
 import asyncio
-import gc
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
@@ -16,7 +15,9 @@ from psycopg.rows import dict_row
 from starlette.middleware.base import BaseHTTPMiddleware
 
 from fastapi_pgmonkey import PGMonkey, RequestConnection, RequestDatabase, RequestSyncConnection
-from pgmonkey import AsyncDatabase, AsyncUnitOfWork, UnitOfWork
+from pgmonkey import AsyncDatabase
+
+from .garbage import no_cycles
 
 Observer = psycopg.Connection[Any]
 INSERT = "INSERT INTO t VALUES (%s)"
@@ -355,17 +356,10 @@ async def test_a_request_leaves_nothing_to_the_garbage_collector(app: FastAPI, d
         return connection.execute("SELECT 1").fetchone()
 
     async with app.router.lifespan_context(app), AsyncClient(transport=ASGITransport(app), base_url="http://x") as http:
-        gc.collect()
-        gc.set_debug(gc.DEBUG_SAVEALL)
-        try:
+        with no_cycles():
             for path in ("/loop", "/thread"):
                 assert (await http.get(path)).status_code == 200
             await asyncio.sleep(0.05)  # until timers are gone
-            gc.collect()
-            assert not [each for each in gc.garbage if isinstance(each, (AsyncUnitOfWork, UnitOfWork))]
-        finally:
-            gc.set_debug(0)
-            gc.garbage.clear()
 
 
 # -- setting up -------------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -15,8 +14,9 @@ from flask.sessions import SecureCookieSessionInterface
 from flask.views import MethodView
 
 from flask_pgmonkey import PGMonkey
-from flask_pgmonkey._requests import Units
-from pgmonkey import ConfigError, PoolTimeoutError, UnitOfWork
+from pgmonkey import ConfigError, PoolTimeoutError
+
+from .garbage import no_cycles
 
 Observer = psycopg.Connection[Any]
 
@@ -406,12 +406,5 @@ def test_a_request_leaves_nothing_to_the_garbage_collector(app: Flask, db: PGMon
 
     client = app.test_client()
     assert client.get("/").text == "1"
-    gc.collect()
-    gc.set_debug(gc.DEBUG_SAVEALL)
-    try:
+    with no_cycles():
         assert client.get("/").text == "1"
-        gc.collect()
-        assert not [each for each in gc.garbage if isinstance(each, (UnitOfWork, Units))]
-    finally:
-        gc.set_debug(0)
-        gc.garbage.clear()
