@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import os
 import random
 import sys
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
 import psycopg
 import pytest
 
 from pgmonkey import AsyncDatabase
-
-from .faults.proxy import FaultProxy
 
 Backends = Callable[[], list[tuple[int, str]]]
 
@@ -132,38 +132,46 @@ async def test_a_cancelled_connect_is_closed_at_once(config: dict[str, Any], ser
     assert sockets() <= before + 1
 
 
+@types.coroutine
+def cancelled_at(wait: int, coroutine: Coroutine[Any, Any, None]) -> Generator[Any, Any, int]:
+    """Await *coroutine*, whose task is cancelled when it waits for the *wait*-th time; return how often it waited."""
+    error: BaseException | None = None
+    task = asyncio.current_task()
+    assert task is not None
+    for number in itertools.count(1):
+        try:
+            waiting = coroutine.send(None) if error is None else coroutine.throw(error)
+        except StopIteration:
+            return number - 1
+        if number == wait:
+            task.cancel()
+        error = None
+        try:
+            yield waiting
+        except BaseException as caught:
+            error = caught
+    raise AssertionError("unreachable")
+
+
 async def test_a_stream_that_is_cancelled_leaves_no_cursor_open(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     complaints: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", complaints.append)
-    connect = config["connection_settings"]
-    with FaultProxy(connect["host"], int(connect["port"])) as proxy:
-        connect["port"] = proxy.port
-        config["async_pool_settings"] = {"min_size": 1, "max_size": 1}
-        database = AsyncDatabase(config)
+    config["async_pool_settings"] = {"min_size": 1, "max_size": 1}
+    database = AsyncDatabase(config)
 
-        async def read() -> None:
-            async for _ in database.stream("SELECT 1"):
-                """Read on."""
+    async def read() -> None:
+        async for _ in database.stream("SELECT 1"):
+            """Read on."""
 
-        await read()
-        proxy.latency = 0.005
-        before = proxy.round_trips
-        await read()
-        trips = proxy.round_trips - before
-        assert trips > 3
-
-        async def cancel_after(trips: int) -> None:
-            enough = proxy.round_trips + trips
-            task = asyncio.create_task(read())
-            while proxy.round_trips < enough and not task.done():
-                await asyncio.sleep(0)
-            task.cancel()
-            await asyncio.wait([task])
-
-        for each in range(1, trips + 1):
-            await cancel_after(each)
-        gc.collect()
-        await database.close()
+    await read()
+    waits = await cancelled_at(0, read())
+    assert waits >= 3  # for the declaration, the rows and the COMMIT
+    for wait in range(1, waits + 1):
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled_at(wait, read())
+    gc.collect()
     assert complaints == []
+    assert await database.fetch_value("SELECT 1") == 1
+    await database.close()
