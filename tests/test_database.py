@@ -71,7 +71,9 @@ def test_a_verb_that_sets_something_leaves_nothing(database: Database) -> None:
     database.execute("SET search_path TO pg_catalog")
     assert database.fetch_value("SHOW search_path") == '"$user", public'
     database.fetch_value("SELECT pg_advisory_lock(1)")
-    assert database.fetch_value("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
+    here = "database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    query: Any = f"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND {here}"
+    assert database.fetch_value(query) == 0
 
 
 def test_verbs_join_a_transaction(database: Database, observer: Observer) -> None:

@@ -69,7 +69,9 @@ async def test_a_verb_that_sets_something_leaves_nothing(database: AsyncDatabase
     await database.execute("SET search_path TO pg_catalog")
     assert await database.fetch_value("SHOW search_path") == '"$user", public'
     await database.fetch_value("SELECT pg_advisory_lock(1)")
-    assert await database.fetch_value("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
+    here = "database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    query: Any = f"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND {here}"
+    assert await database.fetch_value(query) == 0
 
 
 async def test_verbs_join_a_transaction(database: AsyncDatabase, observer: Observer) -> None:

@@ -19,7 +19,8 @@ from pgmonkey import AsyncDatabase, CancelledUnitError, Database, PoolTimeoutErr
 from .test_fast_async import prepared
 
 Observer = psycopg.Connection[Any]
-SLOW = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query = 'SELECT pg_sleep(60)'"
+ACTIVE = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'active' AND query = "
+SLOW = f"{ACTIVE}'SELECT pg_sleep(60)'"
 
 
 def wait_until(observer: Observer, query: str, value: int) -> None:
@@ -79,7 +80,7 @@ def test_cancelling_ends_the_statement_of_another_thread(
     assert observer.execute(SLOW.encode()).fetchone() == (0,)
 
 
-PREPARED = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query = 'SELECT pg_sleep($1)::text'"
+PREPARED = f"{ACTIVE}'SELECT pg_sleep($1)::text'"
 
 
 async def test_cancelling_ends_a_read_alone_of_another_task(config: dict[str, Any], observer: Observer) -> None:

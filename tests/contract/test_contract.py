@@ -176,8 +176,9 @@ def test_p6_what_a_request_leaves_in_its_session_is_gone(app: App) -> None:
     )
     values = {app.post("/value", json=look).json()["value"] for _ in range(10)}
     assert values == {'"$user", public0'}
-    locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
-    assert app.observer.execute(locks).fetchone() == (0,)
+    here = "database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    locks = f"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND {here}"
+    assert app.observer.execute(locks.encode()).fetchone() == (0,)
 
 
 def test_p7_connections_that_died_while_idle_are_replaced_unnoticed(app: App) -> None:
