@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Any, Generic, TypeVar
@@ -82,20 +83,31 @@ def ask(function: Callable[[], Any]) -> Any:
 
 
 class Waiter(Generic[T]):
-    """A place in a queue: one thread waits, anybody delivers."""
+    """A place in a queue: one thread waits until the *deadline*, as `time.monotonic` gives it; anybody delivers."""
 
-    def __init__(self) -> None:
+    def __init__(self, deadline: float) -> None:
         self.result: T | None = None
+        self.deadline = deadline
         self._event = threading.Event()
 
-    def wait(self, timeout: float) -> None:
-        """Wait until something is delivered, at most *timeout* seconds."""
-        self._event.wait(timeout)
+    def wait(self) -> None:
+        """Wait until something is delivered, or it has been long enough."""
+        self._event.wait(self.deadline - time.monotonic())
 
     def deliver(self, result: T) -> None:
         """Set the result and wake the waiter, from whatever thread."""
         self.result = result
         self._event.set()
+
+
+class Queue(deque[Waiter[T]]):
+    """Waiters, the first of them longest."""
+
+    def add(self, deadline: float) -> Waiter[T]:
+        """Return a place at the end."""
+        waiter: Waiter[T] = Waiter(deadline)
+        self.append(waiter)
+        return waiter
 
 
 class Ticker:

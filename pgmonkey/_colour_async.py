@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
+from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
+from contextvars import Context
 from inspect import isawaitable
+from time import monotonic
 from typing import Any, Generic, TypeVar
 
 from ._config import Kind
@@ -17,6 +20,8 @@ sleep = asyncio.sleep
 POOL_KIND: Kind = "async_pool"
 INTERRUPTS = (asyncio.CancelledError, KeyboardInterrupt)
 """What may end a wait from outside."""
+# Seconds, at least, between two looks for waiters whose deadline has passed.
+_GRAIN = 0.01
 
 
 current_loop = asyncio.get_running_loop
@@ -101,20 +106,17 @@ async def ask(function: Callable[[], Any]) -> Any:
 
 
 class Waiter(Generic[T]):
-    """A place in a queue: one task waits, anybody delivers."""
+    """A place in a queue: one task waits until the *deadline*, as `time.monotonic` gives it; anybody delivers."""
 
-    def __init__(self) -> None:
+    def __init__(self, deadline: float) -> None:
         self.result: T | None = None
+        self.deadline = deadline
         self._thread = threading.get_ident()
         self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    async def wait(self, timeout: float) -> None:
-        """Wait until something is delivered, at most *timeout* seconds."""
-        timer = self._future.get_loop().call_later(timeout, self._wake)
-        try:
-            await self._future
-        finally:
-            timer.cancel()
+    async def wait(self) -> None:
+        """Wait until something is delivered, or `Queue` finds that it has been long enough."""
+        await self._future
 
     def deliver(self, result: T) -> None:
         """Set the result and wake the waiter, from whatever thread."""
@@ -123,13 +125,53 @@ class Waiter(Generic[T]):
         if loop.is_closed():
             return
         if threading.get_ident() == self._thread:
-            self._wake()
+            self.wake()
         else:
-            loop.call_soon_threadsafe(self._wake)
+            loop.call_soon_threadsafe(self.wake)
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Let it go on, whether or not it has got anything."""
         if not self._future.done():
             self._future.set_result(None)
+
+
+class Queue(deque[Waiter[T]]):
+    """Waiters, the first of them longest: one timer for all, or else thousands would be set and hardly one go off."""
+
+    _timer: asyncio.TimerHandle | None = None
+    _due = float("inf")
+
+    def add(self, deadline: float) -> Waiter[T]:
+        """Return a place at the end."""
+        waiter: Waiter[T] = Waiter(deadline)
+        self.append(waiter)
+        if deadline < self._due:
+            self._look(deadline)
+        return waiter
+
+    def _look(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due = when
+        loop, wait = asyncio.get_running_loop(), max(0.0, when - monotonic())
+        # The timer keeps its context, and would keep whole requests by that of whoever waits.
+        self._timer = loop.call_later(wait, _wake_late_ones, weakref.ref(self), context=Context())
+
+    def wake_late_ones(self) -> None:
+        """Wake those whose deadline has passed."""
+        self._timer, self._due = None, float("inf")
+        now, waiters = monotonic(), list(self)
+        for waiter in waiters:
+            if waiter.deadline <= now:
+                waiter.wake()
+        later = [waiter.deadline for waiter in waiters if waiter.deadline > now]
+        if later:
+            self._look(max(min(later), now + _GRAIN))
+
+
+def _wake_late_ones(queue: weakref.ref[Queue[Any]]) -> None:
+    if (this := queue()) is not None:
+        this.wake_late_ones()
 
 
 class Ticker:

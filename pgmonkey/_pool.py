@@ -25,7 +25,7 @@ from psycopg import pq
 
 from . import _forks
 from ._blueprint import Blueprint
-from ._colour import Runner, Waiter
+from ._colour import Queue, Runner, Waiter
 from ._connector import Connector, PooledConnection
 from ._lending import Label, Place, load
 from ._liveness import is_alive, tells_of_a_lost_server
@@ -79,7 +79,7 @@ class Pool:
         self._dropped: deque[PooledConnection] = deque()
         self._idle: list[PooledConnection] = []
         self._lent: set[PooledConnection] = set()
-        self._waiters: deque[Waiter[_Delivery]] = deque()
+        self._waiters: Queue[_Delivery] = Queue()
         self._size = 0
         self._upkeep.reset()
 
@@ -116,13 +116,13 @@ class Pool:
                 room = pooled is None and self._size < self._max_size
                 self._size += room
                 exhausted = pooled is None and not room
-                waiter = self._enqueue() if exhausted and scavenge is None else None
+                waiter = self._enqueue(deadline) if exhausted and scavenge is None else None
             if exhausted and scavenge is not None:
                 scavenge()
                 scavenge = None
                 continue
             if waiter is not None:
-                pooled = self._wait(waiter, timeout, deadline)
+                pooled = self._wait(waiter, timeout)
             if pooled is None:
                 return self._connect(deadline)
             try:
@@ -161,20 +161,18 @@ class Pool:
         self._size -= lost
         self._counts["connections_lost"] += lost
 
-    def _enqueue(self) -> Waiter[_Delivery]:
+    def _enqueue(self, deadline: float) -> Waiter[_Delivery]:
         limit = self._settings.max_waiting
         if limit and len(self._waiters) >= limit:
             self._counts["requests_errors"] += 1
             raise PoolFullError(f"{self.name}: {limit} borrowers are waiting already (max_waiting); {self._load()}")
-        waiter: Waiter[_Delivery] = Waiter()
-        self._waiters.append(waiter)
         self._counts["requests_queued"] += 1
-        return waiter
+        return self._waiters.add(deadline)
 
-    def _wait(self, waiter: Waiter[_Delivery], timeout: float, deadline: float) -> PooledConnection | None:
+    def _wait(self, waiter: Waiter[_Delivery], timeout: float) -> PooledConnection | None:
         started = monotonic()
         try:
-            waiter.wait(deadline - started)
+            waiter.wait()
         except BaseException:
             with self._lock, suppress(ValueError):
                 self._waiters.remove(waiter)
@@ -362,7 +360,7 @@ class Pool:
         with self._lock:
             self.close_reason = self.close_reason or reason
             self._evict(all_of_them=True)
-            waiters, self._waiters = self._waiters, deque()
+            waiters, self._waiters = self._waiters, Queue()
             lent = list(self._lent)
         self._upkeep.stop()
         for waiter in waiters:

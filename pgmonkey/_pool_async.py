@@ -23,7 +23,7 @@ from psycopg import pq
 
 from . import _forks
 from ._blueprint import Blueprint
-from ._colour_async import Runner, Waiter
+from ._colour_async import Queue, Runner, Waiter
 from ._connector_async import AsyncConnector, AsyncPooledConnection
 from ._lending import Label, Place, load
 from ._liveness import is_alive, tells_of_a_lost_server
@@ -77,7 +77,7 @@ class AsyncPool:
         self._dropped: deque[AsyncPooledConnection] = deque()
         self._idle: list[AsyncPooledConnection] = []
         self._lent: set[AsyncPooledConnection] = set()
-        self._waiters: deque[Waiter[_Delivery]] = deque()
+        self._waiters: Queue[_Delivery] = Queue()
         self._size = 0
         self._upkeep.reset()
 
@@ -114,13 +114,13 @@ class AsyncPool:
                 room = pooled is None and self._size < self._max_size
                 self._size += room
                 exhausted = pooled is None and not room
-                waiter = self._enqueue() if exhausted and scavenge is None else None
+                waiter = self._enqueue(deadline) if exhausted and scavenge is None else None
             if exhausted and scavenge is not None:
                 scavenge()
                 scavenge = None
                 continue
             if waiter is not None:
-                pooled = await self._wait(waiter, timeout, deadline)
+                pooled = await self._wait(waiter, timeout)
             if pooled is None:
                 return await self._connect(deadline)
             try:
@@ -159,20 +159,18 @@ class AsyncPool:
         self._size -= lost
         self._counts["connections_lost"] += lost
 
-    def _enqueue(self) -> Waiter[_Delivery]:
+    def _enqueue(self, deadline: float) -> Waiter[_Delivery]:
         limit = self._settings.max_waiting
         if limit and len(self._waiters) >= limit:
             self._counts["requests_errors"] += 1
             raise PoolFullError(f"{self.name}: {limit} borrowers are waiting already (max_waiting); {self._load()}")
-        waiter: Waiter[_Delivery] = Waiter()
-        self._waiters.append(waiter)
         self._counts["requests_queued"] += 1
-        return waiter
+        return self._waiters.add(deadline)
 
-    async def _wait(self, waiter: Waiter[_Delivery], timeout: float, deadline: float) -> AsyncPooledConnection | None:
+    async def _wait(self, waiter: Waiter[_Delivery], timeout: float) -> AsyncPooledConnection | None:
         started = monotonic()
         try:
-            await waiter.wait(deadline - started)
+            await waiter.wait()
         except BaseException:
             with self._lock, suppress(ValueError):
                 self._waiters.remove(waiter)
@@ -360,7 +358,7 @@ class AsyncPool:
         with self._lock:
             self.close_reason = self.close_reason or reason
             self._evict(all_of_them=True)
-            waiters, self._waiters = self._waiters, deque()
+            waiters, self._waiters = self._waiters, Queue()
             lent = list(self._lent)
         self._upkeep.stop()
         for waiter in waiters:

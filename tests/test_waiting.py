@@ -1,0 +1,73 @@
+"""Tasks that wait for a connection: one timer for all of them, which keeps nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import weakref
+from typing import Any
+
+import pytest
+
+from pgmonkey import AsyncDatabase, PoolTimeoutError
+
+from .test_watching import LOOPS, run_on
+
+
+def single(config: dict[str, Any], timeout: float) -> dict[str, Any]:
+    return {**config, "async_pool_settings": {"min_size": 1, "max_size": 1, "timeout": timeout}}
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_each_waits_for_as_long_as_it_said(loop: str, config: dict[str, Any]) -> None:
+    async def main() -> None:
+        database: AsyncDatabase[Any] = AsyncDatabase(single(config, 60))
+        ended: list[float] = []
+
+        async def wait(timeout: float) -> None:
+            with pytest.raises(PoolTimeoutError, match=rf"within {timeout:g} s"):
+                async with database.connection(timeout=timeout):
+                    """Not reached."""
+            ended.append(timeout)
+
+        async with database.connection():
+            patient = asyncio.create_task(database.fetch_value("SELECT 1"))
+            await asyncio.sleep(0)
+            await asyncio.wait_for(asyncio.gather(*(wait(timeout) for timeout in (0.4, 0.1, 0.6, 0.102, 0.2))), 10)
+            assert ended == [0.1, 0.102, 0.2, 0.4, 0.6]
+            assert not patient.done()
+        assert await patient == 1
+        await database.close()
+
+    run_on(loop, main())
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_what_has_waited_is_not_kept(loop: str, config: dict[str, Any]) -> None:
+    class Request:
+        """What a context holds."""
+
+    request: contextvars.ContextVar[Request] = contextvars.ContextVar("request")
+
+    async def main() -> None:
+        database: AsyncDatabase[Any] = AsyncDatabase(single(config, 60))
+        gone: list[weakref.ref[Request]] = []
+
+        async def wait() -> None:
+            held = Request()
+            gone.append(weakref.ref(held))
+            request.set(held)
+            assert await database.fetch_value("SELECT 1") == 1
+
+        async with database.connection():
+            waiting = asyncio.create_task(wait())
+            await asyncio.sleep(0.05)
+        await waiting
+        del waiting
+        await asyncio.sleep(0)  # what woke this task up knows the other
+        gc.collect()
+        assert gone[0]() is None
+        await database.close()
+
+    run_on(loop, main())
