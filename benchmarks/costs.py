@@ -10,7 +10,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -145,60 +146,75 @@ def request_cpu(dsn: str) -> list[str]:
     return [f"| processor time of a request that reads once, beside the verb's | **{statistics.median(ratios):.2f}** |"]
 
 
-def _checkouts(dsn: str, threads: int, size: int) -> float:
-    database = Database(
-        {"connection_settings": {"conninfo": dsn}, "pool_settings": {"min_size": size, "max_size": size}}
-    )
-    database.connect()
-    while database.stats()["pool_size"] < size:
-        time.sleep(0.02)
-    calls = 6400
+def _in_threads(database: Database[Any], threads: int) -> float:
+    """Return the processor time of a checkout and return, in seconds."""
+    each = max(6400 // threads, 400)  # so that it is not the start of the thread that is measured
 
     def work() -> None:
-        for _ in range(calls // threads):
+        for _ in range(each):
             with database.connection():
                 """Borrowed and given back, with nothing sent."""
 
-    times = []
-    for _ in range(5):
-        workers = [threading.Thread(target=work) for _ in range(threads)]
-        started = time.process_time()
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-        times.append((time.process_time() - started) / calls)
-    database.close()
-    return statistics.median(times)
+    workers = [threading.Thread(target=work) for _ in range(threads)]
+    started = time.process_time()
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return (time.process_time() - started) / (threads * each)
 
 
-async def _waiting(dsn: str, tasks: int) -> float:
+def _by_threads(dsn: str, cases: dict[int, tuple[int, int]], rounds: int) -> dict[int, float]:
+    """Return seconds for each case, a number of threads and the size of their pool; the cases take turns."""
+    times: dict[int, list[float]] = {number: [] for number in cases}
+    with ExitStack() as stack:
+        databases: dict[int, Database[Any]] = {}
+        for number, (_, size) in cases.items():
+            settings = {"min_size": size, "max_size": size, "name": f"{number} of {size}"}
+            database = Database({"connection_settings": {"conninfo": dsn}, "pool_settings": settings})
+            stack.callback(database.close)
+            database.connect()
+            while database.stats()["pool_size"] < size:
+                time.sleep(0.02)
+            databases[number] = database
+        for turn in range(rounds + 1):
+            for number, (threads, _) in cases.items():
+                seconds = _in_threads(databases[number], threads)
+                times[number] += [seconds] if turn else []  # the first is to warm up
+    return {number: statistics.median(seconds) for number, seconds in times.items()}
+
+
+async def _by_tasks(dsn: str, cases: Sequence[int], rounds: int) -> dict[int, float]:
+    """Return seconds for each number of tasks, on a pool of 8; the cases take turns."""
+    times: dict[int, list[float]] = {number: [] for number in cases}
     pool = {"min_size": 8, "max_size": 8, "timeout": 60}
     database = AsyncDatabase({"connection_settings": {"conninfo": dsn}, "async_pool_settings": pool})
     await database.connect()
-    calls = 8000
+    for turn in range(rounds + 1):
+        for tasks in cases:
+            each = max(8000 // tasks, 20)  # so that it is not the start of the task that is measured
 
-    async def work() -> None:
-        for _ in range(calls // tasks):
-            async with database.connection():
-                await asyncio.sleep(0)
+            async def work(each: int = each) -> None:
+                for _ in range(each):
+                    async with database.connection():
+                        await asyncio.sleep(0)
 
-    times = []
-    for _ in range(5):
-        started = time.process_time()
-        await asyncio.gather(*(work() for _ in range(tasks)))
-        times.append((time.process_time() - started) / calls)
+            started = time.process_time()
+            await asyncio.gather(*(work() for _ in range(tasks)))
+            seconds = (time.process_time() - started) / (tasks * each)
+            times[tasks] += [seconds] if turn else []
     await database.close()
-    return statistics.median(times)
+    return {number: statistics.median(seconds) for number, seconds in times.items()}
 
 
 def growth(dsn: str) -> list[str]:
     """Return a table: the processor time of a checkout, by what may make it dearer."""
+    rounds = 11
     lines = ["### A checkout and return, as more take part", "", "| | processor time | |", "|---|---|---|"]
     for title, cases in (
-        ("threads, on a pool of 8", {n: _checkouts(dsn, n, 8) for n in (1, 8, 64)}),
-        ("connections in the pool, one thread", {n: _checkouts(dsn, 1, n) for n in (1, 10, 100)}),
-        ("tasks, on a pool of 8", {n: asyncio.run(_waiting(dsn, n)) for n in (9, 50, 500, 2000)}),
+        ("threads, on a pool of 8", _by_threads(dsn, {n: (n, 8) for n in (1, 8, 64)}, rounds)),
+        ("connections in the pool, one thread", _by_threads(dsn, {n: (1, n) for n in (1, 10, 100)}, rounds)),
+        ("tasks, on a pool of 8", asyncio.run(_by_tasks(dsn, (9, 50, 500, 2000), rounds))),
     ):
         base = next(iter(cases.values()))
         for number, seconds in cases.items():
