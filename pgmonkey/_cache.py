@@ -12,8 +12,9 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from . import _forks
+from ._config import Config, Kind
 
-Key = tuple[str, str, "int | None"]
+Key = tuple[str, Kind, "int | None"]
 """Digest of the resolved configuration, kind, and for async kinds the identity of the event loop."""
 
 
@@ -52,18 +53,18 @@ class _Entry:
         self.handle = handle
         # Weak: a holder that is gone cannot let go any more, and must not keep others from closing.
         self.holders: weakref.WeakSet[object] = weakref.WeakSet()
-        self._latest: Callable[[], object] = lambda: None
+        self.latest: Callable[[], object] = lambda: None
+        """Returns who took hold of it last, which most often is who does again."""
 
     def hold(self, holder: object) -> None:
-        """Note that *holder* holds this, which most often is who did last."""
-        if self._latest() is not holder:
-            self.holders.add(holder)
-            self._latest = weakref.ref(holder)
+        """Note that *holder* holds this."""
+        self.holders.add(holder)
+        self.latest = weakref.ref(holder)
 
     def let_go(self, holder: object) -> None:
         """Note that *holder* does not hold this any more."""
         self.holders.discard(holder)
-        self._latest = lambda: None
+        self.latest = lambda: None
 
 
 class Cache:
@@ -79,11 +80,18 @@ class Cache:
         """Take a fresh lock: the old one may be held by a thread that stayed with the parent."""
         self._lock = threading.Lock()
 
-    def acquire(self, key: Key, make: Callable[[], H], holder: object, *, fresh: bool = False) -> H:
-        """Return the one handle for *key*, made by *make* if need be, and note that *holder* holds it.
+    def acquire(
+        self, key: Key, make: Callable[[Config, Kind], H], config: Config, holder: object, *, fresh: bool = False
+    ) -> H:
+        """Return the one handle for *key*, made by *make* from *config* if need be; note that *holder* holds it.
 
         With *fresh*, put a new handle in its place; the old one closes when its other holders let go or ask again.
         """
+        entry = self._entries.get(key)
+        if entry is not None and entry.latest() is holder and not fresh and not self._replaced:
+            handle = entry.handle
+            if handle.usable_here:  # nothing changes, so there is nothing to lock
+                return handle  # type: ignore[return-value]  # the kind is part of the key
         over: list[_Entry] = []
         with self._lock:
             entry = self._entries.get(key)
@@ -93,7 +101,7 @@ class Cache:
                     del self._entries[other.key]
                 if entry is not None and entry not in over:
                     self._replaced.append(entry)
-                entry = self._entries[key] = _Entry(key, make())
+                entry = self._entries[key] = _Entry(key, make(config, key[1]))
             entry.hold(holder)
             closing = self._let_go(holder, [old for old in self._replaced if old.key == key]) if self._replaced else []
         for other in over:

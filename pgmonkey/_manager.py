@@ -36,20 +36,20 @@ class _Source:
         self._origin = origin
         self._file = None if isinstance(origin, Mapping) else origin
         self._options = {"resolve_env": resolve_env, "allow_sensitive_defaults": allow_sensitive_defaults}
-        self._loaded: tuple[Config, tuple[int, int, int] | None, Dependencies] | None = None
+        self._loaded: tuple[Config, tuple[int, int, int] | None, Dependencies | None] | None = None
 
     def config(self) -> Config:
         """Return the checked configuration as it is now."""
         loaded = self._loaded
         # Before the read: a change in between is then noticed at the next call.
         signature = None if self._file is None else file_signature(self._file)
-        if loaded is not None and loaded[1] == signature and loaded[2].unchanged():
+        if loaded is not None and loaded[1] == signature and (loaded[2] is None or loaded[2].unchanged()):
             return loaded[0]
         dependencies = Dependencies()
         config = check(prepare(read_document(self._origin), dependencies=dependencies, **self._options))
         if dependencies:
             config = replace(config, reload=self.config)
-        self._loaded = config, signature, dependencies
+        self._loaded = config, signature, dependencies or None
         return config
 
 
@@ -198,8 +198,8 @@ class PGConnectionManager:
             raise ConfigError(f"{config.source}: {kind!r} is not a connection type; use one of {', '.join(KINDS)}")
         if kind == "async" or kind == "async_pool":
             return self._open_async(config, kind, force_reload)
-        key = (config.digest, kind, None)
-        handle = cache.acquire(key, lambda: ConnectionHandle(config, kind), self, fresh=force_reload)
+        key: Key = (config.digest, kind, None)
+        handle = cache.acquire(key, ConnectionHandle, config, self, fresh=force_reload)
         try:
             handle.open()
         except BaseException:
@@ -209,8 +209,8 @@ class PGConnectionManager:
         return handle
 
     async def _open_async(self, config: Config, kind: Kind, force_reload: bool) -> AsyncConnectionHandle:
-        key = (config.digest, kind, id(_colour_async.current_loop()))
-        handle = cache.acquire(key, lambda: AsyncConnectionHandle(config, kind), self, fresh=force_reload)
+        key: Key = (config.digest, kind, id(_colour_async.current_loop()))
+        handle = cache.acquire(key, AsyncConnectionHandle, config, self, fresh=force_reload)
         try:
             await handle.open()
         except BaseException:
