@@ -25,10 +25,10 @@ _ROOT = Path(__file__).resolve().parent.parent
 _GUNICORN = ("gunicorn", "--worker-class", "gthread", "--threads", "8", "--no-control-socket", "--log-level", "error")
 _UVICORN = ("uvicorn", "--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "error")
 LIBRARIES = {
-    "flask": ("none", "psycopg_pool", "Flask-SQLAlchemy", "pgmonkey"),
-    "fastapi": ("none", "psycopg_pool", "asyncpg", "SQLAlchemy", "pgmonkey"),
+    "flask": ("none", "libpq alone", "psycopg_pool", "Flask-SQLAlchemy", "pgmonkey"),
+    "fastapi": ("none", "libpq alone", "psycopg_pool", "asyncpg", "SQLAlchemy", "pgmonkey"),
     "django": (
-        *("none", "stock", "CONN_MAX_AGE", "pool", "pgmonkey"),
+        *("none", "libpq alone", "stock", "CONN_MAX_AGE", "pool", "pgmonkey"),
         *("pool, ATOMIC_REQUESTS", "pgmonkey, ATOMIC_REQUESTS"),
     ),
 }

@@ -10,6 +10,8 @@ from django.http import HttpRequest, JsonResponse
 from django.urls import path
 from psycopg.conninfo import conninfo_to_dict
 
+from .bound import InThreads
+
 DSN, LIBRARY, SIZE = os.environ["BENCHMARK_DSN"], os.environ["BENCHMARK_LIBRARY"], 8
 QUERY = "SELECT id, name FROM things WHERE id = %s"
 
@@ -22,6 +24,7 @@ _stock: dict[str, Any] = {
 _pool = {"min_size": SIZE, "max_size": SIZE}
 DATABASES: dict[str, dict[str, Any]] = {
     "none": {},
+    "libpq alone": {},
     "stock": _stock,
     "CONN_MAX_AGE": {**_stock, "CONN_MAX_AGE": 60},
     "pool": {**_stock, "OPTIONS": {"pool": _pool}},
@@ -29,6 +32,8 @@ DATABASES: dict[str, dict[str, Any]] = {
 }
 _name = LIBRARY.removesuffix(", ATOMIC_REQUESTS")
 _database = {**DATABASES[_name], "ATOMIC_REQUESTS": True} if _name != LIBRARY else DATABASES[_name]
+
+bound = InThreads(DSN)
 
 settings.configure(
     SECRET_KEY="benchmark",
@@ -46,6 +51,12 @@ def without(request: HttpRequest, number: int) -> JsonResponse:
     return JsonResponse({"id": number, "name": f"thing {number}"})
 
 
+def with_libpq(request: HttpRequest, number: int) -> JsonResponse:
+    """Answer what the database says, which Django knows nothing of."""
+    row = bound.fetch(number)
+    return JsonResponse({"id": row[0], "name": row[1]})
+
+
 def with_database(request: HttpRequest, number: int) -> JsonResponse:
     """Answer what the database says."""
     with connection.cursor() as cursor:
@@ -54,5 +65,6 @@ def with_database(request: HttpRequest, number: int) -> JsonResponse:
     return JsonResponse({"id": row[0], "name": row[1]})
 
 
-urlpatterns = [path("things/<int:number>", with_database if _database else without)]
+view = with_database if _database else with_libpq if LIBRARY == "libpq alone" else without
+urlpatterns = [path("things/<int:number>", view)]
 application = get_wsgi_application()

@@ -22,6 +22,20 @@ if LIBRARY == "none":
     async def without(number: int) -> dict[str, Any]:
         return thing((number, f"thing {number}"))
 
+elif LIBRARY == "libpq alone":
+    from .bound import InTasks
+
+    @asynccontextmanager
+    async def connect(app: FastAPI) -> AsyncIterator[None]:
+        app.state.bound = InTasks(DSN, SIZE)
+        yield
+
+    app = FastAPI(lifespan=connect)
+
+    @app.get("/things/{number}")
+    async def by_libpq(number: int) -> dict[str, Any]:
+        return thing(await app.state.bound.fetch(number))
+
 elif LIBRARY == "pgmonkey":
     from fastapi_pgmonkey import PGMonkey
     from pgmonkey import AsyncDatabase

@@ -21,6 +21,15 @@ if LIBRARY == "none":
     def without(number: int) -> dict[str, Any]:
         return thing((number, f"thing {number}"))
 
+elif LIBRARY == "libpq alone":
+    from .bound import InThreads
+
+    bound = InThreads(DSN)
+
+    @app.get("/things/<int:number>")
+    def by_libpq(number: int) -> dict[str, Any]:
+        return thing(bound.fetch(number))
+
 elif LIBRARY == "pgmonkey":
     from flask_pgmonkey import PGMonkey
 
