@@ -44,12 +44,8 @@ class Units:
         for unit in self._units.values():
             unit.roll_back(error)
 
-    def finish(self, status: int) -> None:
-        """Commit them, one after the other, or roll all back when *status* is an error; raise what fails a COMMIT."""
-        self.finish_with(Refused(status) if status >= 400 else None)
-
-    def finish_with(self, error: BaseException | None) -> None:
-        """Do as `finish` does, by an *error* rather than a status."""
+    def finish(self, error: BaseException | None) -> None:
+        """Commit them, one after the other, or roll all back when there is an *error*; raise what fails a COMMIT."""
         units, self._units = self._units, {}
         failure = error
         for unit in units.values():
@@ -81,8 +77,14 @@ class Requests:
                 units.roll_back(e)
             return handle_user_exception(e)
 
+        preprocess_request = app.preprocess_request
+
+        def choose_first(*context: Any) -> Any:
+            self._choose()
+            return preprocess_request(*context)
+
         app.handle_user_exception = handle_after_roll_back  # type: ignore[method-assign]
-        app.before_request_funcs.setdefault(None, []).insert(0, self._choose)
+        app.preprocess_request = choose_first  # type: ignore[method-assign]
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request."""
@@ -93,7 +95,7 @@ class Requests:
         def start_after_commit(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
             nonlocal other_body
             try:
-                units.finish(int(status[:3]))
+                units.finish(_refusal(int(status[:3])))
             except Exception as error:
                 response = self._answer(error, units)
                 other_body = response(environ, start_response)
@@ -103,10 +105,10 @@ class Requests:
         try:
             body = self._wsgi_app(environ, start_after_commit)
         except BaseException as error:
-            units.finish_with(error)
+            units.finish(error)
             raise
         else:
-            units.finish_with(Refused("no response"))
+            units.finish(Refused("no response"))
         finally:
             del environ[_UNITS]  # which knows the environ in turn
         if other_body is None:
@@ -140,8 +142,12 @@ class Requests:
             response = self._app.process_response(response)
         except Exception as unhandled:
             response = self._app.handle_exception(unhandled)
-        units.finish(response.status_code)
+        units.finish(_refusal(response.status_code))
         return response
+
+
+def _refusal(status: int) -> Refused | None:
+    return Refused(status) if status >= 400 else None
 
 
 def _route(environ: WSGIEnvironment) -> str:
