@@ -46,7 +46,7 @@ class ConnectionHandle:
 
     def __init__(self, config: Config, kind: Kind) -> None:
         self.kind: Kind = kind
-        """``normal``, ``pool``, ``async`` or ``pool``."""
+        """As asked for of `get_database_connection`, one of four."""
         self._plan = blueprint(config, kind)
         self._pool = Pool(self._plan)
         self._loop = current_loop()

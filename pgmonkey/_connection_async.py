@@ -44,7 +44,7 @@ class AsyncConnectionHandle:
 
     def __init__(self, config: Config, kind: Kind) -> None:
         self.kind: Kind = kind
-        """``normal``, ``pool``, ``async`` or ``async_pool``."""
+        """As asked for of `get_database_connection`, one of four."""
         self._plan = blueprint(config, kind)
         self._pool = AsyncPool(self._plan)
         self._loop = current_loop()

@@ -19,7 +19,8 @@ from ._fetching import take, taking, told_why
 from ._limits import INTERVAL, Waits, limited, too_slow
 from ._liveness import watch
 
-_READ, _WRITE = int(Wait.R), int(Wait.W)
+# As plain numbers, which are compared sooner.
+_READ, _WRITE, _OK = int(Wait.R), int(Wait.W), int(ConnStatus.OK)
 
 
 class Watcher:
@@ -101,7 +102,8 @@ class Watcher:
             if not told_why(results):
                 raise
         self._answer, self._results = None, []  # which may be large
-        self._stop_at_the_end()
+        if self._pgconn.status != _OK:
+            self._stop()  # see `_stop_at_the_end`, which would be one call more for every statement
         if self._timer is not None:
             self._forget()
         answer.set_result(results)
@@ -126,7 +128,7 @@ class Watcher:
             self._loop.remove_writer(self._socket)
 
     def _stop_at_the_end(self) -> None:
-        if self._pgconn.status != ConnStatus.OK:
+        if self._pgconn.status != _OK:
             self._stop()  # before anybody gets the number of the socket that libpq may have closed
 
     def _late(self, answer: asyncio.Future[Any], limit: float) -> None:
