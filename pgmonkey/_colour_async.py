@@ -154,8 +154,9 @@ class Queue(deque[Waiter[T]]):
             self._timer.cancel()
         self._due = when
         loop, wait = asyncio.get_running_loop(), max(0.0, when - monotonic())
+        this: weakref.ref[Queue[Any]] = weakref.ref(self)
         # The timer keeps its context, and would keep whole requests by that of whoever waits.
-        self._timer = loop.call_later(wait, _wake_late_ones, weakref.ref(self), context=Context())
+        self._timer = loop.call_later(wait, _wake_late_ones, this, context=Context())
 
     def wake_late_ones(self) -> None:
         """Wake those whose deadline has passed."""
