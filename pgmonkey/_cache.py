@@ -88,7 +88,7 @@ class Cache:
         With *fresh*, put a new handle in its place; the old one closes when its other holders let go or ask again.
         """
         entry = self._entries.get(key)
-        if entry is not None and entry.latest() is holder and not fresh and not self._replaced:
+        if entry is not None and entry.latest() is holder and not fresh:
             handle = entry.handle
             if handle.usable_here:  # nothing changes, so there is nothing to lock
                 return handle  # type: ignore[return-value]  # the kind is part of the key

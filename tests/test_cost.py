@@ -118,4 +118,4 @@ def test_a_cached_connection(config_file: Any) -> None:
     manager.get_database_connection(config_file, "pool")
     found = calls(lambda: manager.get_database_connection(config_file, "pool"))
     manager.clear_cache()
-    assert found <= 24
+    assert found <= 18

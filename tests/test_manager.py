@@ -94,6 +94,27 @@ def test_clearing_closes_what_nobody_else_holds(config: dict[str, Any], backends
     wait_until(lambda: backends() == [])
 
 
+def test_who_let_go_and_asks_again_holds_again(config: dict[str, Any]) -> None:
+    one, other = PGConnectionManager(), PGConnectionManager()
+    pool = one.get_database_connection_from_dict(config, "pool")
+    other.get_database_connection_from_dict(config, "pool")
+    other.clear_cache()
+    assert other.get_database_connection_from_dict(config, "pool") is pool
+    one.clear_cache()
+    assert not pool.closed
+    other.clear_cache()
+    assert pool.closed
+
+
+def test_a_pool_that_was_closed_is_not_found_again(config: dict[str, Any]) -> None:
+    manager = PGConnectionManager()
+    closed = manager.get_database_connection_from_dict(config, "pool")
+    closed.close()
+    with manager.get_database_connection_from_dict(config, "pool") as connection:
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+    manager.clear_cache()
+
+
 def test_a_manager_that_is_gone_keeps_nobody_from_closing(config: dict[str, Any]) -> None:
     pool = PGConnectionManager().get_database_connection_from_dict(config, "pool")
     gc.collect()
