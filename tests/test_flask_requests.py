@@ -296,6 +296,20 @@ def test_a_view_chooses_statements(app: Flask, db: PGMonkey, observer: Observer)
     assert rows(observer) == [1]
 
 
+def test_a_views_choice_is_made_before_anything_else(app: Flask, db: PGMonkey, observer: Observer) -> None:
+    @app.url_value_preprocessor
+    def first(endpoint: str | None, values: dict[str, Any] | None) -> None:
+        db.execute("INSERT INTO t VALUES (1)")
+        assert rows(observer) == [1], "by itself"
+
+    @app.post("/")
+    @db.transaction_per("statement")
+    def view() -> str:
+        return ""
+
+    assert app.test_client().post("/").status_code == 200
+
+
 def test_a_view_chooses_a_transaction(db: PGMonkey, config: dict[str, Any]) -> None:
     app = Flask("shop")
     app.config.update(PGMONKEY_CONFIG=config, PGMONKEY_TRANSACTION="statement")

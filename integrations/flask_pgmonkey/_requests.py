@@ -79,6 +79,7 @@ class Requests:
 
         preprocess_request = app.preprocess_request
 
+        # Not one of the functions before requests: it would come after what looks at the URL, and cost more.
         def choose_first(*context: Any) -> Any:
             self._choose()
             return preprocess_request(*context)
