@@ -32,8 +32,8 @@ def run_on(loop: str, main: Coroutine[Any, Any, None]) -> None:
         asyncio.run(main)
 
 
-def single(config: dict[str, Any]) -> dict[str, Any]:
-    return {**config, "async_pool_settings": {"min_size": 1, "max_size": 1, "timeout": 5}}
+def single(config: dict[str, Any], timeout: float = 5) -> dict[str, Any]:
+    return {**config, "async_pool_settings": {"min_size": 1, "max_size": 1, "timeout": timeout}}
 
 
 async def watching(database: AsyncDatabase[Any]) -> Any:
@@ -217,7 +217,7 @@ def test_a_forgotten_pool_leaves_the_loop(config: dict[str, Any], backends: Any)
     asyncio.run(main())
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no os.fork(), which is what this is about")
 @pytest.mark.parametrize("running", [False, True])
 def test_a_forked_child_leaves_the_parents_loop_alone(running: bool, config: dict[str, Any]) -> None:
     """They share what the loop waits with, so that what the child removed would be removed from the parent's."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,8 @@ import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 
 if TYPE_CHECKING:
-    from .conftest import Demo
+    from ..conftest import ON_CI
+from .conftest import Demo
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [
@@ -23,7 +23,7 @@ FLAGS = [
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    if CHROMIUM is None and not os.environ.get("CI"):
+    if CHROMIUM is None and not ON_CI:
         pytest.skip("no Chromium here; Debian: apt install chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
