@@ -19,8 +19,7 @@ from ._fetching import take, taking, told_why
 from ._limits import INTERVAL, Waits, limited, too_slow
 from ._liveness import watch
 
-# As plain numbers, which are compared sooner.
-_READ, _WRITE, _OK = int(Wait.R), int(Wait.W), int(ConnStatus.OK)
+_READ, _WRITE = int(Wait.R), int(Wait.W)
 
 
 class Watcher:
@@ -102,8 +101,7 @@ class Watcher:
             if not told_why(results):
                 raise
         self._answer, self._results = None, []  # which may be large
-        if self._pgconn.status != _OK:
-            self._stop()  # see `_stop_at_the_end`, which would be one call more for every statement
+        self._stop_at_the_end()
         if self._timer is not None:
             self._forget()
         answer.set_result(results)
@@ -128,7 +126,7 @@ class Watcher:
             self._loop.remove_writer(self._socket)
 
     def _stop_at_the_end(self) -> None:
-        if self._pgconn.status != _OK:
+        if self._pgconn.status != ConnStatus.OK:
             self._stop()  # before anybody gets the number of the socket that libpq may have closed
 
     def _late(self, answer: asyncio.Future[Any], limit: float) -> None:
