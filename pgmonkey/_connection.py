@@ -7,7 +7,7 @@ from __future__ import annotations
 import inspect
 import logging
 import sys
-import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -50,8 +50,7 @@ class ConnectionHandle:
         self._plan = blueprint(config, kind)
         self._pool = Pool(self._plan)
         self._loop = current_loop()
-        self._opening = 0
-        self._counting = threading.Lock()
+        self._opening: deque[None] = deque()
         self._entries: Entries[Lease | _Nested] = Entries()
         self._pool.scavenge = WeakMethod(self._take_back_forgotten)
 
@@ -69,8 +68,7 @@ class ConnectionHandle:
             return
         give_up = monotonic() + settings.open_timeout
         pause, longest = _PAUSE
-        with self._counting:
-            self._opening += 1
+        self._opening.append(None)
         try:
             while not self._pool.opened:
                 try:
@@ -82,8 +80,7 @@ class ConnectionHandle:
                     sleep(pause)
                     pause = min(2 * pause, longest)
         finally:
-            with self._counting:
-                self._opening -= 1
+            self._opening.pop()
 
     def borrow(
         self,

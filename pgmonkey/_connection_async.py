@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import sys
-import threading
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
@@ -48,8 +48,7 @@ class AsyncConnectionHandle:
         self._plan = blueprint(config, kind)
         self._pool = AsyncPool(self._plan)
         self._loop = current_loop()
-        self._opening = 0
-        self._counting = threading.Lock()
+        self._opening: deque[None] = deque()
         self._entries: Entries[AsyncLease | _Nested] = Entries()
         self._pool.scavenge = WeakMethod(self._take_back_forgotten)
 
@@ -67,8 +66,7 @@ class AsyncConnectionHandle:
             return
         give_up = monotonic() + settings.open_timeout
         pause, longest = _PAUSE
-        with self._counting:
-            self._opening += 1
+        self._opening.append(None)
         try:
             while not self._pool.opened:
                 try:
@@ -80,8 +78,7 @@ class AsyncConnectionHandle:
                     await sleep(pause)
                     pause = min(2 * pause, longest)
         finally:
-            with self._counting:
-                self._opening -= 1
+            self._opening.pop()
 
     async def borrow(
         self,

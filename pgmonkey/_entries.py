@@ -12,6 +12,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, Generic, TypeVar
 
+from . import _forks
+
 T = TypeVar("T")
 
 
@@ -19,8 +21,13 @@ class Entries(Generic[T]):
     """What was entered and not exited yet, by the frame that entered it; the latest of a frame is exited first."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._by_frame: dict[FrameType, list[T]] = {}
+        self.after_fork_in_child()
+        _forks.watch(self)
+
+    def after_fork_in_child(self) -> None:
+        """Take a fresh lock: the old one may be held by a thread that stayed with the parent."""
+        self._lock = threading.Lock()
 
     def push(self, frame: FrameType, entry: T) -> None:
         """Remember that *frame* entered *entry*."""

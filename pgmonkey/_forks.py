@@ -17,6 +17,7 @@ class Forkable(Protocol):
 
 
 _watched: weakref.WeakSet[Forkable] = weakref.WeakSet()
+_pid = os.getpid()
 
 
 def watch(what: Forkable) -> None:
@@ -39,7 +40,18 @@ def disown(pgconn: pq.abc.PGconn) -> None:
         os.close(void)
 
 
+def just_forked() -> bool:
+    """Whether this is a forked child in which nothing was told yet.
+
+    Python ends the parent's other threads there before all else.  What goes with them has finalizers, and all that they
+    would close or give back is the parent's.
+    """
+    return os.getpid() != _pid
+
+
 def _after_fork_in_child() -> None:
+    global _pid
+    _pid = os.getpid()
     for what in list(_watched):
         what.after_fork_in_child()
 

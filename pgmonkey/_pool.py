@@ -256,6 +256,8 @@ class Pool:
 
     def reclaim(self, pooled: PooledConnection) -> None:
         """Take back a connection whose borrower was garbage-collected, at whatever moment that happened."""
+        if _forks.just_forked() or pooled not in self._lent:
+            return  # it is the parent's, or closed already
         self._dropped.append(pooled)
         self._collect()
 

@@ -254,6 +254,8 @@ class AsyncPool:
 
     def reclaim(self, pooled: AsyncPooledConnection) -> None:
         """Take back a connection whose borrower was garbage-collected, at whatever moment that happened."""
+        if _forks.just_forked() or pooled not in self._lent:
+            return  # it is the parent's, or closed already
         self._dropped.append(pooled)
         self._collect()
 

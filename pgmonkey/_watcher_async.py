@@ -16,6 +16,7 @@ from psycopg.pq import ConnStatus, TransactionStatus
 from psycopg.waiting import Ready, Wait
 
 from ._fetching import take, taking, told_why
+from ._forks import just_forked
 from ._limits import INTERVAL, Waits, limited, too_slow
 from ._liveness import watch
 
@@ -165,7 +166,7 @@ class Watcher:
 
     def __del__(self) -> None:
         """Leave the loop before the socket is closed."""
-        if self._reading or self._writing:
+        if (self._reading or self._writing) and not just_forked():
             self.finish()
 
 

@@ -273,6 +273,43 @@ print("disjoint")
     assert ok(run(project, code=code)) == "disjoint\n"
 
 
+def test_a_fork_leaves_alone_what_the_threads_of_the_parent_do(project: Path) -> None:
+    """Python ends them in the child, and what they have with them, before it tells anybody of the fork."""
+    code = """
+import os, signal, threading
+from django.db import connection, transaction
+from django_pgmonkey._pools import pools
+def query(statement):
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+        return cursor.fetchone()[0]
+inside, forked, told = threading.Event(), threading.Event(), []
+def work():
+    with transaction.atomic():
+        first = query("SELECT txid_current()")
+        with pools._lock:
+            inside.set()
+            forked.wait(30)
+        told.append(query("SELECT txid_current()") == first)
+thread = threading.Thread(target=work)
+thread.start()
+assert inside.wait(30)
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    try:
+        pools.close("default")
+        os._exit(query("SELECT 7"))
+    except BaseException:
+        os._exit(1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+forked.set()
+thread.join()
+print(told)
+"""
+    assert ok(run(project, code=code)) == "[True]\n"
+
+
 def test_a_role_is_assumed_or_the_connection_is_not_used(project: Path, observer: Observer, dbname: str) -> None:
     observer.execute(f"CREATE ROLE assumed_{dbname}".encode())
     code = """

@@ -68,6 +68,109 @@ def test_a_forked_child_has_connections_of_its_own(leave: str, config: dict[str,
     assert run(FORK.replace("LEAVE", leave), config, flags=flags) == "ok\n"
 
 
+THREADS = """
+import asyncio, os, threading
+from pgmonkey import PGConnectionManager
+pool = PGConnectionManager().get_database_connection_from_dict(CONFIG, "pool")
+of_thread = threading.local()
+inside, forked, told = threading.Semaphore(0), threading.Event(), []
+XID = "SELECT txid_current()"
+def work():
+    of_thread.lease = pool.borrow()
+    connection = of_thread.lease.connection
+    first = connection.execute(XID).fetchone()
+    inside.release()
+    forked.wait(30)
+    told.append(connection.execute(XID).fetchone() == first)
+    of_thread.lease.finish()
+async def work_in_a_loop():
+    handle = await PGConnectionManager().get_database_connection_from_dict(CONFIG, "async_pool")
+    of_thread.lease = await handle.borrow()
+    connection = of_thread.lease.connection
+    first = await (await connection.execute(XID)).fetchone()
+    inside.release()
+    await asyncio.to_thread(forked.wait, 30)
+    told.append(await (await connection.execute(XID)).fetchone() == first)
+    await of_thread.lease.finish()
+threads = [threading.Thread(target=work), threading.Thread(target=lambda: asyncio.run(work_in_a_loop()))]
+for thread in threads:
+    thread.start()
+    assert inside.acquire(timeout=30)
+child = os.fork()
+if child == 0:
+    with pool as connection:
+        os._exit(connection.execute("SELECT 7").fetchone()[0])
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+forked.set()
+for thread in threads:
+    thread.join()
+print(told)
+"""
+
+
+def test_a_fork_leaves_alone_what_the_threads_of_the_parent_do(config: dict[str, Any]) -> None:
+    """Python ends them in the child, and what they have with them, before it tells anybody of the fork."""
+    assert run(THREADS, config, flags=("-W", "ignore::DeprecationWarning")) == "[True, True]\n"
+
+
+FORGOTTEN = """
+import os, threading, time
+from pgmonkey import PGConnectionManager
+from psycopg.pq import TransactionStatus
+pool = PGConnectionManager().get_database_connection_from_dict(CONFIG, "pool")
+leases = [pool.borrow()]
+pgconn = leases[0].connection.pgconn
+thread = threading.Thread(target=leases[0].connection.execute, args=["SELECT pg_sleep(3)"])
+thread.start()
+while pgconn.transaction_status != TransactionStatus.ACTIVE:
+    time.sleep(0.01)
+time.sleep(0.5)  # the first to be sent is BEGIN
+child = os.fork()
+if child == 0:
+    leases.clear()
+    time.sleep(1)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+thread.join()
+leases[0].finish()
+print("ok")
+"""
+
+
+def test_what_a_forked_child_forgets_goes_on_in_the_parent(config: dict[str, Any]) -> None:
+    """The pool ends what a forgotten connection is doing, but here it is the parent's."""
+    assert run(FORGOTTEN, config, flags=("-W", "ignore::DeprecationWarning")) == "ok\n"
+
+
+LOCKED = """
+import os, signal, threading
+from pgmonkey import PGConnectionManager
+from pgmonkey._cache import cache
+pool = PGConnectionManager().get_database_connection_from_dict(CONFIG, "pool")
+locked, forked = threading.Event(), threading.Event()
+def lock():
+    with cache._lock, pool._entries._lock, pool._pool._lock.plain, pool._pool._upkeep._lock:
+        locked.set()
+        forked.wait(30)
+thread = threading.Thread(target=lock)
+thread.start()
+assert locked.wait(30)
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    again = PGConnectionManager().get_database_connection_from_dict(CONFIG, "pool")
+    with again as connection:
+        os._exit(connection.execute("SELECT 7").fetchone()[0])
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+forked.set()
+thread.join()
+"""
+
+
+def test_a_forked_child_waits_for_no_lock_of_its_parents_threads(config: dict[str, Any]) -> None:
+    assert run(LOCKED, config, flags=("-W", "ignore::DeprecationWarning")) == "7\n"
+
+
 ENDINGS = {
     "sync pool": "from pgmonkey import Database\nDatabase(CONFIG).fetch_value('SELECT 1')",
     "normal": "from pgmonkey import PGConnectionManager\n"

@@ -247,6 +247,50 @@ def test_a_forked_child_leaves_the_parents_loop_alone(running: bool, config: dic
     loop.close()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no os.fork(), which is what this is about")
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")  # it is
+def test_a_forked_child_leaves_the_loops_of_threads_alone(config: dict[str, Any]) -> None:
+    """Python ends the threads in the child, and what they have with them, before it tells anybody of the fork."""
+    from pgmonkey._blueprint import blueprint
+    from pgmonkey._pool_async import AsyncPool
+
+    plan = blueprint(PGConnectionManager().load(single(config)), "async_pool")
+    of_thread, ready, forked, told = threading.local(), threading.Event(), threading.Event(), []
+
+    class Collector:
+        def __del__(self) -> None:
+            gc.collect()
+
+    async def use() -> Any:
+        pooled = await of_thread.pool.borrow()
+        row = await (await asyncio.wait_for(pooled.connection.execute("SELECT pg_backend_pid()"), 5)).fetchone()
+        assert pooled.watcher._reading
+        of_thread.pool.give_back(pooled)
+        return row
+
+    def work() -> None:
+        loop = asyncio.new_event_loop()
+        of_thread.pool, of_thread.last = AsyncPool(plan), Collector()
+        told.append(loop.run_until_complete(use()))
+        ready.set()
+        forked.wait(30)
+        told.append(loop.run_until_complete(use()))
+        of_thread.pool.close()
+        loop.close()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert ready.wait(30)
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    forked.set()
+    thread.join()
+    assert len(told) == 2
+    assert told[0] == told[1]
+
+
 def test_a_large_statement_and_a_large_answer(config: dict[str, Any]) -> None:
     async def main() -> None:
         database = AsyncDatabase(single(config))

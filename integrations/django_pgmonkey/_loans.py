@@ -28,12 +28,15 @@ class Loan:
 
     def __init__(self, wrapper: DatabaseWrapper, lease: Lease) -> None:
         self.thread = threading.get_ident()
+        self._process = os.getpid()
         self.leases = leases = [lease]
         """The latest one."""
         # A lease that nobody has any more gives itself back.
         self._wrapper = weakref.ref(wrapper, lambda _: leases.clear())
 
     def __del__(self) -> None:
+        if self._process != os.getpid():
+            return  # a fork ended this thread, with what is another process's
         wrapper = self._wrapper()
         if self.active and (wrapper is None or not wrapper.allow_thread_sharing):
             self.leases[0].finish(Closed())
@@ -50,6 +53,9 @@ class _OfThread(threading.local):
     """The loans that a thread has; they go when it does."""
 
     def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
         self._loans: list[Loan] = []
 
     def add(self, loan: Loan) -> None:
@@ -73,6 +79,7 @@ def remember(wrapper: DatabaseWrapper, lease: Lease, latest: weakref.ref[Loan] |
 
 
 def _after_fork_in_child() -> None:
+    _of_thread.clear()
     for wrapper in list(_borrowers):
         wrapper.after_fork_in_child()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any
 
@@ -14,10 +15,14 @@ class Pools:
     """What is open for each alias."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self.after_fork_in_child()
         self._managers: dict[str, PGConnectionManager] = {}
         self._handles: dict[str, tuple[dict[str, Any], ConnectionHandle]] = {}
         self._async: dict[str, tuple[dict[str, Any], AsyncDatabase[Any]]] = {}
+
+    def after_fork_in_child(self) -> None:
+        """Take a fresh lock: the old one may be held by a thread that stayed with the parent."""
+        self._lock = threading.Lock()
 
     def known(self, alias: str, config: dict[str, Any]) -> ConnectionHandle | None:
         """Return the pool of *alias*, if it is open for *config*."""
@@ -60,6 +65,8 @@ class Pools:
 
 
 pools = Pools()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=pools.after_fork_in_child)
 
 
 def async_database(alias: str) -> AsyncDatabase[Any]:
