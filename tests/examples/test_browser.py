@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg
 import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 
-if TYPE_CHECKING:
-    from ..conftest import ON_CI
+from ..conftest import ON_CI
 from .conftest import Demo
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
