@@ -83,16 +83,21 @@ def work():
     forked.wait(30)
     told.append(connection.execute(XID).fetchone() == first)
     of_thread.lease.finish()
-async def work_in_a_loop():
+async def borrow():
     handle = await PGConnectionManager().get_database_connection_from_dict(CONFIG, "async_pool")
     of_thread.lease = await handle.borrow()
-    connection = of_thread.lease.connection
-    first = await (await connection.execute(XID)).fetchone()
+async def ask():
+    return await (await of_thread.lease.connection.execute(XID)).fetchone()
+def work_in_a_loop():
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(borrow())
+    first = loop.run_until_complete(ask())
     inside.release()
-    await asyncio.to_thread(forked.wait, 30)
-    told.append(await (await connection.execute(XID)).fetchone() == first)
-    await of_thread.lease.finish()
-threads = [threading.Thread(target=work), threading.Thread(target=lambda: asyncio.run(work_in_a_loop()))]
+    forked.wait(30)
+    told.append(loop.run_until_complete(ask()) == first)
+    loop.run_until_complete(of_thread.lease.finish())
+    loop.close()
+threads = [threading.Thread(target=work), threading.Thread(target=work_in_a_loop)]
 for thread in threads:
     thread.start()
     assert inside.acquire(timeout=30)
