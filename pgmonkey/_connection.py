@@ -51,6 +51,7 @@ class ConnectionHandle:
         self._pool = Pool(self._plan)
         self._loop = current_loop()
         self._opening: deque[None] = deque()
+        """One for each that is connecting: what counts them needs no lock, which a fork could leave taken."""
         self._entries: Entries[Lease | _Nested] = Entries()
         self._pool.scavenge = WeakMethod(self._take_back_forgotten)
 

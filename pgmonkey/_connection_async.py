@@ -49,6 +49,7 @@ class AsyncConnectionHandle:
         self._pool = AsyncPool(self._plan)
         self._loop = current_loop()
         self._opening: deque[None] = deque()
+        """One for each that is connecting: what counts them needs no lock, which a fork could leave taken."""
         self._entries: Entries[AsyncLease | _Nested] = Entries()
         self._pool.scavenge = WeakMethod(self._take_back_forgotten)
 

@@ -217,7 +217,6 @@ def test_a_forgotten_pool_leaves_the_loop(config: dict[str, Any], backends: Any)
     asyncio.run(main())
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no os.fork(), which is what this is about")
 @pytest.mark.parametrize("running", [False, True])
 def test_a_forked_child_leaves_the_parents_loop_alone(running: bool, config: dict[str, Any]) -> None:
     """They share what the loop waits with, so that what the child removed would be removed from the parent's."""
@@ -247,7 +246,6 @@ def test_a_forked_child_leaves_the_parents_loop_alone(running: bool, config: dic
     loop.close()
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no os.fork(), which is what this is about")
 @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")  # it is
 def test_a_forked_child_leaves_the_loops_of_threads_alone(config: dict[str, Any]) -> None:
     """Python ends the threads in the child, and what they have with them, before it tells anybody of the fork."""
@@ -270,7 +268,7 @@ def test_a_forked_child_leaves_the_loops_of_threads_alone(config: dict[str, Any]
 
     def work() -> None:
         loop = asyncio.new_event_loop()
-        of_thread.pool, of_thread.last = AsyncPool(plan), Collector()
+        of_thread.pool, of_thread.collector = AsyncPool(plan), Collector()
         told.append(loop.run_until_complete(use()))
         ready.set()
         forked.wait(30)

@@ -53,9 +53,6 @@ class _OfThread(threading.local):
     """The loans that a thread has; they go when it does."""
 
     def __init__(self) -> None:
-        self.clear()
-
-    def clear(self) -> None:
         self._loans: list[Loan] = []
 
     def add(self, loan: Loan) -> None:
@@ -79,7 +76,6 @@ def remember(wrapper: DatabaseWrapper, lease: Lease, latest: weakref.ref[Loan] |
 
 
 def _after_fork_in_child() -> None:
-    _of_thread.clear()
     for wrapper in list(_borrowers):
         wrapper.after_fork_in_child()
 

@@ -160,7 +160,6 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
 
     def after_fork_in_child(self) -> None:
         """Forget the connection, which is the parent's; a transaction that was open on it cannot go on here."""
-        self._loan = None
         if self._lease is not None:
             self.connection = self._lease = None
             self._open_cursors = 0
