@@ -98,7 +98,7 @@ def test_test_fails_with_the_servers_reason(kind: str, config: dict[str, Any], c
 def test_test_fails_when_nobody_listens(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(f"connection_settings: {{host: 127.0.0.1, port: 1, password: {SECRET}}}")
-    failed(pgmonkey("pgconfig", "test", "--connconfig", path), "Connection refused")
+    failed(pgmonkey("pgconfig", "test", "--connconfig", path), 'connection to server at "127.0.0.1", port 1 failed')
 
 
 @pytest.mark.parametrize("command", ["test", "generate-code"])
