@@ -34,7 +34,8 @@ W = TypeVar("W", bound="Watching")
 _TAKEN_BACK = ("pgconn", "lock", "watcher", "pooled")
 # What calls on behalf of the program, and so is no place in it.
 _FRAMEWORKS = ("fastapi", "starlette", "flask", "django", "anyio", "asyncio")
-_OURS = ("pgmonkey", "flask_pgmonkey", "fastapi_pgmonkey", "django_pgmonkey", "contextlib")
+# What stands between us and who borrows: ourselves, and what stands on us.
+_BETWEEN = ("pgmonkey", "flask_pgmonkey", "fastapi_pgmonkey", "django_pgmonkey", "contextlib", "django")
 
 
 class _Lent:
@@ -102,9 +103,8 @@ def lend(pooled: C, *, autocommit: bool, prepare_threshold: int | None, context:
 
     *context* is where its type adapters come from, *pooled* itself when None.
     """
-    lent = object.__new__(type(pooled))
-    state: dict[str, Any] = lent.__dict__
-    state.update(pooled.__dict__)
+    lent = object.__new__(pooled.__class__)
+    state: dict[str, Any] = pooled.__dict__.copy()
     state["_autocommit"] = autocommit
     state["_notice_handlers"] = list(state["_notice_handlers"])
     state["_notify_handlers"] = list(state["_notify_handlers"])
@@ -112,6 +112,7 @@ def lend(pooled: C, *, autocommit: bool, prepare_threshold: int | None, context:
     adapters = state["_adapters"] if context is None else context.adapters
     if adapters:
         state["_adapters"] = AdaptersMap(adapters)
+    lent.__dict__ = state
     lent.prepare_threshold = prepare_threshold  # kept where prepared statements are, which all borrowers share
     return lent
 
@@ -131,8 +132,8 @@ def take_back(lent: Any) -> None:
     if pgconn is not None:
         pgconn.notice_handler = pgconn.notify_handler = None  # what comes next is not for it
         lent.__class__ = lent.when_taken_back
-    for name in _TAKEN_BACK:
-        state.pop(name, None)
+        for name in _TAKEN_BACK:
+            state.pop(name, None)
 
 
 Label = Callable[[], str]
@@ -162,15 +163,12 @@ class Place:
 
     @classmethod
     def above(cls, frame: FrameType, label: Label | None, runner: Borrower | None) -> Place:
-        """Return the place nearest to *frame*, or the frame's own, that is outside pgmonkey."""
-        known, above = _known_files, frame.f_back
-        while above is not None:
-            file = frame.f_code.co_filename
-            if file not in known:
-                known[file] = _module(frame.f_globals) in _OURS
-            if not known[file]:
+        """Return the place nearest to *frame*, or the frame's own, that is outside pgmonkey and Django."""
+        while (file := frame.f_code.co_filename) in _between or (file not in _outside and _is_between(frame)):
+            above = frame.f_back
+            if above is None:
                 break
-            frame, above = above, above.f_back
+            frame = above
         return cls(frame, label, runner)
 
     def __str__(self) -> str:
@@ -186,8 +184,15 @@ def location(code: CodeType, line: int | None = None) -> str:
     return f"{os.path.relpath(code.co_filename)}:{line or code.co_firstlineno} ({code.co_name})"
 
 
-_known_files: dict[str, bool] = {}
-"""Whether the code of a file, which is what a frame tells soonest, is ours."""
+# The files of code, which is what a frame tells soonest, that is of `_BETWEEN`, and that is not.
+_between: set[str] = set()
+_outside: set[str] = set()
+
+
+def _is_between(frame: FrameType) -> bool:
+    found = _module(frame.f_globals) in _BETWEEN
+    (_between if found else _outside).add(frame.f_code.co_filename)
+    return found
 
 
 def _line(code: CodeType, instruction: int) -> int | None:

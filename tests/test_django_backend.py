@@ -157,6 +157,77 @@ print(errors, stats["pool_size"] == stats["pool_available"], stats["requests_err
     assert ok(run(project, code=code)) == "[] True 0\n"
 
 
+def test_a_pool_that_is_exhausted_tells_who_has_what(project: Path, config: dict[str, Any]) -> None:
+    config["pool_settings"] = {"min_size": 1, "max_size": 1, "timeout": 0.05}
+    (project / "config.yaml").write_text(yaml.safe_dump(config))
+    code = """
+import threading
+from django.conf import settings
+from django.db import OperationalError, connection
+from django.http import HttpResponse
+from django.test import Client
+from django.urls import path
+from django_pgmonkey.middleware import TransactionMiddleware
+from shop.models import Thing
+def refused():
+    try:
+        connection.ensure_connection()
+    except OperationalError as error:
+        print(error)
+def tell():
+    thread = threading.Thread(target=refused)
+    thread.start()
+    thread.join()
+def report(request, number):
+    Thing.objects.filter(pk=number).exists()  # through most of Django
+    tell()
+    return HttpResponse()
+urlpatterns = [path("reports/<int:number>", report)]
+settings.ROOT_URLCONF, settings.ALLOWED_HOSTS = __name__, ["testserver"]
+def task():
+    with connection.cursor():
+        tell()
+task()
+connection.close()
+Client().get("/reports/7")
+connection.close()  # Django's test client does not
+settings.MIDDLEWARE = ["django_pgmonkey.middleware.TransactionMiddleware"]
+Client().get("/reports/7")
+"""
+    migrate(project)
+    told = re.findall(r"held longest: [\d.]+ s, borrowed (.*) by thread 'MainThread'", ok(run(project, code=code)))
+    assert told == [
+        "at program.py:28 (task)",
+        "at program.py:22 (report)",
+        "for GET reports/<int:number>, at program.py:22 (report)",
+    ]
+
+
+def test_what_a_borrow_costs(project: Path) -> None:
+    # The functions that are called, counted as in test_cost.py, Django's own included.
+    code = """
+import sys
+from django.db import connections
+connection = connections["default"]
+def borrow():
+    connection.ensure_connection()
+    connection.close()
+def calls():
+    count = 0
+    def profile(frame, event, argument):
+        nonlocal count
+        count += event in ("call", "c_call")
+    sys.setprofile(profile)
+    borrow()
+    sys.setprofile(None)
+    return count
+for _ in range(3):
+    borrow()
+print(min(calls() for _ in range(5)))
+"""
+    assert int(ok(run(project, code=code))) <= 105
+
+
 def test_a_thread_gives_back_what_it_borrowed_last_and_nobody_elses(project: Path) -> None:
     code = """
 import gc, threading

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import weakref
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pgmonkey import Lease
@@ -82,30 +79,3 @@ def _after_fork_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-_DJANGOS = ("django", "django_pgmonkey", "contextlib")
-_known_files: dict[str, bool] = {}
-"""Whether the code of a file, which is what a frame tells soonest, is Django's."""
-
-
-def borrower(route: Callable[[], str] | None) -> Callable[[], str]:
-    """Return what tells who borrows here: the route, and the nearest place in the program outside Django."""
-    frame = sys._getframe(1)
-    above = frame.f_back
-    while above is not None:
-        file = frame.f_code.co_filename
-        if file not in _known_files:
-            _known_files[file] = frame.f_globals.get("__name__", "").partition(".")[0] in _DJANGOS
-        if not _known_files[file]:
-            break
-        frame, above = above, above.f_back
-    code, line = frame.f_code, frame.f_lineno
-
-    def tell() -> str:
-        file = Path(code.co_filename)
-        place = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
-        at = f"{place}:{line} ({code.co_name})"
-        return at if route is None else f"{route()}, {at}"
-
-    return tell

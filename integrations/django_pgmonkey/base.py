@@ -18,7 +18,7 @@ from psycopg.pq import TransactionStatus
 
 from pgmonkey import ConnectionHandle, Lease
 
-from ._loans import Closed, Loan, borrower, remember
+from ._loans import Closed, Loan, remember
 from ._pools import pools
 from ._settings import Settings
 from .client import DatabaseClient
@@ -38,7 +38,7 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
     def __init__(self, settings_dict: dict[str, Any], alias: str = "default") -> None:
         super().__init__(settings_dict, alias)
         self._lease: Lease | None = None
-        self._params: tuple[object, object, dict[str, Any]] | None = None
+        self._params: tuple[dict[str, Any], object, dict[str, Any]] | None = None
         self._settings = Settings(alias, settings_dict)
 
     @property
@@ -55,9 +55,14 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
         """The pool for this alias's settings, None for the alias-less connection that makes test databases."""
         if self.alias == NO_DB_ALIAS:
             return None
+        self._check_that_nothing_persists()
+        return self._pool_for(self.settings.config(self.timezone_name))
+
+    def _check_that_nothing_persists(self) -> None:
         if self.settings_dict["OPTIONS"].get("pool") and self.settings_dict.get("CONN_MAX_AGE", 0) != 0:
             raise ImproperlyConfigured("Pooling doesn't support persistent connections.")
-        config = self.settings.config(self.timezone_name)
+
+    def _pool_for(self, config: dict[str, Any]) -> ConnectionHandle:
         handle = pools.known(self.alias, config)
         if handle is None:
             with self.wrap_database_errors:
@@ -74,6 +79,9 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
         config, zone, known = its.config(self.timezone_name), (self.timezone, settings.USE_TZ), self._params
         if known is None or known[0] is not config or known[1] != zone:
             its.require()
+            self._set_isolation_level()
+            if self.alias != NO_DB_ALIAS:
+                self._check_that_nothing_persists()
             known = self._params = config, zone, its.for_psycopg(super().get_connection_params())
         return known[2].copy()
 
@@ -81,14 +89,14 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         """Borrow a connection and give it the properties that Django's settings ask for."""
-        pool = self.pool
+        known = self._params
+        pool = self.pool if known is None or self.alias == NO_DB_ALIAS else self._pool_for(known[0])
         if pool is None:
             return super().get_new_connection(conn_params)
-        self._set_isolation_level()
         if self._lease is not None:  # connect() was called on an open connection
             self._lease.finish(Closed())
         route = self._request.route if self._request is not None else None
-        lease = pool.borrow(autocommit=True, context=conn_params["context"], label=borrower(route))
+        lease = pool.borrow(autocommit=True, context=conn_params["context"], label=route)
         connection = lease.connection
         try:
             connection.cursor_factory = conn_params["cursor_factory"]
