@@ -71,6 +71,8 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.error_on_missing_interpreters = False  # also on CI: each missing one is reported as skipped
 nox.options.sessions = ["lint", "typing", "package", "tests", "minimums", "docs"]
 os.environ.setdefault("UV_PYTHON_DOWNLOADS", "never")
+# The tests start hundreds of processes; where Python is not to write bytecode, each would compile all that it imports.
+os.environ.setdefault("UV_COMPILE_BYTECODE", "1")
 
 
 def group(name):
