@@ -22,6 +22,9 @@ from . import django_projects
 
 ROOT = Path(__file__).resolve().parent.parent
 ON_CI = bool(os.environ.get("CI"))
+# libpq's words for a port that nobody listens on. The others are those of a busy machine: psycopg polls before the
+# kernel has heard of the refusal, and libpq takes the connection for made and then for ended.
+REFUSED = "Connection refused|server closed the connection unexpectedly"
 _SERVERS = "(?:flask|fastapi|django)(?:-sync|-gthread|-uvloop|-hypercorn)?"
 _numbers = itertools.count(1)
 _server: Server | None = None

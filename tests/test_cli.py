@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from .conftest import REFUSED
 
 SECRET = "hunter2-very-secret"
 
@@ -98,7 +101,9 @@ def test_test_fails_with_the_servers_reason(kind: str, config: dict[str, Any], c
 def test_test_fails_when_nobody_listens(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(f"connection_settings: {{host: 127.0.0.1, port: 1, password: {SECRET}}}")
-    failed(pgmonkey("pgconfig", "test", "--connconfig", path), 'connection to server at "127.0.0.1", port 1 failed')
+    finished = pgmonkey("pgconfig", "test", "--connconfig", path)
+    failed(finished, 'connection to server at "127.0.0.1", port 1 failed')
+    assert re.search(REFUSED, finished.stderr)
 
 
 @pytest.mark.parametrize("command", ["test", "generate-code"])

@@ -10,6 +10,7 @@ import asyncio
 import sys
 from collections.abc import Callable
 from contextvars import Context
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -18,6 +19,8 @@ import pytest
 
 from pgmonkey import AsyncDatabase, Database, PGConnectionManager
 
+from .conftest import ROOT
+from .django_projects import ok, run
 from .test_fast_async import prepared
 
 pytestmark = pytest.mark.skipif(
@@ -119,3 +122,20 @@ def test_a_cached_connection(config_file: Any) -> None:
     found = calls(lambda: manager.get_database_connection(config_file, "pool"))
     manager.clear_cache()
     assert found <= 18
+
+
+def test_a_borrow_of_django(project: Path) -> None:
+    code = f"""
+import sys
+from django.db import connections
+sys.path.append({str(ROOT)!r})
+from tests.test_cost import calls
+connection = connections["default"]
+def borrow():
+    connection.ensure_connection()
+    connection.close()
+for _ in range(3):
+    borrow()
+print(calls(borrow))
+"""
+    assert int(ok(run(project, code=code))) <= 105

@@ -13,6 +13,7 @@ import pytest
 
 from pgmonkey import AsyncDatabase, Database
 
+from ..conftest import REFUSED
 from .clusters import Cluster
 from .load import Load, wait_until
 from .proxy import FaultProxy
@@ -20,9 +21,6 @@ from .proxy import FaultProxy
 Figure = Callable[[str, str], None]
 # While the load runs, two processors are busy with it; what is measured is not how busy.
 SLACK = 0.4
-# libpq's words for a port that nobody listens on. The others are those of a busy machine: psycopg polls before the
-# kernel has heard of the refusal, and libpq takes the connection for made and then for ended.
-REFUSED = "Connection refused|server closed the connection unexpectedly"
 
 
 @pytest.fixture(params=["sync", "async"])
