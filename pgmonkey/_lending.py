@@ -33,7 +33,7 @@ W = TypeVar("W", bound="Watching")
 
 _TAKEN_BACK = ("pgconn", "lock", "watcher", "pooled")
 # What calls on behalf of the program, and so is no place in it.
-_FRAMEWORKS = ("fastapi", "starlette", "flask", "django", "anyio", "asyncio")
+_FRAMEWORKS = ("fastapi", "starlette", "flask", "anyio", "asyncio")
 # What stands between us and who borrows: ourselves, and what stands on us.
 _BETWEEN = ("pgmonkey", "flask_pgmonkey", "fastapi_pgmonkey", "django_pgmonkey", "contextlib", "django")
 

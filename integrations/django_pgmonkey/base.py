@@ -89,10 +89,11 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         """Borrow a connection and give it the properties that Django's settings ask for."""
-        known = self._params
-        pool = self.pool if known is None or self.alias == NO_DB_ALIAS else self._pool_for(known[0])
-        if pool is None:
+        if self.alias == NO_DB_ALIAS:
             return super().get_new_connection(conn_params)
+        # Where Django asked for the parameters just now, the settings were looked at.
+        known = self._params
+        pool = self._pool_for(known[0] if known is not None else self.settings.config(self.timezone_name))
         if self._lease is not None:  # connect() was called on an open connection
             self._lease.finish(Closed())
         route = self._request.route if self._request is not None else None
