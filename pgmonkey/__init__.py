@@ -1,17 +1,16 @@
 """The way Python web applications talk to PostgreSQL: one configuration, one cache, three frameworks."""
 
-from ._config import load_config
-from ._connection import ConnectionHandle
-from ._connection_async import AsyncConnectionHandle
-from ._database import Database
-from ._database_async import AsyncDatabase
-from ._lease import Lease
-from ._lease_async import AsyncLease
-from ._manager import PGConnectionManager
-from ._secrets import redact_config
-from ._statement import Params, Statement
-from ._unit import UnitOfWork
-from ._unit_async import AsyncUnitOfWork
+from ._async.database import AsyncDatabase
+from ._async.handle import AsyncConnectionHandle
+from ._async.lease import AsyncLease
+from ._async.unit import AsyncUnitOfWork
+from ._config.redaction import redact_config
+from ._config.source import load_config
+from ._driver.sql import Params, Statement
+from ._sync.database import Database
+from ._sync.handle import ConnectionHandle
+from ._sync.lease import Lease
+from ._sync.unit import UnitOfWork
 from .errors import (
     CancelledUnitError,
     CommandTimeoutError,
@@ -23,6 +22,7 @@ from .errors import (
     PoolFullError,
     PoolTimeoutError,
 )
+from .manager import PGConnectionManager
 
 __all__ = [
     "AsyncConnectionHandle",

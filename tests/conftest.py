@@ -184,6 +184,6 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _clean_cache() -> Iterator[None]:
     """End each test with nothing in the process's cache."""
     yield
-    from pgmonkey._cache import cache
+    from pgmonkey._pool.cache import cache
 
     cache.close()

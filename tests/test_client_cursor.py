@@ -19,8 +19,8 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 
 from pgmonkey import Database
-from pgmonkey import _cursor as cursors
-from pgmonkey import _fast as fast
+from pgmonkey._sync import cursor as cursors
+from pgmonkey._sync import fastpath as fast
 
 from ._colour import run_to_end
 from .faults.proxy import FaultProxy

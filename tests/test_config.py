@@ -228,7 +228,7 @@ def test_every_psycopg_pool_parameter_is_accepted(caplog: pytest.LogCaptureFixtu
 
     from psycopg_pool import ConnectionPool
 
-    from pgmonkey._config import PoolSettings
+    from pgmonkey._config.schema import PoolSettings
 
     parameters = set(inspect.signature(ConnectionPool.__init__).parameters) - {"self", "conninfo"}
     assert parameters - set(PoolSettings.__dataclass_fields__) == set()

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pgmonkey import ConfigError, PGConnectionManager, load_config, redact_config
-from pgmonkey._blueprint import blueprint
-from pgmonkey._config import KINDS, PoolSettings, libpq_keywords
+from pgmonkey._config.blueprint import blueprint
+from pgmonkey._config.schema import KINDS, PoolSettings, libpq_keywords
 
 MANY = settings(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]

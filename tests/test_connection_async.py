@@ -16,8 +16,8 @@ from psycopg.errors import InFailedSqlTransaction
 from psycopg.rows import dict_row
 
 from pgmonkey import AsyncConnectionHandle, GivenBackError, PGConnectionManager, PoolClosedError, PoolTimeoutError
-from pgmonkey._colour_async import POOL_KIND, sleep
-from pgmonkey._config import Kind
+from pgmonkey._async.waiting import POOL_KIND, sleep
+from pgmonkey._config.schema import Kind
 
 from .garbage import no_cycles
 

@@ -22,7 +22,8 @@ from psycopg.types.json import Json, Jsonb
 from psycopg.types.range import Range
 
 from pgmonkey import CommandTimeoutError, Database
-from pgmonkey import _fast as fast
+from pgmonkey._driver.plan import MISS
+from pgmonkey._sync import fastpath as fast
 
 from ._colour import run_to_end
 
@@ -42,7 +43,7 @@ def short_ways(monkeypatch: pytest.MonkeyPatch) -> Way:
         try:
             result = usual(self, *arguments)
         finally:
-            taken += result is not fast.MISS
+            taken += result is not MISS
         return result
 
     monkeypatch.setattr(fast.FastPath, "run", counted)
@@ -346,9 +347,9 @@ def test_nothing_large_is_kept(config: dict[str, Any], short_ways: Way) -> None:
         cursor = connection.execute("SELECT %s::int", [1])
         assert cursor.fetchone() == (1,)
         plans = connection.__dict__["pooled"].plans
-    assert len(plans) > 4
-    for plan in plans.values():
+    assert len(plans._plans) > 4
+    for plan in plans._plans.values():
         assert plan.transformer.pgresult is None
         assert plan.params is None
-        assert plan.query.params is None
+        assert plan._query.params is None
     database.close()

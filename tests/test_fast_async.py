@@ -20,7 +20,8 @@ from psycopg.types.json import Json, Jsonb
 from psycopg.types.range import Range
 
 from pgmonkey import AsyncDatabase, CommandTimeoutError
-from pgmonkey import _fast_async as fast
+from pgmonkey._async import fastpath as fast
+from pgmonkey._driver.plan import MISS
 
 from ._colour_async import run_to_end
 
@@ -40,7 +41,7 @@ def short_ways(monkeypatch: pytest.MonkeyPatch) -> Way:
         try:
             result = await usual(self, *arguments)
         finally:
-            taken += result is not fast.MISS
+            taken += result is not MISS
         return result
 
     monkeypatch.setattr(fast.AsyncFastPath, "run", counted)
@@ -344,9 +345,9 @@ async def test_nothing_large_is_kept(config: dict[str, Any], short_ways: Way) ->
         cursor = await connection.execute("SELECT %s::int", [1])
         assert await cursor.fetchone() == (1,)
         plans = connection.__dict__["pooled"].plans
-    assert len(plans) > 4
-    for plan in plans.values():
+    assert len(plans._plans) > 4
+    for plan in plans._plans.values():
         assert plan.transformer.pgresult is None
         assert plan.params is None
-        assert plan.query.params is None
+        assert plan._query.params is None
     await database.close()

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from pgmonkey import CommandTimeoutError, Database, PGConnectionManager
-from pgmonkey._colour import POOL_KIND, sleep
+from pgmonkey._sync.waiting import POOL_KIND, sleep
 
 from ._colour import elsewhere
 
@@ -87,11 +87,11 @@ def test_a_connection_that_is_out_for_long_is_reported_once(
     with database.connection() as connection:
         connection.execute("SELECT 1")
         sleep(0.9)
-    (record,) = [record.getMessage() for record in caplog.records if "perhaps it leaks" in record.getMessage()]
+    (record,) = [record.getMessage() for record in caplog.records if "possible leak" in record.getMessage()]
     assert Path(__file__).name in record
     assert "test_a_connection_that_is_out_for_long_is_reported_once" in record
     assert f"by {'thread' if POOL_KIND == 'pool' else 'task'} '" in record
-    assert 0.2 <= float(record.partition("leaks: ")[2].partition(" s")[0]) < 0.9
+    assert 0.2 <= float(record.partition("checked out for ")[2].partition(" s")[0]) < 0.9
     caplog.clear()
     with database.connection():
         sleep(0.5)
@@ -132,7 +132,7 @@ def test_what_nobody_can_give_back_any_more_is_taken_back(
         with handle as connection:
             connection.execute("SELECT 1")
     assert "never given back" in caplog.text
-    assert len(handle._entries._by_frame) <= 2
+    assert len(handle._open_blocks._by_frame) <= 2
     assert handle.stats()["pool_size"] <= 2
 
 
@@ -286,7 +286,7 @@ def test_a_changed_secret_is_used_for_the_next_connection(
             secret.unlink()
             sleep(0.1)
             assert database.fetch_value("SELECT 3") == 3
-            assert "going on with the credentials" in caplog.text
+            assert "using the last credentials that worked" in caplog.text
             database.close()
     finally:
         sleep(0.1)

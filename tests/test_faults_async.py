@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from pgmonkey import AsyncDatabase, CommandTimeoutError, PGConnectionManager
-from pgmonkey._colour_async import POOL_KIND, sleep
+from pgmonkey._async.waiting import POOL_KIND, sleep
 
 from ._colour_async import elsewhere
 
@@ -85,11 +85,11 @@ async def test_a_connection_that_is_out_for_long_is_reported_once(
     async with database.connection() as connection:
         await connection.execute("SELECT 1")
         await sleep(0.9)
-    (record,) = [record.getMessage() for record in caplog.records if "perhaps it leaks" in record.getMessage()]
+    (record,) = [record.getMessage() for record in caplog.records if "possible leak" in record.getMessage()]
     assert Path(__file__).name in record
     assert "test_a_connection_that_is_out_for_long_is_reported_once" in record
     assert f"by {'thread' if POOL_KIND == 'pool' else 'task'} '" in record
-    assert 0.2 <= float(record.partition("leaks: ")[2].partition(" s")[0]) < 0.9
+    assert 0.2 <= float(record.partition("checked out for ")[2].partition(" s")[0]) < 0.9
     caplog.clear()
     async with database.connection():
         await sleep(0.5)
@@ -132,7 +132,7 @@ async def test_what_nobody_can_give_back_any_more_is_taken_back(
         async with handle as connection:
             await connection.execute("SELECT 1")
     assert "never given back" in caplog.text
-    assert len(handle._entries._by_frame) <= 2
+    assert len(handle._open_blocks._by_frame) <= 2
     assert handle.stats()["pool_size"] <= 2
 
 
@@ -286,7 +286,7 @@ async def test_a_changed_secret_is_used_for_the_next_connection(
             secret.unlink()
             await sleep(0.1)
             assert await database.fetch_value("SELECT 3") == 3
-            assert "going on with the credentials" in caplog.text
+            assert "using the last credentials that worked" in caplog.text
             await database.close()
     finally:
         await sleep(0.1)

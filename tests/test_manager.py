@@ -16,7 +16,7 @@ import yaml
 from psycopg import sql
 
 from pgmonkey import AsyncDatabase, ConfigError, Database, PGConnectionManager, PoolClosedError
-from pgmonkey._cache import cache
+from pgmonkey._pool.cache import cache
 
 Backends = Callable[[], list[tuple[int, str]]]
 
@@ -59,7 +59,7 @@ def test_a_connection_that_cannot_be_made_is_not_cached(config: dict[str, Any]) 
     with pytest.raises(psycopg.OperationalError):
         manager.get_database_connection_from_dict(config, "pool")
     assert manager.cache_info["size"] == 0
-    assert not cache._entries
+    assert not cache._open_blocks
 
 
 def test_a_pool_survives_a_server_that_is_away(config: dict[str, Any], server: Any, dbname: str) -> None:
@@ -166,7 +166,7 @@ def test_a_changed_file_or_variable_gives_another_connection(
 
 
 def test_an_unchanged_file_is_not_read_again(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pgmonkey._manager
+    import pgmonkey._config.source
 
     manager = PGConnectionManager()
     pool = manager.get_database_connection(config_file, "pool")
@@ -174,7 +174,7 @@ def test_an_unchanged_file_is_not_read_again(config_file: Path, monkeypatch: pyt
     def fail(path: object) -> None:
         raise AssertionError("read again")
 
-    monkeypatch.setattr(pgmonkey._manager, "read_document", fail)
+    monkeypatch.setattr(pgmonkey._config.source, "read_document", fail)
     assert manager.get_database_connection(config_file, "pool") is pool
 
 

@@ -150,11 +150,11 @@ def test_what_a_forked_child_forgets_goes_on_in_the_parent(config: dict[str, Any
 LOCKED = """
 import os, signal, threading
 from pgmonkey import PGConnectionManager
-from pgmonkey._cache import cache
+from pgmonkey._pool.cache import cache
 pool = PGConnectionManager().get_database_connection_from_dict(CONFIG, "pool")
 locked, forked = threading.Event(), threading.Event()
 def lock():
-    with cache._lock, pool._entries._lock, pool._pool._lock.plain, pool._pool._upkeep._lock:
+    with cache._lock, pool._open_blocks._lock, pool._pool._lock, pool._pool._upkeep._lock:
         locked.set()
         forked.wait(30)
 thread = threading.Thread(target=lock)

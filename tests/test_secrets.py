@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pgmonkey import load_config, redact_config
-from pgmonkey._secrets import REDACTED, redact_text
+from pgmonkey._config.redaction import REDACTED, redact_text
 
 
 def load(folder: Path, text: str, **options: bool) -> dict[str, Any]:

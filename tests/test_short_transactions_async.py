@@ -17,8 +17,8 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row, scalar_row
 
 from pgmonkey import AsyncDatabase, PGConnectionManager
-from pgmonkey import _cursor_async as cursors
-from pgmonkey import _fast_async as fast
+from pgmonkey._async import cursor as cursors
+from pgmonkey._async import fastpath as fast
 
 from ._colour_async import run_to_end
 from .faults.proxy import FaultProxy

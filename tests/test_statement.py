@@ -2,7 +2,7 @@
 
 import pytest
 
-from pgmonkey._statement import is_harmless, is_one_plain, only_reads
+from pgmonkey._driver.sql import is_harmless, is_one_plain, only_reads
 
 
 @pytest.mark.parametrize(

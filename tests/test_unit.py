@@ -12,7 +12,8 @@ import pytest
 from psycopg import IsolationLevel
 from psycopg.errors import DeadlockDetected, SerializationFailure
 
-from pgmonkey import CancelledUnitError, Database, PoolTimeoutError, _lease
+from pgmonkey import CancelledUnitError, Database, PoolTimeoutError
+from pgmonkey._driver import prepared as bookkeeping
 
 Observer = psycopg.Connection[Any]
 
@@ -32,7 +33,7 @@ def rows(observer: Observer) -> list[int]:
 def test_what_is_committed_stays_so_where_the_session_cannot_be_cleaned(
     database: Database, observer: Observer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_lease, "_CLEAN", b"SELECT 1 / 0")
+    monkeypatch.setattr(bookkeeping, "_CLEAN", b"SELECT 1 / 0")
     with database.transaction() as connection:
         pid = connection.info.backend_pid
         connection.execute("SET work_mem = '1MB'")

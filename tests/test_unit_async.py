@@ -10,7 +10,8 @@ import pytest
 from psycopg import IsolationLevel
 from psycopg.errors import DeadlockDetected, SerializationFailure
 
-from pgmonkey import AsyncDatabase, CancelledUnitError, PoolTimeoutError, _lease_async
+from pgmonkey import AsyncDatabase, CancelledUnitError, PoolTimeoutError
+from pgmonkey._driver import prepared as bookkeeping
 
 Observer = psycopg.Connection[Any]
 
@@ -30,7 +31,7 @@ def rows(observer: Observer) -> list[int]:
 async def test_what_is_committed_stays_so_where_the_session_cannot_be_cleaned(
     database: AsyncDatabase, observer: Observer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_lease_async, "_CLEAN", b"SELECT 1 / 0")
+    monkeypatch.setattr(bookkeeping, "_CLEAN", b"SELECT 1 / 0")
     async with database.transaction() as connection:
         pid = connection.info.backend_pid
         await connection.execute("SET work_mem = '1MB'")

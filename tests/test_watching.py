@@ -195,8 +195,8 @@ def test_handlers_of_notices_run_in_the_context_of_who_executes(config: dict[str
 
 
 def test_a_forgotten_pool_leaves_the_loop(config: dict[str, Any], backends: Any) -> None:
-    from pgmonkey._blueprint import blueprint
-    from pgmonkey._pool_async import AsyncPool
+    from pgmonkey._async.pool import AsyncPool
+    from pgmonkey._config.blueprint import blueprint
 
     async def main() -> None:
         loaded = PGConnectionManager().load(single(config))
@@ -249,8 +249,8 @@ def test_a_forked_child_leaves_the_parents_loop_alone(running: bool, config: dic
 @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")  # it is
 def test_a_forked_child_leaves_the_loops_of_threads_alone(config: dict[str, Any]) -> None:
     """Python ends the threads in the child, and what they have with them, before it tells anybody of the fork."""
-    from pgmonkey._blueprint import blueprint
-    from pgmonkey._pool_async import AsyncPool
+    from pgmonkey._async.pool import AsyncPool
+    from pgmonkey._config.blueprint import blueprint
 
     plan = blueprint(PGConnectionManager().load(single(config)), "async_pool")
     of_thread, ready, forked, told = threading.local(), threading.Event(), threading.Event(), []
@@ -260,6 +260,8 @@ def test_a_forked_child_leaves_the_loops_of_threads_alone(config: dict[str, Any]
             gc.collect()
 
     async def use() -> Any:
+        if not hasattr(of_thread, "pool"):
+            of_thread.pool, of_thread.collector = AsyncPool(plan), Collector()
         pooled = await of_thread.pool.borrow()
         row = await (await asyncio.wait_for(pooled.connection.execute("SELECT pg_backend_pid()"), 5)).fetchone()
         assert pooled.watcher._reading
@@ -268,7 +270,6 @@ def test_a_forked_child_leaves_the_loops_of_threads_alone(config: dict[str, Any]
 
     def work() -> None:
         loop = asyncio.new_event_loop()
-        of_thread.pool, of_thread.collector = AsyncPool(plan), Collector()
         told.append(loop.run_until_complete(use()))
         ready.set()
         forked.wait(30)

@@ -1,7 +1,8 @@
 """Write the synchronous twin of every asynchronous source: ``python tools/twins.py``, or ``--check`` to only compare.
 
-A file ``NAME_async.py`` is the source and ``NAME.py`` beside it the twin, except for the hand-written pairs below.
-The check fails on a twin that is stale, one whose source is gone, and a rule that nothing uses.
+A file in a folder ``_async`` is the source; its twin has the same name in the folder ``_sync`` beside it.  The pairs
+in BY_HAND are written by hand.  The check fails on a twin that is stale, on one whose source is gone, and on a rule
+that nothing uses.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("pgmonkey", "tests")
-BY_HAND = {"_colour_async.py", "_watcher_async.py"}
-HEADER = "# Generated from {source} by tools/twins.py: change that file, then run the tool.\n"
+FOLDERS = ("pgmonkey",)
+BY_HAND = {"pgmonkey/_async/waiting.py", "pgmonkey/_async/watcher.py"}
+HEADER = "# Generated from ../_async/{source} by tools/twins.py: change that file, then run the tool.\n"
 
 RULES = {
     r"\basync (def|with|for)\b": r"\1",
@@ -68,10 +69,10 @@ def main(arguments: list[str]) -> int:
     used: set[str] = set()
     twins: set[Path] = set()
     for folder in FOLDERS:
-        for source in sorted((ROOT / folder).rglob("*_async.py")):
-            if source.name in BY_HAND:
+        for source in sorted((ROOT / folder).rglob("_async/*.py")):
+            if source.name == "__init__.py" or source.relative_to(ROOT).as_posix() in BY_HAND:
                 continue
-            target = source.with_name(source.name.replace("_async.py", ".py"))
+            target = source.parent.with_name("_sync") / source.name
             twins.add(target)
             header = HEADER.format(source=source.name)
             text = tidy(target, header + "\n" + twin(source.read_text(), used))

@@ -10,7 +10,7 @@ from typing import TextIO
 
 import psycopg
 
-from .._secrets import redact_text
+from .._config.redaction import redact_text
 from ..errors import PgmonkeyError
 from . import pgconfig
 

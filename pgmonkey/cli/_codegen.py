@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from textwrap import indent
 from typing import Any
 
-from .._blueprint import startup_options
-from .._config import OURS, Config, Kind
-from .._secrets import is_sensitive
-from .._yaml import read_document
+from .._config.blueprint import startup_options
+from .._config.document import read_document
+from .._config.redaction import is_sensitive
+from .._config.schema import OURS, Config, Kind
 
 # What psycopg and psycopg_pool do not have, or have in another way.
 _NOT_IN_THE_POOL = (

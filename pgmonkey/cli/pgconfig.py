@@ -13,11 +13,12 @@ from typing import Any, cast
 
 import psycopg
 
-from .._config import KINDS, Config, Kind
-from .._connection import ConnectionHandle
-from .._connection_async import AsyncConnectionHandle
-from .._manager import PGConnectionManager
+from .._async.handle import AsyncConnectionHandle
+from .._config.schema import KINDS, Config, Kind
+from .._config.source import Source
+from .._sync.handle import ConnectionHandle
 from ..errors import ConfigError
+from ..manager import PGConnectionManager
 from . import _codegen
 
 
@@ -83,17 +84,18 @@ def _open_private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _load(options: argparse.Namespace, manager: PGConnectionManager) -> Config:
-    return manager.load(
+def _load(options: argparse.Namespace) -> Config:
+    source = Source(
         options.path,
         resolve_env=options.resolve_env,
         allow_sensitive_defaults=options.allow_sensitive_defaults,
     )
+    return source.config()
 
 
 def _test(options: argparse.Namespace) -> int:
     manager = PGConnectionManager()
-    config = _load(options, manager)
+    config = _load(options)
     kind: Kind = options.connection_type or config.kind
     started = perf_counter()
     if kind in ("async", "async_pool"):
@@ -151,7 +153,7 @@ async def _connect_async(options: argparse.Namespace, manager: PGConnectionManag
 
 
 def _generate_code(options: argparse.Namespace) -> int:
-    config = _load(options, PGConnectionManager())
+    config = _load(options)
     kind: Kind = options.connection_type or config.kind
     flags = {name: True for name in ("resolve_env", "allow_sensitive_defaults") if getattr(options, name)}
     if options.library == "pgmonkey":

@@ -203,7 +203,7 @@ def test_references_in_the_configuration_document(tmp_path: Path, monkeypatch: p
 
 
 def test_every_pool_parameter_is_documented_with_its_default() -> None:
-    from pgmonkey._config import PoolSettings
+    from pgmonkey._config.schema import PoolSettings
 
     text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     for name, field in PoolSettings.__dataclass_fields__.items():

@@ -1,0 +1,71 @@
+"""The cursors of lent connections: psycopg's, which take the short way where nothing unusual is asked for."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from psycopg import AsyncCursor
+from psycopg.abc import Params
+from psycopg.pq import Format
+from psycopg.rows import tuple_row
+
+from .._driver.cursors import convert, plan_for, set_result, short_class
+from .._driver.plan import begin_statement
+from .._driver.sql import Statement, is_one_plain
+from .connector import AsyncPooledConnection
+from .fastpath import execute_plan, execute_text
+
+
+async def _execute(
+    self: AsyncCursor[Any],
+    query: Statement,
+    params: Params | None = None,
+    *,
+    prepare: bool | None = None,
+    binary: bool | None = None,
+) -> AsyncCursor[Any]:
+    """Do as psycopg; a prepared statement takes one round trip, also where a transaction begins with it."""
+    connection = self.connection
+    pooled: AsyncPooledConnection | None = connection.__dict__.get("pooled")
+    plain = prepare is None and binary is None and self.format == Format.TEXT
+    if pooled is None or query.__class__ not in (str, bytes) or not plain:
+        return await AsyncCursor.execute(self, query, params, prepare=prepare, binary=binary)
+    key = query if params is not None else (query, None)
+    async with connection.lock:
+        plan = plan_for(self, pooled.plans, key, params)
+        if plan is not None:
+            result = await execute_plan(pooled, plan, begin_statement(connection))
+            set_result(self, query, [result], anew=True)
+            return self
+    await AsyncCursor.execute(self, query, params)
+    pooled.plans.learn(key, query, params, self, tuple_row)
+    return self
+
+
+async def _execute_merged(
+    self: AsyncCursor[Any],
+    query: Statement,
+    params: Params | None = None,
+    *,
+    prepare: bool | None = None,
+    binary: bool | None = None,
+) -> AsyncCursor[Any]:
+    """Do as psycopg's client-side cursors, in one round trip with the BEGIN that is needed."""
+    connection = self.connection
+    pooled: AsyncPooledConnection | None = connection.__dict__.get("pooled")
+    plain = prepare is None and binary is None and self.format == Format.TEXT
+    if pooled is not None and plain and isinstance(query, str) and is_one_plain(query):
+        async with connection.lock:
+            converted = convert(self, query, params)
+            if converted is not None:
+                results = await execute_text(pooled, converted, begin_statement(connection))
+                set_result(self, query, results, anew=False)
+                return self
+    return await AsyncCursor.execute(self, query, params, prepare=prepare, binary=binary)
+
+
+@lru_cache
+def shortened(cursor_class: type[AsyncCursor[Any]]) -> type[AsyncCursor[Any]]:
+    """Return the subclass of a class of cursors that takes the short way; the class itself where there is none."""
+    return short_class(cursor_class, AsyncCursor.execute, _execute, _execute_merged)

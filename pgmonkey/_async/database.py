@@ -1,0 +1,390 @@
+"""`AsyncDatabase`: the query methods, transactions and units of work that applications use."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from time import perf_counter
+from typing import Any, Generic, TypeVar, cast, overload
+
+import psycopg
+from psycopg import AsyncConnection, AsyncCursor, IsolationLevel
+from psycopg.errors import (
+    DeadlockDetected,
+    FeatureNotSupported,
+    InvalidSqlStatementName,
+    QueryCanceled,
+    SerializationFailure,
+)
+from psycopg.pq import TransactionStatus
+from psycopg.rows import AsyncRowFactory, Row, TupleRow, tuple_row
+
+from .._config.blueprint import blueprint
+from .._config.source import Origin, Sources
+from .._driver.plan import MISS, read_all, read_count, read_one, read_value
+from .._driver.prepared import is_outdated
+from .._driver.sql import Params, Statement, leaves_state
+from .._driver.transaction_mode import TransactionMode
+from .._pool.cache import cache
+from .._pool.place import Label
+from .fastpath import AsyncFastPath
+from .handle import AsyncConnectionHandle, open_handle
+from .lease import AsyncLease
+from .unit import (
+    AsyncTransactionBlock,
+    AsyncUnitBlock,
+    AsyncUnitOfWork,
+    SessionValues,
+    current_unit,
+    enter,
+    set_values,
+    units,
+)
+from .waiting import POOL_KIND, sleep
+
+T = TypeVar("T")
+
+_STOPPED = QueryCanceled("the stream was closed before its end")
+# Seconds to wait before a transaction is tried again: at random up to the first, doubled each time, at most the last.
+_BACKOFF = (0.02, 1.0)
+
+
+class AsyncDatabase(Generic[Row]):
+    """A database described by one configuration, used through a pool.
+
+    *config* is the path of a YAML file or a mapping; it is checked here, and nothing is connected before the first use.
+    *row_factory* is psycopg's; rows are tuples by default.  *session_values* is called when a transaction begins and
+    returns configuration parameters to be set until it ends, for row-level security: ``{"app.tenant": 42}``.
+
+    A query method (`fetch_one`, `fetch_all`, `fetch_value`, `execute`) runs one statement.  Outside a transaction it
+    borrows a connection for that statement, which is its own transaction (autocommit), and takes one round trip.
+    Inside ``transaction()`` or a unit of work it is part of that transaction.
+    """
+
+    @overload
+    def __init__(
+        self: AsyncDatabase[TupleRow],
+        config: Origin,
+        *,
+        resolve_env: bool = False,
+        allow_sensitive_defaults: bool = False,
+        row_factory: None = None,
+        session_values: Callable[[], SessionValues | None] | None = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        config: Origin,
+        *,
+        resolve_env: bool = False,
+        allow_sensitive_defaults: bool = False,
+        row_factory: AsyncRowFactory[Row],
+        session_values: Callable[[], SessionValues | None] | None = None,
+    ) -> None: ...
+
+    def __init__(
+        self,
+        config: Origin,
+        *,
+        resolve_env: bool = False,
+        allow_sensitive_defaults: bool = False,
+        row_factory: AsyncRowFactory[Any] | None = None,
+        session_values: Callable[[], SessionValues | None] | None = None,
+    ) -> None:
+        self._sources = Sources()
+        self._origin = config, resolve_env, allow_sensitive_defaults
+        self.timeout = blueprint(self._sources.config(*self._origin), POOL_KIND).settings.timeout
+        """How long a borrow waits for a free connection, in seconds."""
+        self._row_factory = row_factory
+        self._session_values = session_values
+        self._handle: AsyncConnectionHandle | None = None
+        self._fast: AsyncFastPath | None = None
+
+    # -- opening and closing ----------------------------------------------------------------------------------------
+
+    async def connect(self) -> None:
+        """Open the pool now; raise what psycopg raises when the server cannot be reached."""
+        await self._pool()
+
+    async def close(self) -> None:
+        """Release the pool, which closes when nothing else in the process uses it.  A later use opens it again."""
+        self.release()
+
+    def release(self) -> None:
+        """Do as `close`, where nothing can be awaited."""
+        self._handle = self._fast = None
+        self._sources.clear()
+        cache.release(self)
+
+    disconnect = close
+
+    async def ping(self) -> float:
+        """Ask the server for a sign of life; return the seconds it took, or raise what psycopg raises."""
+        started = perf_counter()
+        await self.fetch_value("SELECT 1")
+        return perf_counter() - started
+
+    def stats(self) -> dict[str, int]:
+        """Return the pool's counters, named as in psycopg_pool; empty before the first use."""
+        return {} if self._handle is None else self._handle.stats()
+
+    async def _pool(self) -> AsyncConnectionHandle:
+        handle = self._handle
+        if handle is None or not handle.usable_here:
+            handle = await open_handle(self._sources.config(*self._origin), POOL_KIND, self)
+            self._fast = handle.fast_path(self._row_factory, self._session_values and self.session_values)
+            self._handle = handle
+        return handle
+
+    async def borrow(
+        self, *, timeout: float | None = None, autocommit: bool | None = False, label: Label | None = None
+    ) -> AsyncLease:
+        """Lend a connection until the caller finishes the lease.
+
+        *timeout* is in seconds and defaults to the pool's; *autocommit* is the configuration's when None; *label*
+        returns for whom it is borrowed, for log messages.
+        """
+        handle = self._handle
+        if handle is None or not handle.usable_here:
+            handle = await self._pool()
+        lease = await handle.borrow(timeout=timeout, autocommit=autocommit, label=label)
+        lease.row_factory = self._row_factory
+        return lease
+
+    def session_values(self) -> SessionValues:
+        """Return the configuration parameters for a transaction that begins now."""
+        return (self._session_values() if self._session_values is not None else None) or {}
+
+    # -- query methods ----------------------------------------------------------------------------------------------
+
+    async def fetch_one(self, query: Statement, params: Params = None) -> Row | None:
+        """Return the first row of *query*, or None when there is none."""
+        fast = self._fast
+        if fast is not None:
+            unit = self.current_unit() if units.get() else None
+            read = read_one
+            found = await (fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read))
+            if found is not MISS:
+                return found  # type: ignore[no-any-return]
+        async with self._run(query, params) as cursor:
+            return await cursor.fetchone()
+
+    async def fetch_all(self, query: Statement, params: Params = None) -> list[Row]:
+        """Return all rows of *query*."""
+        fast = self._fast
+        if fast is not None:
+            unit = self.current_unit() if units.get() else None
+            read = read_all
+            found = await (fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read))
+            if found is not MISS:
+                return found  # type: ignore[no-any-return]
+        async with self._run(query, params) as cursor:
+            return await cursor.fetchall()
+
+    async def fetch_value(self, query: Statement, params: Params = None) -> Any:
+        """Return the first column of the first row of *query*, or None when there is no row."""
+        fast = self._fast
+        if fast is not None:
+            unit = self.current_unit() if units.get() else None
+            read = read_value
+            found = await (fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read))
+            if found is not MISS:
+                return found
+        async with self._run(query, params) as cursor:
+            cursor.row_factory = cast(Any, tuple_row)
+            row: Any = await cursor.fetchone()
+        return None if row is None else row[0]
+
+    async def execute(self, query: Statement, params: Params = None) -> int:
+        """Run *query*; return the number of rows affected, -1 where the statement has none."""
+        fast = self._fast
+        if fast is not None:
+            unit = self.current_unit() if units.get() else None
+            read = read_count
+            found = await (fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read))
+            if found is not MISS:
+                return found  # type: ignore[no-any-return]
+        async with self._run(query, params) as cursor:
+            return cursor.rowcount
+
+    async def execute_many(self, query: Statement, params_seq: Iterable[Params]) -> int:
+        """Run *query* for each of *params_seq* in one transaction; return the number of rows affected in all."""
+        async with self.transaction() as connection, connection.cursor() as cursor:
+            await cursor.executemany(query, [params if params is not None else () for params in params_seq])
+            return cursor.rowcount
+
+    def stream(self, query: Statement, params: Params = None, *, size: int = 1000) -> AsyncIterator[Row]:
+        """Return an iterator over the rows of *query*, which come from a server-side cursor, *size* at a time.
+
+        A stream has a connection and a transaction of its own, and gives it back when it ends or is closed.
+        """
+        return self._stream(query, params, size, self.session_values())
+
+    async def _stream(self, query: Statement, params: Params, size: int, values: SessionValues) -> AsyncIterator[Row]:
+        lease = await self.borrow()
+        stopped = False
+        try:
+            if values:
+                await set_values(lease.connection, values)
+            cursor = lease.connection.cursor("pgmonkey_stream")
+            try:
+                cursor.itersize = size
+                await cursor.execute(query, params)
+                async for row in cursor:
+                    try:
+                        yield row
+                    except GeneratorExit:
+                        stopped = True
+                        raise
+            finally:
+                # Not ServerCursor.close(): the end of the transaction closes it on the server, without a round trip.
+                await AsyncCursor.close(cursor)
+        except BaseException as error:
+            # A generator that is being closed may wait, unlike a coroutine.
+            await lease.finish(_STOPPED if stopped else error)
+            if stopped and isinstance(error, psycopg.Error):
+                return  # the caller that stops a stream does not need to know that the connection was lost
+            raise
+        await lease.finish()
+
+    @asynccontextmanager
+    async def _run(self, query: Statement, params: Params) -> AsyncIterator[AsyncCursor[Row]]:
+        unit = self.current_unit()
+        if unit is not None:
+            async with unit.at_work() as going_on:
+                if going_on:
+                    connection = await unit.connection()
+                    async with await self._execute(connection, query, params) as cursor:
+                        yield cursor
+                        if self._fast is not None:
+                            self._fast.learn(connection, query, params, cursor)
+                    return
+        pool = await self._pool()
+        if pool.needs_transactions or (self._session_values is not None and self.session_values()):
+            async with self.unit_of_work(), self._run(query, params) as cursor:
+                yield cursor
+            return
+        lease = await self.borrow(autocommit=True)
+        try:
+            async with await self._execute(lease.connection, query, params) as cursor:
+                yield cursor
+                if self._fast is not None:
+                    self._fast.learn(lease.connection, query, params, cursor)
+        except BaseException as error:
+            await lease.finish(error, clean=leaves_state(query))
+            raise
+        await lease.finish(clean=leaves_state(query))
+
+    async def _execute(self, connection: AsyncConnection[Row], query: Statement, params: Params) -> AsyncCursor[Row]:
+        alone = connection.pgconn.transaction_status == TransactionStatus.IDLE
+        try:
+            return await connection.execute(query, params)
+        except (FeatureNotSupported, InvalidSqlStatementName) as error:
+            if not is_outdated(error):
+                raise
+            # Other connections, too, have prepared statements for the old shape of the table.
+            (await self._pool()).forget_plans()
+            if not alone:
+                raise
+            # Nothing was done yet.
+            if connection.pgconn.transaction_status == TransactionStatus.INERROR:
+                await connection.rollback()
+            return await connection.execute(query, params)
+
+    # -- transactions and units of work -----------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def connection(self, *, timeout: float | None = None) -> AsyncIterator[AsyncConnection[Row]]:
+        """Lend a connection of its own for a block: committed at the end, rolled back when the block raises.
+
+        *timeout* is how long to wait for a free one, in seconds, the pool's ``timeout`` by default.
+        """
+        lease = await self.borrow(timeout=timeout, autocommit=None)
+        try:
+            if values := self.session_values():
+                await set_values(lease.connection, values)
+            yield lease.connection
+        except BaseException as error:
+            await lease.finish(error)
+            raise
+        await lease.finish()
+
+    def transaction(
+        self,
+        *,
+        isolation: IsolationLevel | str | None = None,
+        read_only: bool | None = None,
+        deferrable: bool | None = None,
+    ) -> AsyncTransactionBlock[Row]:
+        """Run a block in a transaction, which the query methods join; inside another one, in a savepoint of it.
+
+        *isolation* is a `psycopg.IsolationLevel` or its name, such as ``"serializable"``.  The options are those of
+        the outermost transaction, so inside another one they can be given as long as it has not begun: afterwards they
+        raise `psycopg.ProgrammingError`.
+        """
+        return AsyncTransactionBlock(self, TransactionMode.of(isolation, read_only, deferrable))
+
+    async def retry(
+        self,
+        function: Callable[[], Awaitable[T]],
+        *,
+        attempts: int = 5,
+        isolation: IsolationLevel | str | None = None,
+        read_only: bool | None = None,
+        deferrable: bool | None = None,
+    ) -> T:
+        """Run *function* in a transaction of its own, and commit it; return what it returned.
+
+        When the server could not serialise it (SQLSTATE 40001) or ended a deadlock with it (40P01), at whatever
+        statement or at COMMIT, *function* runs again after a short random pause, at most *attempts* times in all; then
+        that error is raised.  Raises `psycopg.ProgrammingError` inside a transaction, which could not be run again.
+        """
+        unit = self.current_unit()
+        if unit is not None and unit.borrowed:
+            raise psycopg.ProgrammingError(
+                "retry() cannot run again what the transaction around it did; call it first, or outside"
+            )
+        mode = TransactionMode.of(isolation, read_only, deferrable)
+        pause, longest = _BACKOFF
+
+        def begin() -> AsyncUnitOfWork[Row]:
+            return enter(AsyncUnitOfWork(self, mode))
+
+        for _ in range(attempts - 1):
+            try:
+                async with AsyncUnitBlock(begin):
+                    return await function()
+            except (SerializationFailure, DeadlockDetected):
+                await sleep(random.uniform(0, pause))  # noqa: S311
+                pause = min(2 * pause, longest)
+        async with AsyncUnitBlock(begin):
+            return await function()
+
+    def unit_of_work(self) -> AsyncUnitBlock[Row]:
+        """Open a unit of work for a block: a `transaction` that borrows only when a query method needs a connection.
+
+        When the first query only reads, the transaction begins with the next one; see `AsyncUnitOfWork`.
+        """
+        return AsyncUnitBlock(self.begin)
+
+    def begin(
+        self,
+        *,
+        isolation: IsolationLevel | str | None = None,
+        read_only: bool | None = None,
+        deferrable: bool | None = None,
+        label: Label | None = None,
+        on_borrow: Callable[[], None] | None = None,
+    ) -> AsyncUnitOfWork[Row]:
+        """Open a unit of work that the query methods of this context join, until its `finish` is called.
+
+        *label* returns for whom it works, for log messages; *on_borrow* is called when it has borrowed a connection.
+        """
+        mode = TransactionMode.of(isolation, read_only, deferrable)
+        return enter(AsyncUnitOfWork(self, mode, label, on_borrow, reads_alone=True))
+
+    def current_unit(self) -> AsyncUnitOfWork[Row] | None:
+        """Return the innermost unfinished unit of work of this database that the current context is in."""
+        return current_unit(self)

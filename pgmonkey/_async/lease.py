@@ -1,0 +1,268 @@
+"""A lease: one connection in the hands of one borrower, given back exactly once and clean."""
+
+from __future__ import annotations
+
+import logging
+from time import monotonic
+from typing import Any, cast
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.abc import AdaptContext
+from psycopg.errors import InFailedSqlTransaction, error_from_result
+from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
+from psycopg.pq.abc import PGresult
+
+from .._driver.cancel import hang_up, request_cancel
+from .._driver.lending import lend, route_notices, take_back
+from .._pool.place import Place
+from ..errors import GivenBackError
+from .connector import AsyncPooledConnection
+from .cursor import shortened
+from .guard import after_error
+from .pool import AsyncPool
+from .waiting import Caller, acquire, cannot_wait, try_acquire, wait_for
+
+logger = logging.getLogger("pgmonkey")
+
+# As plain numbers, which are faster to compare than members of an enumeration.
+_IDLE, _INTRANS = int(TransactionStatus.IDLE), int(TransactionStatus.INTRANS)
+_DONE, _FATAL = int(ExecStatus.COMMAND_OK), int(ExecStatus.FATAL_ERROR)
+# Seconds to wait for the end of a statement that was cancelled, and until it is cancelled again: a request that arrives
+# between two statements has no effect.
+_CANCEL_TIMEOUT = 5.0
+_CANCEL_AGAIN = 0.02
+# Seconds to wait for a ROLLBACK, and for one whose borrower was interrupted.  When the server takes longer, the
+# connection is closed, and the server rolls back.
+_ROLLBACK_TIMEOUT = 5.0
+_INTERRUPTED_TIMEOUT = 0.75
+
+
+class AsyncLease:
+    """A borrowed connection.  The borrower calls `finish`; a lease that is merely dropped is abandoned."""
+
+    lent: AsyncConnection[Any] | None = None
+    """The psycopg connection, once the borrower has asked for it."""
+    pooled: AsyncPooledConnection | None = None
+    """What is borrowed; None after it was given back."""
+
+    def __init__(
+        self, pool: AsyncPool, pooled: AsyncPooledConnection, autocommit: bool, context: AdaptContext | None = None
+    ) -> None:
+        self.pool = pool
+        self.refusal: psycopg.Error | None = None
+        """What every statement raises from now on."""
+        self.row_factory: Any = None
+        """How rows are made, if not as psycopg does."""
+        self.in_unit = False
+        """Whether it belongs to a unit of work, whose end alone commits."""
+        self.pooled = pooled
+        self._autocommit = autocommit
+        self._context = context
+
+    @property
+    def connection(self) -> AsyncConnection[Any]:
+        """The psycopg connection; unusable once the lease is finished."""
+        return self.lent or self._lend()
+
+    def _lend(self) -> AsyncConnection[Any]:
+        pooled, blueprint = self.pooled, self.pool.blueprint
+        if pooled is None:
+            raise GivenBackError("the connection of this lease was given back to its pool; borrow another one")
+        connection = lend(
+            pooled.connection,
+            autocommit=self._autocommit,
+            prepare_threshold=blueprint.connect.get("prepare_threshold", 5),
+            context=self._context,
+        )
+        state = connection.__dict__
+        state["pooled"] = pooled
+        state["shortened"] = shortened
+        if self.row_factory is not None:
+            state["row_factory"] = self.row_factory
+        if self.in_unit:
+            state["in_unit"] = True
+        if self.refusal is not None:
+            state["refusal"] = self.refusal
+        if blueprint.settings.close_returns:
+            state["close"] = self.finish
+        # Another thread of the borrower may do the same at this moment, or finish the lease: the first one counts.
+        connection = cast("AsyncConnection[Any]", self.__dict__.setdefault("lent", connection))
+        route_notices(connection)
+        if self.pooled is None:
+            take_back(connection)
+        return connection
+
+    def settle(self, pooled: AsyncPooledConnection) -> None:
+        """Turn the frame that a connection was taken for into a place, which does not keep the frame alive."""
+        if pooled.frame is not None:
+            pooled.lent_at = Place.above(pooled.frame, pooled.label, Caller.current())
+            pooled.frame = None
+
+    @property
+    def active(self) -> bool:
+        """Whether the connection is still the borrower's."""
+        return self.pooled is not None
+
+    @property
+    def idle(self) -> bool:
+        """Whether no transaction is open."""
+        return self.pooled is not None and self.pooled.pgconn.transaction_status == _IDLE
+
+    @property
+    def borrower_has_ended(self) -> bool:
+        """Whether the thread or task that borrowed the connection will never do anything again."""
+        place = self.pooled.place if self.pooled is not None else None
+        return place is not None and place.borrower is not None and place.borrower.ended
+
+    def __str__(self) -> str:
+        return "given back" if self.pooled is None else str(self.pooled)
+
+    async def finish(self, error: BaseException | None = None, *, clean: bool = True) -> None:
+        """Commit, or roll back when there is an *error*; clean the session; give the connection back.
+
+        Commit and cleaning travel together, in one round trip.  *clean* is False where the borrower knows that nothing
+        was left in the session.  Raises what makes the COMMIT fail; the connection is given back all the same.  A
+        second call does nothing.
+        """
+        pooled, self.pooled = self.pooled, None
+        if pooled is None:
+            return
+        reset = self.pool.blueprint.settings.reset
+        try:
+            if pooled.pgconn.transaction_status == _IDLE and reset is None and not (clean and pooled.prepared.unclean):
+                pass  # nothing was done, or it is finished
+            elif error is None:
+                await self._commit(pooled, clean)
+            elif cannot_wait(error):
+                pooled.close()
+            else:
+                await self._roll_back(pooled, clean, error)
+            if reset is not None and pooled.pgconn.status == ConnStatus.OK:
+                await reset(pooled.connection)
+        except psycopg.Error:
+            raise
+        except BaseException:
+            pooled.close()  # interrupted half-way: nobody knows what is left in the session
+            raise
+        finally:
+            if self.lent is not None:
+                take_back(self.lent)
+            if self.pool.give_back(pooled) and not cannot_wait(error):
+                self.pool.replenish()
+
+    async def cancel(self, error: psycopg.Error) -> None:
+        """End what is running, on the server, and wait for its end; from now on every statement raises *error*.
+
+        A statement that is running raises `psycopg.errors.QueryCanceled`.  The lease stays the borrower's.
+        """
+        pooled = self.pooled
+        if pooled is None:
+            return
+        self.refusal = error
+        if self.lent is not None:
+            self.lent.__dict__["refusal"] = error
+        lock, pgconn = pooled.connection.lock, pooled.pgconn
+        deadline = monotonic() + _CANCEL_TIMEOUT
+        while not await acquire(lock, _CANCEL_AGAIN):
+            if monotonic() >= deadline:
+                logger.warning("a statement could not be cancelled: the server did not answer")
+                hang_up(pgconn)
+                return
+            if pgconn.transaction_status == TransactionStatus.ACTIVE:
+                await wait_for(request_cancel(pgconn), deadline - monotonic())
+        lock.release()
+
+    def abandon(self) -> None:
+        """Close the connection, whatever it is doing, and give its place back.  Never waits."""
+        pooled, self.pooled = self.pooled, None
+        if pooled is not None:
+            if self.lent is not None:
+                take_back(self.lent)
+            pooled.close()
+            self.pool.give_back(pooled)
+
+    def __del__(self) -> None:
+        """Take back what a dead thread or a forgotten variable held."""
+        pooled = self.pooled
+        if pooled is not None:
+            self.pooled = None
+            if self.lent is not None:
+                take_back(self.lent)
+            self.pool.reclaim(pooled)
+
+    async def _commit(self, pooled: AsyncPooledConnection, clean: bool) -> None:
+        status = pooled.pgconn.transaction_status
+        if status == _INTRANS:
+            await self._send_commit(pooled, clean)
+        elif status == TransactionStatus.INERROR:
+            await self._roll_back(pooled, clean)
+            raise InFailedSqlTransaction(
+                "nothing was committed: a statement of this transaction failed and its error was ignored"
+            )
+        elif status == TransactionStatus.ACTIVE:
+            pooled.close()
+            raise psycopg.OperationalError("nothing was committed: a statement was still running at the end")
+        elif status == TransactionStatus.IDLE:
+            await self._roll_back(pooled, clean)
+        elif (self.lent or pooled.connection).broken:
+            raise psycopg.OperationalError("nothing was committed: the connection was lost")
+
+    async def _send_commit(self, pooled: AsyncPooledConnection, clean: bool) -> None:
+        if clean and pooled.prepared.unclean:
+            results = await self._send(pooled, b"COMMIT", clean)
+        else:
+            results = await self._exchange(pooled, b"COMMIT")
+        if results[0].status != _DONE:
+            await self._roll_back(pooled, clean)
+            raise error_from_result(results[0])
+        if results[-1].status == _FATAL:
+            pooled.close()  # committed, but not clean
+
+    async def _roll_back(self, pooled: AsyncPooledConnection, clean: bool, error: BaseException | None = None) -> None:
+        status = pooled.pgconn.transaction_status
+        open_transaction = status in (TransactionStatus.INTRANS, TransactionStatus.INERROR)
+        if status == TransactionStatus.ACTIVE:
+            pooled.close()
+        if status in (TransactionStatus.ACTIVE, TransactionStatus.UNKNOWN):
+            return
+        state = pooled.connection.__dict__
+        usual = state["command_timeout"]
+        patience = _ROLLBACK_TIMEOUT if error is None or isinstance(error, Exception) else _INTERRUPTED_TIMEOUT
+        state["command_timeout"] = min(patience, usual or patience)
+        try:
+            results = await self._send(pooled, b"ROLLBACK" if open_transaction else None, clean)
+            if any(result.status == _FATAL for result in results):
+                pooled.close()
+        except psycopg.Error as failure:
+            # The borrower is handling a more important error, and the server rolls back when it loses a connection.
+            logger.debug("closing a connection that could not be rolled back: %s", failure)
+            pooled.close()
+        finally:
+            state["command_timeout"] = usual
+
+    async def _send(self, pooled: AsyncPooledConnection, end: bytes | None, clean: bool) -> list[PGresult]:
+        """Send *end* and what cleans the session in one message; return the results."""
+        blueprint, prepared = self.pool.blueprint, pooled.prepared
+        clean = clean and blueprint.settings.clean_on_return and prepared.unclean
+        message = prepared.ending(end, clean=clean, pgbouncer=blueprint.pgbouncer)
+        if not message:
+            return []
+        results = await self._exchange(pooled, message)
+        if clean:
+            prepared.cleaned()
+        return results
+
+    async def _exchange(self, pooled: AsyncPooledConnection, message: bytes) -> list[PGresult]:
+        connection = pooled.connection
+        lock = connection.lock
+        if not try_acquire(lock):
+            await lock.acquire()
+        try:
+            pooled.pgconn.send_query(message)
+            return await pooled.watcher.fetch(connection.__dict__["command_timeout"])
+        except BaseException as error:
+            await after_error(connection, error)
+            raise
+        finally:
+            lock.release()

@@ -1,0 +1,145 @@
+"""The pool: borrowers wait here, and here connections are made.  `pgmonkey._pool.ledger` keeps the books.
+
+Borrowers make the connections that they need themselves, so that a connection that cannot be made is the borrower's own
+error, with the server's own words, and nobody waits for a background worker.
+"""
+
+from __future__ import annotations
+
+import sys
+from time import monotonic
+from types import FrameType
+from typing import TypeAlias
+
+import psycopg
+
+from .._config.blueprint import Blueprint
+from .._pool.ledger import Ledger, Signal
+from .._pool.place import Label, Place
+from .connector import AsyncConnector, AsyncPooledConnection
+from .upkeep import AsyncUpkeep
+from .waiting import Caller, Queue, Waiter, current_loop
+
+_Delivery: TypeAlias = "AsyncPooledConnection | Signal"
+
+
+class AsyncPool(Ledger[AsyncPooledConnection, Queue[_Delivery]]):
+    """A pool of connections made from a blueprint.  It opens at the first borrow."""
+
+    _upkeep: AsyncUpkeep
+
+    def __init__(self, blueprint: Blueprint) -> None:
+        super().__init__(blueprint, Queue, AsyncUpkeep(self, blueprint.settings))
+        self.loop = current_loop()
+        """The event loop that its connections belong to; None in threads, which share them."""
+        self._connector = AsyncConnector(blueprint, self.observe)
+        self._checks = self._connector.checks
+
+    async def borrow(self, timeout: float | None = None, label: Label | None = None) -> AsyncPooledConnection:
+        """Return a live connection that is the caller's until `give_back`.
+
+        *timeout* is in seconds, the pool's own when None; *label* says for whom.  Raises `PoolTimeoutError`,
+        `PoolFullError`, `PoolClosedError`, or what psycopg raises when a connection cannot be made.
+        """
+        pooled = None if self._checks else self.take_idle(None)
+        if pooled is None:
+            pooled = await self._checkout(self._settings.timeout if timeout is None else timeout)
+            pooled.borrowed_at = monotonic()
+        pooled.lent_at = Place.above(sys._getframe(1), label, Caller.current())
+        return pooled
+
+    async def wait_for_one(self, frame: FrameType) -> AsyncPooledConnection | None:
+        """Lend a connection to *frame* when one comes free; None when nobody has to wait, but one has to be made."""
+        pooled = await self._checkout(self._settings.timeout) if self.exhausted else None
+        if pooled is not None:
+            pooled.borrowed_at, pooled.frame = monotonic(), frame
+        return pooled
+
+    async def _checkout(self, timeout: float) -> AsyncPooledConnection:
+        deadline = monotonic() + timeout
+        self._counts["requests_num"] += 1
+        scavenge = self.scavenge()
+        while True:
+            waiter: Waiter[_Delivery] | None = None
+            try:
+                with self._lock:
+                    claim = self._claim()
+                    if claim is None and scavenge is None:
+                        self._count_waiter()
+                        waiter = self._waiters.add(deadline)
+            finally:
+                self._take_dropped()
+            if waiter is not None:
+                claim = await self._wait(waiter, timeout)
+            elif claim is None and scavenge is not None:
+                scavenge()
+                scavenge = None
+                continue
+            if claim is None or isinstance(claim, Signal):
+                return await self._connect(deadline)
+            if not self._checks:
+                return claim
+            try:
+                await self._connector.check(claim, deadline)
+            except BaseException as error:
+                claim.close()
+                self.give_back(claim)
+                if not isinstance(error, psycopg.Error):
+                    raise
+                self._last_error = str(error)
+                continue
+            return claim
+
+    async def _wait(self, waiter: Waiter[_Delivery], timeout: float) -> _Delivery:
+        started = monotonic()
+        try:
+            await waiter.wait()
+        except BaseException:
+            self._leave_queue(waiter)
+            raise
+        finally:
+            self._counts["requests_wait_ms"] += int((monotonic() - started) * 1000)
+        return self._delivery(waiter, timeout)
+
+    async def _connect(self, deadline: float | None) -> AsyncPooledConnection:
+        """Make a connection for which there is room already, and count it as lent."""
+        self._counts["connections_num"] += 1
+        started = monotonic()
+        try:
+            pooled = await self._connector.connect(deadline)
+        except BaseException as error:
+            self._note_failure(error)
+            raise
+        self._add(pooled, monotonic() - started)
+        self._upkeep.start(hurry=True)
+        return pooled
+
+    async def grow(self) -> bool:
+        """Make a connection if there are fewer than ``min_size``; tell whether one was made."""
+        with self._lock:
+            if self.close_reason or self._size >= self._settings.min_size:
+                return False
+            self._size += 1
+        self.give_back(await self._connect(None))
+        return True
+
+    async def open(self) -> None:
+        """Make the first connection now, so that a wrong configuration fails here; do nothing when there was one."""
+        if not self.opened:
+            self.give_back(await self._checkout(self._settings.timeout))
+
+    def close(self, reason: str = "the pool is closed") -> None:
+        """Close idle connections now and lent ones when they are given back; waiters get `PoolClosedError`.
+
+        May be called from anywhere, also after the event loop has ended.
+        """
+        self._close(reason)
+        self._upkeep.stop()
+
+    def terminate(self, reason: str = "the pool is closed") -> None:
+        """Close every connection now, also the lent ones, when nobody can give them back any more."""
+        with self._lock:
+            lent, self._lent = self._lent, set()
+        self.close(reason)
+        for pooled in lent:
+            pooled.close()

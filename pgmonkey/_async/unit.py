@@ -1,0 +1,313 @@
+"""A unit of work: what a request, or a transaction block, does on one connection, committed or rolled back as one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any, Generic, Protocol, cast
+
+import psycopg
+from psycopg import AsyncConnection, AsyncTransaction
+from psycopg.pq import TransactionStatus
+from psycopg.rows import Row
+
+from .._driver.plan import MISS, Read
+from .._driver.sql import Params, Statement
+from .._driver.transaction_mode import DEFAULT, TransactionMode
+from .._pool.place import Label
+from ..errors import CancelledUnitError, GivenBackError
+from .fastpath import AsyncFastPath
+from .lease import AsyncLease
+from .waiting import Lock, cannot_wait, try_acquire
+
+SessionValues = Mapping[str, object]
+
+
+class AsyncSource(Protocol):
+    """What a unit of work borrows from."""
+
+    def borrow(self, *, timeout: float | None, label: Label | None) -> Awaitable[AsyncLease]:
+        """Lend a connection that is not in autocommit."""
+        ...
+
+    def session_values(self) -> SessionValues:
+        """Return what is to be set for the transaction."""
+        ...
+
+
+class AsyncUnitOfWork(Generic[Row]):
+    """What a request, or a transaction block, does: all of it on one connection, committed or rolled back as one.
+
+    The connection is borrowed by the first query method, or by `connection`.  `pgmonkey.AsyncDatabase.begin` makes a
+    unit.  With *reads_alone*, a first query that only reads has a read-only transaction of its own, in one round trip;
+    the unit's transaction begins with the next one.
+    """
+
+    def __init__(
+        self,
+        source: AsyncSource,
+        mode: TransactionMode,
+        label: Label | None = None,
+        on_borrow: Callable[[], None] | None = None,
+        *,
+        reads_alone: bool = False,
+    ) -> None:
+        self.source = source
+        self.finished = False
+        self._reads_alone = reads_alone
+        self._mode = mode
+        self._label = label
+        self._on_borrow = on_borrow
+        self._lease: AsyncLease | None = None
+        self._cancelled: CancelledUnitError | None = None
+        # Tasks of one request work side by side: one may commit while another runs a query method, two may both be the
+        # first to need the connection, and the client may disconnect while it is borrowed or given back.
+        self._working = Lock()
+        self._leasing = Lock()
+
+    async def connection(self, *, timeout: float | None = None) -> AsyncConnection[Row]:
+        """Return the connection of this unit, borrowed at the first call.
+
+        *timeout* is how long to wait for a free one, in seconds, the pool's ``timeout`` by default.  Its
+        ``transaction()`` blocks are savepoints: it is `finish` that commits.
+        """
+        leasing = self._leasing
+        if not try_acquire(leasing):
+            await leasing.acquire()
+        try:
+            lease = self._lease or await self._borrow(timeout)
+            connection: AsyncConnection[Row] = lease.connection
+            return connection
+        finally:
+            leasing.release()
+
+    async def _first_lease(self) -> AsyncLease:
+        leasing = self._leasing
+        if not try_acquire(leasing):
+            await leasing.acquire()
+        try:
+            return self._lease or await self._borrow(None)
+        finally:
+            leasing.release()
+
+    async def _borrow(self, timeout: float | None) -> AsyncLease:
+        if self.finished or self._cancelled is not None:
+            raise self._over()
+        lease = await self.source.borrow(timeout=timeout, label=self._label)
+        try:
+            if self.finished or self._cancelled is not None:  # by another task of the request, during the borrow
+                raise self._over()
+            lease.in_unit = True
+            if self._mode is not DEFAULT:
+                await _set_mode(lease.connection, self._mode)
+            if values := self.source.session_values():
+                await set_values(lease.connection, values)
+        except BaseException as error:
+            await lease.finish(error)
+            raise
+        self._lease = lease
+        if self._on_borrow is not None:
+            self._on_borrow()
+        return lease
+
+    def _over(self) -> psycopg.Error:
+        return self._cancelled or GivenBackError("this unit of work is finished, and its connection was given back")
+
+    @property
+    def borrowed(self) -> bool:
+        """Whether a connection was needed."""
+        return self._lease is not None
+
+    @asynccontextmanager
+    async def at_work(self) -> AsyncIterator[bool]:
+        """Keep the unit from being finished while a query method runs; False when it was finished before."""
+        async with self._working:
+            yield not self.finished
+
+    async def answer(self, fast: AsyncFastPath, query: Statement, params: Params, read: Read) -> Any:
+        """Do as `AsyncFastPath.run`, as part of this unit."""
+        working = self._working
+        if not try_acquire(working):
+            await working.acquire()
+        try:
+            if self.finished:
+                return MISS
+            lease = self._lease
+            if lease is not None or not self._reads_alone:
+                lease = lease or await self._first_lease()
+                return await fast.run_on(lease, query, params, read, alone=False)
+            self._reads_alone = False
+            lease = self._lease_for_reading(fast, query, params) or await self._first_lease()
+            try:
+                return await fast.run_on(lease, query, params, read, alone=True)
+            finally:
+                if lease.pooled is not None:
+                    lease.settle(lease.pooled)
+        finally:
+            working.release()
+
+    def _lease_for_reading(self, fast: AsyncFastPath, query: Statement, params: Params) -> AsyncLease | None:
+        """Borrow for a first query that only reads; None when the usual way is to be taken."""
+        if self._mode is not DEFAULT or self._cancelled is not None or self.source.session_values():
+            return None
+        pooled = fast.take_for_reading(query, params, sys._getframe(1))
+        if pooled is None:
+            return None
+        pooled.label = self._label
+        lease = self._lease = AsyncLease(fast.pool, pooled, autocommit=False)
+        lease.row_factory, lease.in_unit = fast.row_factory, True
+        if self._on_borrow is not None:
+            self._on_borrow()
+        return lease
+
+    async def set_mode(self, mode: TransactionMode) -> None:
+        """Choose the mode of the transaction; raise `psycopg.ProgrammingError` when it has begun already."""
+        if self._lease is not None:
+            connection = self._lease.connection
+            if connection.pgconn.transaction_status != TransactionStatus.IDLE:
+                raise psycopg.ProgrammingError(
+                    "the transaction has begun already; give its isolation and mode before its first statement"
+                )
+            await _set_mode(connection, mode)
+        self._mode = mode
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    async def finish(self, error: BaseException | None = None) -> None:
+        """Commit, or roll back when there is an *error*, and give the connection back; a second call does nothing.
+
+        Raises what makes the COMMIT fail, and `CancelledUnitError` instead of committing what was cancelled.
+        """
+        if not self.finished:
+            self.finished = True
+            inside = units.get()
+            units.set(() if inside == (self,) else tuple(unit for unit in inside if not unit.finished))
+            if self._lease is not None:
+                await self._end(error)
+            if self._cancelled is not None and error is None:
+                raise self._cancelled
+
+    async def roll_back(self, error: BaseException) -> None:
+        """Undo what was done and give the connection back; the unit goes on, and borrows again when it needs to."""
+        await self._end(error)
+        self._lease = None
+
+    async def cancel(self, reason: str) -> None:
+        """Undo what was done, end the statement that runs on the server, and refuse every statement that follows."""
+        self._cancelled = CancelledUnitError(reason)
+        lease = self._lease
+        if lease is not None:
+            async with self._leasing:
+                await lease.cancel(self._cancelled)
+            await self.roll_back(self._cancelled)
+
+    async def _end(self, error: BaseException | None) -> None:
+        lease = self._lease
+        if lease is None:
+            return
+        if error is not None and cannot_wait(error):
+            await lease.finish(error)
+            return
+        working, leasing = self._working, self._leasing
+        try:
+            if not try_acquire(working):
+                await working.acquire()
+            try:
+                if not try_acquire(leasing):
+                    await leasing.acquire()
+                try:
+                    await lease.finish(error)
+                finally:
+                    leasing.release()
+            finally:
+                working.release()
+        except BaseException:
+            lease.abandon()  # when interrupted before it was finished
+            raise
+
+
+units: ContextVar[tuple[AsyncUnitOfWork[Any], ...]] = ContextVar("pgmonkey_units", default=())
+"""The units of work that the current context is in, the innermost last."""
+
+
+def enter(unit: AsyncUnitOfWork[Row]) -> AsyncUnitOfWork[Row]:
+    """Let the query methods of the current context join *unit*."""
+    units.set((*units.get(), unit))
+    return unit
+
+
+def current_unit(source: AsyncSource) -> AsyncUnitOfWork[Any] | None:
+    """Return the innermost unfinished unit of work of *source* that the current context is in."""
+    unit: AsyncUnitOfWork[Any]
+    for unit in reversed(units.get()):
+        if unit.source is source and not unit.finished:
+            return unit
+    return None
+
+
+class AsyncUnitBlock(AbstractAsyncContextManager["AsyncUnitOfWork[Row]"], Generic[Row]):
+    """A unit of work that is finished at the end of a block, with the block's error if there is one."""
+
+    def __init__(self, begin: Callable[[], AsyncUnitOfWork[Row]]) -> None:
+        self._begin = begin
+
+    async def __aenter__(self) -> AsyncUnitOfWork[Row]:
+        self._unit = self._begin()
+        return self._unit
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._unit.finish(error)
+
+
+class AsyncTransactionBlock(AbstractAsyncContextManager["AsyncConnection[Row]"], Generic[Row]):
+    """A transaction, or a savepoint inside the unit of work that the block is in."""
+
+    def __init__(self, source: AsyncSource, mode: TransactionMode) -> None:
+        self._source = source
+        self._mode = mode
+        self._unit: AsyncUnitOfWork[Row] | None = None
+        self._savepoint: AbstractAsyncContextManager[AsyncTransaction] | None = None
+
+    async def __aenter__(self) -> AsyncConnection[Row]:
+        outer: AsyncUnitOfWork[Row] | None = current_unit(self._source)
+        if outer is None:
+            unit: AsyncUnitOfWork[Row] = AsyncUnitOfWork(self._source, self._mode)
+            self._unit = enter(unit)
+            try:
+                return await unit.connection()
+            except BaseException as error:
+                await unit.finish(error)
+                raise
+        if self._mode is not DEFAULT:
+            await outer.set_mode(self._mode)
+        connection = await outer.connection()
+        self._savepoint = connection.transaction()
+        await self._savepoint.__aenter__()
+        return connection
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        if self._savepoint is not None:
+            return await self._savepoint.__aexit__(kind, error, traceback)
+        if self._unit is not None:
+            await self._unit.finish(error)
+        return None
+
+
+async def set_values(connection: AsyncConnection[Any], values: SessionValues) -> None:
+    """Set configuration parameters until the end of the transaction."""
+    query = cast("Statement", "SELECT " + ", ".join(["set_config(%s, %s, true)"] * len(values)))
+    params = [part for name, value in values.items() for part in (name, None if value is None else str(value))]
+    await connection.execute(query, params)
+
+
+async def _set_mode(connection: AsyncConnection[Any], mode: TransactionMode) -> None:
+    await connection.set_isolation_level(mode.isolation)
+    await connection.set_read_only(mode.read_only)
+    await connection.set_deferrable(mode.deferrable)

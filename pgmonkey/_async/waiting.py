@@ -1,0 +1,223 @@
+"""How asyncio waits: locks, queues, timers.  `pgmonkey._sync.waiting` offers the same names to threads."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from collections import deque
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from contextvars import Context
+from inspect import isawaitable
+from time import monotonic
+from typing import Any, Generic, TypeVar
+
+from .._config.schema import Kind
+
+T = TypeVar("T")
+sleep = asyncio.sleep
+POOL_KIND: Kind = "async_pool"
+INTERRUPTS = (asyncio.CancelledError, KeyboardInterrupt)
+"""What may end a wait from outside."""
+# Seconds, at least, between two looks for waiters whose deadline has passed.
+_GRAIN = 0.01
+
+
+current_loop = asyncio.get_running_loop
+"""Returns the running event loop: what is opened on one loop cannot be used on another."""
+
+
+def loop_id() -> int | None:
+    """Return what identifies the running event loop."""
+    return id(current_loop())
+
+
+def is_over(loop: object | None) -> bool:
+    """Tell whether *loop* is closed, so that what belongs to it is of no use any more."""
+    return isinstance(loop, asyncio.AbstractEventLoop) and loop.is_closed()
+
+
+def cannot_wait(error: BaseException | None) -> bool:
+    """Tell whether *error* is being handled where awaiting is forbidden: a coroutine that is being closed."""
+    return isinstance(error, GeneratorExit)
+
+
+class Lock(asyncio.Lock):
+    """asyncio's, without a coroutine where no other task wants it.  See `try_acquire`."""
+
+    _locked: bool
+    _waiters: deque[asyncio.Future[Any]] | None
+
+    def release(self) -> None:
+        """Release the lock."""
+        if self._waiters or not self._locked:
+            super().release()
+        else:
+            self._locked = False
+
+
+def try_acquire(lock: asyncio.Lock) -> bool:
+    """Acquire *lock* if it is free, without the coroutine that waiting needs; tell whether it was."""
+    ours: Lock = lock  # type: ignore[assignment]  # a pooled connection has no other
+    if ours._locked or ours._waiters:
+        return False
+    ours._locked = True
+    return True
+
+
+class Caller:
+    """The task that calls, which this does not keep alive."""
+
+    __slots__ = ("_task",)
+
+    def __init__(self) -> None:
+        task = asyncio.current_task()
+        self._task: Callable[[], asyncio.Task[Any] | None] = (lambda: None) if task is None else weakref.ref(task)
+
+    @staticmethod
+    def current() -> Caller:
+        """Return the one that calls."""
+        return Caller()
+
+    def __str__(self) -> str:
+        task = self._task()
+        return "a task that is gone" if task is None else f"task {task.get_name()!r}"
+
+    @property
+    def ended(self) -> bool:
+        """Whether it will never do anything again."""
+        task = self._task()
+        return task is None or task.done()
+
+
+async def wait_for(future: Future[None], timeout: float) -> None:
+    """Wait until *future*, which a thread completes, is done, at most *timeout* seconds."""
+    if not future.done():
+        await asyncio.wait([asyncio.wrap_future(future)], timeout=max(0.0, timeout))
+
+
+async def acquire(lock: asyncio.Lock, timeout: float) -> bool:
+    """Acquire *lock* within *timeout* seconds; tell whether that succeeded."""
+    try:
+        return await asyncio.wait_for(lock.acquire(), timeout)
+    except asyncio.TimeoutError:  # the built-in TimeoutError only from Python 3.11 on
+        return False
+
+
+async def ask(function: Callable[[], Any]) -> Any:
+    """Return what *function* returns, which may be a coroutine function or one that blocks."""
+    answer = await asyncio.to_thread(function)
+    return await answer if isawaitable(answer) else answer
+
+
+class Waiter(Generic[T]):
+    """A place in a queue: one task waits until the *deadline*, as `time.monotonic` gives it; any thread may deliver."""
+
+    def __init__(self, deadline: float) -> None:
+        self.result: T | None = None
+        self.deadline = deadline
+        self._thread = threading.get_ident()
+        self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def wait(self) -> None:
+        """Wait until something is delivered, or `Queue` finds that it has been long enough."""
+        await self._future
+
+    def deliver(self, result: T) -> None:
+        """Set the result and wake the waiter, from whatever thread."""
+        self.result = result
+        loop = self._future.get_loop()
+        if loop.is_closed():
+            return
+        if threading.get_ident() == self._thread:
+            self.wake()
+        else:
+            loop.call_soon_threadsafe(self.wake)
+
+    def wake(self) -> None:
+        """Let the task go on, whether or not something was delivered."""
+        if not self._future.done():
+            self._future.set_result(None)
+
+
+class Queue(deque[Waiter[T]]):
+    """Waiters, the first of them longest.
+
+    One timer serves them all: with one for each, thousands would be set and hardly one would go off.
+    """
+
+    _timer: asyncio.TimerHandle | None = None
+    _due = float("inf")
+
+    def add(self, deadline: float) -> Waiter[T]:
+        """Return a place at the end."""
+        waiter: Waiter[T] = Waiter(deadline)
+        self.append(waiter)
+        if deadline < self._due:
+            self._look(deadline)
+        return waiter
+
+    def _look(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due = when
+        loop, wait = asyncio.get_running_loop(), max(0.0, when - monotonic())
+        this: weakref.ref[Queue[Any]] = weakref.ref(self)
+        # The timer keeps the context it is made in, and with the waiter's context it would keep a whole request alive.
+        self._timer = loop.call_later(wait, _wake_late_ones, this, context=Context())
+
+    def wake_late_ones(self) -> None:
+        """Wake those whose deadline has passed."""
+        self._timer, self._due = None, float("inf")
+        now, waiters = monotonic(), list(self)
+        for waiter in waiters:
+            if waiter.deadline <= now:
+                waiter.wake()
+        later = [waiter.deadline for waiter in waiters if waiter.deadline > now]
+        if later:
+            self._look(max(min(later), now + _GRAIN))
+
+
+def _wake_late_ones(queue: weakref.ref[Queue[Any]]) -> None:
+    if (this := queue()) is not None:
+        this.wake_late_ones()
+
+
+class Ticker:
+    """Call a method of an object again and again, until it returns None, for as long as the object lives.
+
+    A timer rather than a task between the calls, so that nothing is pending when a loop is closed.
+    """
+
+    def __init__(self, method: Callable[[], Awaitable[float | None]]) -> None:
+        self._method: Any = weakref.WeakMethod(method)
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = self._loop.call_later(0, self._tick)
+        self._task: asyncio.Task[None] | None = None
+
+    def _tick(self) -> None:
+        self._task = self._loop.create_task(self._run())
+
+    async def _run(self) -> None:
+        method = self._method()
+        if method is not None and self._timer is not None:
+            delay = await method()
+            if delay is not None and self._timer is not None:
+                self._timer = self._loop.call_later(delay, self._tick)
+
+    def hurry(self) -> None:
+        """Call now what is due later."""
+        if self._timer is not None and (self._task is None or self._task.done()):
+            self._timer.cancel()
+            self._timer = self._loop.call_later(0, self._tick)
+
+    def stop(self) -> None:
+        """Stop for good; safe to call from any thread and after the loop was closed."""
+        timer, task = self._timer, self._task
+        self._timer = self._task = None
+        if timer is None or self._loop.is_closed():
+            return
+        for handle in (timer, task):
+            if handle is not None:
+                self._loop.call_soon_threadsafe(handle.cancel)

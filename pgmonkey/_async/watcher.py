@@ -1,0 +1,213 @@
+"""How a connection waits in an event loop.  `pgmonkey._sync.watcher` does the same in threads."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from asyncio import get_running_loop
+from collections.abc import Awaitable
+from contextlib import suppress
+from contextvars import Context
+from typing import Any
+
+import psycopg
+from psycopg import waiting
+from psycopg.abc import PQGen
+from psycopg.pq import ConnStatus, TransactionStatus
+from psycopg.pq.abc import PGconn, PGresult
+from psycopg.waiting import Ready, Wait
+
+from .._driver.deadlines import INTERVAL, limited, too_slow
+from .._driver.liveness import Arrived, watch
+from .._driver.wire import fetching, has_error, read_results
+from .._pool.forks import just_forked
+
+_READ, _WRITE = int(Wait.R), int(Wait.W)
+
+
+class Watcher:
+    """Watches the socket of one connection in its event loop, for as long as the connection lives.
+
+    psycopg begins to watch anew, and sets a timer, whenever it waits (`psycopg.waiting.wait_async`), which takes longer
+    than a short statement does.  Here the callback drives psycopg's generator, and the task wakes up once, at its end.
+
+    A descriptor has to leave the loop before it is closed, or the loop would take the next one of that number for it:
+    all that close the connection use `finish`.
+    """
+
+    __slots__ = (
+        *("__weakref__", "_answer", "_context", "_loop", "pgconn"),
+        *("_reading", "_results", "_socket", "_timer", "_waits", "_writing", "arrived"),
+    )
+
+    def __init__(self, pgconn: PGconn) -> None:
+        self.pgconn = pgconn
+        self._socket = pgconn.socket
+        self.arrived: Arrived = watch(self._socket)
+        """Tells whether something has arrived, without reading it."""
+        self._loop = get_running_loop()
+        self._reading = self._writing = False
+        self._waits: PQGen[Any] | None = None
+        self._answer: asyncio.Future[Any] | None = None
+        self._results: list[PGresult] = []
+        self._context: Context | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def fetch(self, limit: float | None) -> Awaitable[list[PGresult]]:
+        """Return what to await for the answer to what was sent; see `run`."""
+        if get_running_loop() is not self._loop or self.pgconn.flush():
+            return self.run(fetching(self.pgconn), limit)
+        self._waits, self._results = None, []
+        return self._answered(limit)
+
+    def run(self, waits: PQGen[Any], limit: float | None, context: Context | None = None) -> Awaitable[Any]:
+        """Return what to await for the end of *waits*; it raises `CommandTimeoutError` after *limit* seconds.
+
+        *waits* runs in *context*, if that is given.
+        """
+        if get_running_loop() is not self._loop:
+            return self.run_as_psycopg(waits, limit)
+        try:
+            wanted = next(waits)
+        except StopIteration as stop:
+            # psycopg sees to it that what never has to wait gives way now and then, so that others get their turn.
+            return self.run_as_psycopg(_resumed(waits, Wait.R, stop), limit)
+        if wanted != _READ:  # psycopg first looks whether it can write at once, as it nearly always can
+            return self.run_as_psycopg(_resumed(waits, wanted), limit)
+        self._waits, self._context = waits, context
+        return self._answered(limit)
+
+    def _answered(self, limit: float | None) -> asyncio.Future[Any]:
+        if not self._reading:
+            self._want(_READ)
+        self._answer = answer = self._loop.create_future()
+        if limit is not None:
+            self._timer = self._loop.call_later(limit, self._late, answer, limit)
+        return answer
+
+    async def run_as_psycopg(self, waits: PQGen[Any], limit: float | None, **options: Any) -> Any:
+        """Run *waits* as psycopg does, in whatever event loop is running, with the *options* of its ``wait()``."""
+        self._forget()
+        if get_running_loop() is self._loop:  # else what it watches ends itself, at the next answer
+            self._stop()
+        if limit is not None:
+            waits = limited(waits, self.pgconn, limit)
+        return await waiting.wait_async(waits, self._socket, **{"interval": INTERVAL, **options})
+
+    def _fetch(self, answer: asyncio.Future[Any]) -> None:
+        """Do without a generator, whose resumption costs more than what it does."""
+        results = self._results
+        try:
+            if not read_results(self.pgconn, results):
+                return
+        except psycopg.OperationalError:
+            if not has_error(results):
+                raise
+        self._answer, self._results = None, []  # which may be large
+        self._stop_at_the_end()
+        if self._timer is not None:
+            self._forget()
+        answer.set_result(results)
+
+    def _want(self, wanted: int) -> None:
+        # The loop keeps the context that it is called in, which may hold whole requests, for as long as it watches.
+        this: weakref.ref[Watcher] = weakref.ref(self)
+        add = Context().run
+        if wanted & _READ:
+            self._reading = True
+            add(self._loop.add_reader, self._socket, _ready, this, Ready.R)
+        if wanted & _WRITE:
+            self._writing = True
+            add(self._loop.add_writer, self._socket, _ready, this, Ready.W)
+
+    def _stop(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._socket)
+        if self._writing:
+            self._writing = False
+            self._loop.remove_writer(self._socket)
+
+    def _stop_at_the_end(self) -> None:
+        if self.pgconn.status != ConnStatus.OK:
+            self._stop()  # before anybody gets the number of the socket that libpq may have closed
+
+    def _late(self, answer: asyncio.Future[Any], limit: float) -> None:
+        if answer.done():
+            return
+        if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+            answer.set_exception(too_slow(limit))
+        else:
+            self._timer = self._loop.call_later(limit, self._late, answer, limit)
+
+    def _forget(self) -> None:
+        self._waits = self._answer = self._context = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def finish(self) -> None:
+        """Close the connection, and tell whoever waits; from any thread, at any time, also when the loop is closed."""
+        loop = self._loop
+        if (self._reading or self._writing) and not loop.is_closed():
+            if loop.is_running() and asyncio._get_running_loop() is not loop:
+                # The loop of another thread, which may be looking at the socket at this moment.
+                with suppress(RuntimeError):  # it is closed by now
+                    loop.call_soon_threadsafe(self.finish)
+                    return
+            else:
+                self._stop()
+        self.pgconn.finish()
+        if self._answer is not None and not self._answer.done() and not loop.is_closed():
+            _ready(weakref.ref(self), Ready.R)
+
+    def disown(self) -> None:
+        """Leave the loop to the parent, in a forked child: they share what it watches with."""
+        self._reading = self._writing = False
+        self._forget()
+
+    def __del__(self) -> None:
+        """Leave the loop before the socket is closed."""
+        if (self._reading or self._writing) and not just_forked():
+            self.finish()
+
+
+def _ready(this: weakref.ref[Watcher], how: Ready) -> None:
+    """Go on with what waits: the event loop calls this."""
+    self = this()
+    if self is None:
+        return
+    waits, answer, context = self._waits, self._answer, self._context
+    if answer is None or answer.done():
+        # Nobody waits: what has arrived, which may be the end, is for whoever looks at the connection next.
+        self._stop()
+        return
+    try:
+        if waits is None:
+            self._fetch(answer)
+            return
+        wanted = waits.send(how) if context is None else context.run(waits.send, how)
+    except StopIteration as stop:
+        self._forget()
+        self._stop_at_the_end()
+        answer.set_result(stop.value)
+    except Exception as error:
+        self._forget()
+        self._stop_at_the_end()
+        answer.set_exception(error)
+        del answer, waits, context  # or they would refer to themselves, by way of the traceback
+    else:
+        if wanted != _READ or self._writing or not self._reading:
+            self._stop()
+            self._want(wanted)
+
+
+def _resumed(waits: PQGen[Any], wanted: Wait, stop: StopIteration | None = None) -> PQGen[Any]:
+    """Return what goes on with *waits*, which is waiting for what is *wanted*, or has come to a *stop*."""
+    try:
+        while stop is None:
+            ready = yield wanted
+            wanted = waits.send(ready)
+    except StopIteration as end:
+        stop = end
+    return stop.value

@@ -1,0 +1,115 @@
+"""What the connections of one kind are made from: decided once from the configuration, without I/O."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from .schema import CREDENTIALS, Config, Kind, PoolSettings, libpq_keywords
+
+# Used when neither the file nor the environment sets them, in seconds; tcp_user_timeout is in milliseconds.  By default
+# psycopg gives up a connection attempt after 130 seconds, and Linux notices a dead peer after a quarter of an hour when
+# data is unacknowledged, and after more than two hours when the connection is idle.
+_TIMEOUTS = {
+    "connect_timeout": "10",
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "30000",
+}
+
+_OPTION_SPECIAL = re.compile(r"([\\\s])")
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """How to connect, and how to pool what was connected."""
+
+    name: str
+    connect: Mapping[str, Any] = field(repr=False)
+    autocommit: bool
+    settings: PoolSettings
+    max_size: int
+    """The largest number of connections that may exist at a time."""
+    single: bool
+    credentials: Mapping[str, Any] = field(repr=False)
+    refresh: Callable[[], Mapping[str, Any]] | None
+    """Reads the credentials again where they come from; None when they come from nowhere else."""
+    command_timeout: float | None
+    pgbouncer: bool
+    """Whether a session lasts no longer than a transaction."""
+    transaction_settings: bytes
+    """What is to be executed at the beginning of each transaction, because the session is not ours."""
+
+
+def blueprint(config: Config, kind: Kind) -> Blueprint:
+    """Return what a connection or pool of *kind* is made from."""
+    is_async = kind in ("async", "async_pool")
+    single = kind in ("normal", "async")
+    settings = config.async_pool_settings if is_async else config.pool_settings
+    if single:
+        settings = replace(settings, min_size=1, max_size=1, max_lifetime=math.inf, max_idle=math.inf)
+    arguments = dict(config.arguments)
+    behind_pgbouncer = arguments.pop("pgbouncer", False)
+    command_timeout = arguments.pop("command_timeout", None)
+    connect: dict[str, Any] = dict(config.connect)
+    for keyword in libpq_keywords().intersection(_TIMEOUTS):
+        if keyword != "connect_timeout" or "PGCONNECT_TIMEOUT" not in os.environ:
+            connect.setdefault(keyword, _TIMEOUTS[keyword])
+    parameters = config.async_settings if is_async else config.sync_settings
+    transaction_settings = b""
+    if behind_pgbouncer:
+        transaction_settings = _set_locally(parameters)
+        connect.setdefault("prepare_threshold", None)
+    elif parameters:
+        connect["options"] = startup_options(connect.get("options", ""), parameters)
+    connect.update(arguments)
+    connect.update(settings.kwargs)
+    autocommit = bool(connect.pop("autocommit", False))
+    name = settings.name or f"pgmonkey-{config.digest[:8]}-{kind}"
+    return Blueprint(
+        name=name,
+        connect=connect,
+        autocommit=autocommit,
+        settings=settings,
+        max_size=settings.min_size if settings.max_size is None else settings.max_size,
+        single=single,
+        credentials=_credentials(config),
+        refresh=None if config.reload is None else partial(_reload_credentials, config.reload),
+        command_timeout=command_timeout,
+        pgbouncer=behind_pgbouncer,
+        transaction_settings=transaction_settings,
+    )
+
+
+def _credentials(config: Config) -> dict[str, Any]:
+    everything = {**config.connect, **config.arguments}
+    return {key: everything[key] for key in CREDENTIALS if key in everything}
+
+
+def _reload_credentials(reload: Callable[[], Config]) -> dict[str, Any]:
+    return _credentials(reload())
+
+
+def _set_locally(parameters: Mapping[str, str]) -> bytes:
+    """Return a statement that sets *parameters* until the end of the transaction; empty when there are none."""
+    calls = ("set_config(E'{}', E'{}', true)".format(*map(_literal, item)) for item in parameters.items())
+    return b"SELECT " + ", ".join(calls).encode() if parameters else b""
+
+
+def _literal(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("'", "\\'")
+
+
+def startup_options(options: str, parameters: Mapping[str, str]) -> str:
+    """Return libpq's ``options`` keyword with *parameters* added, so that they cost no round trip and survive RESET.
+
+    See "options" in the PostgreSQL manual, 34.1.2: arguments are separated by white space, a backslash escapes.
+    """
+    added = ("-c {}={}".format(name, _OPTION_SPECIAL.sub(r"\\\1", value)) for name, value in parameters.items())
+    return " ".join(filter(None, [options, *added]))

@@ -1,0 +1,343 @@
+"""The schema of a configuration: which sections and keys there are, and what each may hold.
+
+The keywords of ``connection_settings`` are libpq's own, asked from the libpq in use, and psycopg's ``connect()``
+arguments; those of ``pool_settings`` and ``async_pool_settings`` are psycopg_pool's, and ``check_on_checkout``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import Any, Literal, get_args
+
+from psycopg import ProgrammingError, capabilities, pq
+from psycopg.conninfo import conninfo_to_dict
+
+from ..errors import ConfigError
+from .document import Document
+from .redaction import is_sensitive, redact_text
+
+logger = logging.getLogger("pgmonkey")
+
+Kind = Literal["normal", "pool", "async", "async_pool"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+_SECTIONS = (
+    "connection_type",
+    "connection_settings",
+    "pool_settings",
+    "sync_settings",
+    "async_settings",
+    "async_pool_settings",
+)
+_PARAMETER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_$]*(\.[A-Za-z_][A-Za-z0-9_$]*)*\Z")
+
+
+@dataclass(frozen=True)
+class PoolSettings:
+    """The parameters of a pool, named and meant as in psycopg_pool: sizes in connections, times in seconds."""
+
+    min_size: int = 4
+    max_size: int | None = None
+    open: bool | None = None
+    name: str | None = None
+    timeout: float = 30.0
+    max_waiting: int = 0
+    max_lifetime: float = 3600.0
+    max_idle: float = 600.0
+    reconnect_timeout: float = 300.0
+    num_workers: int = 3
+    close_returns: bool = False
+    check_on_checkout: bool = False
+    clean_on_return: bool = True
+    open_timeout: float = 0.0
+    leak_detection_threshold: float = 0.0
+    configure: Callable[..., Any] | None = None
+    check: Callable[..., Any] | None = None
+    reset: Callable[..., Any] | None = None
+    reconnect_failed: Callable[..., Any] | None = None
+    connection_class: type[Any] | None = None
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A checked configuration, ready to connect with.
+
+    ``connect`` holds libpq's keywords as text, ``arguments`` what else psycopg's ``connect()`` takes.
+    """
+
+    source: str
+    kind: Kind
+    connect: Mapping[str, str] = field(repr=False)
+    arguments: Mapping[str, Any] = field(repr=False)
+    sync_settings: Mapping[str, str]
+    async_settings: Mapping[str, str]
+    pool_settings: PoolSettings = field(repr=False)
+    async_pool_settings: PoolSettings = field(repr=False)
+    digest: str = field(repr=False)
+    reload: Callable[[], Config] | None = field(default=None, repr=False, compare=False)
+    """Reads the configuration again where its references point to; None when it has none."""
+
+
+def check(document: Document) -> Config:
+    """Check and normalise a prepared document; raise `ConfigError` on the first thing that cannot be right."""
+    return _Checker(document).config()
+
+
+@lru_cache(maxsize=1)
+def libpq_keywords() -> frozenset[str]:
+    """Return every connection keyword that the libpq in use knows."""
+    return frozenset(option.keyword.decode() for option in pq.Conninfo.get_defaults())
+
+
+def describe_type(value: Any) -> str:
+    """Return what *value* is, in the words of a YAML file."""
+    names = {dict: "a mapping", list: "a list", str: "text", bool: "a boolean", int: "a number", float: "a number"}
+    return names.get(type(value), "nothing" if value is None else type(value).__name__)
+
+
+def _did_you_mean(word: str, known: Any) -> str:
+    close = get_close_matches(word.lower(), sorted(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+# psycopg.connect() takes these beside libpq's keywords; the last three only Python can give.
+_ARGUMENTS = ("autocommit", "prepare_threshold", "row_factory", "cursor_factory", "context")
+OURS = ("command_timeout", "pgbouncer")
+"""The keys among them that pgmonkey takes itself."""
+CREDENTIALS = ("user", "password", "passfile", "sslcert", "sslkey", "sslpassword")
+"""The keywords that may change while a pool is open: each new connection is made with their current values."""
+_CHOICES = {
+    "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
+    "target_session_attrs": ("any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
+    "load_balance_hosts": ("disable", "random"),
+    "channel_binding": ("disable", "prefer", "require"),
+    "gssencmode": ("disable", "prefer", "require"),
+}
+_INTEGERS = {
+    "connect_timeout": 0,
+    "keepalives": 0,
+    "keepalives_idle": 0,
+    "keepalives_interval": 0,
+    "keepalives_count": 0,
+    "tcp_user_timeout": 0,
+}
+_MAY_BE_ZERO = ("reconnect_timeout", "open_timeout", "leak_detection_threshold")
+_LISTS = ("host", "hostaddr", "port")
+
+
+class _Checker:
+    def __init__(self, document: Document) -> None:
+        self._document = document
+
+    def config(self) -> Config:
+        values = self._document.values
+        for name in values:
+            if name not in _SECTIONS:
+                raise self._error(str(name), f"unknown section{_did_you_mean(str(name), _SECTIONS)}")
+        if values.get("connection_settings") is None:
+            raise self._error("", "the section 'connection_settings' is missing")
+        kind = values.get("connection_type", "normal")
+        if kind not in KINDS:
+            raise self._error("connection_type", f"{kind!r} is not one of {', '.join(KINDS)}")
+        connect, arguments = self._connection(self._section("connection_settings"))
+        sync_settings, async_settings = self._settings("sync_settings"), self._settings("async_settings")
+        pool, async_pool = self._pool("pool_settings"), self._pool("async_pool_settings")
+        if arguments.get("pgbouncer"):
+            self._check_pgbouncer(connect, arguments, [*sync_settings, *async_settings])
+        identity = [connect, arguments, sync_settings, async_settings, vars(pool), vars(async_pool)]
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=_identity).encode()).hexdigest()
+        return Config(
+            self._document.source, kind, connect, arguments, sync_settings, async_settings, pool, async_pool, digest
+        )
+
+    def _error(self, path: str, problem: str) -> ConfigError:
+        return ConfigError(f"{self._document.where(path)}: {problem}")
+
+    def _show(self, key: str, value: Any) -> str:
+        return "the value" if is_sensitive(key) else repr(redact_text(value) if isinstance(value, str) else value)
+
+    def _section(self, name: str) -> Mapping[str, Any]:
+        section = self._document.values.get(name)
+        if section is None:
+            return {}
+        if not isinstance(section, Mapping):
+            raise self._error(name, f"expected keys and values, found {describe_type(section)}")
+        for key in section:
+            if not isinstance(key, str):
+                raise self._error(name, f"a key must be text, not {key!r}")
+        return section
+
+    def _unknown(self, path: str, key: str, known: Any) -> None:
+        logger.warning("%s: unknown key ignored%s", self._document.where(path), _did_you_mean(key, known))
+
+    def _connection(self, section: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
+        known = libpq_keywords()
+        connect: dict[str, str] = {}
+        arguments: dict[str, Any] = {}
+        if section.get("conninfo"):
+            connect.update(self._conninfo("connection_settings.conninfo", section["conninfo"]))
+        for key, value in section.items():
+            path = f"connection_settings.{key}"
+            if key == "prepare_threshold" and value is None:
+                arguments[key] = None  # psycopg's way to say: never prepare
+            if value is None or value == "" or key == "conninfo":
+                continue
+            if key in ("user", "password") and callable(value):
+                connect.pop(key, None)
+                arguments[key] = value
+            elif key in known:
+                connect[key] = self._keyword(path, key, value)
+            elif key in _ARGUMENTS or key in OURS:
+                arguments[key] = self._argument(path, key, value)
+            else:
+                self._unknown(path, key, known | {*_ARGUMENTS, *OURS})
+        return connect, arguments
+
+    def _check_pgbouncer(
+        self, connect: Mapping[str, str], arguments: Mapping[str, Any], parameters: Sequence[str]
+    ) -> None:
+        """Refuse what needs a session: with PgBouncer in transaction mode there is none."""
+        if "options" in connect:
+            raise self._error(
+                "connection_settings.options",
+                "PgBouncer refuses startup options; move them to sync_settings and async_settings",
+            )
+        if arguments.get("autocommit") and parameters:
+            raise self._error(
+                "connection_settings.autocommit",
+                f"with pgbouncer and autocommit there is no transaction for {parameters[0]!r} to be set in; "
+                "remove autocommit, or ALTER ROLE ... SET it on the server",
+            )
+        if arguments.get("prepare_threshold") is not None and not capabilities.has_send_close_prepared():
+            raise self._error(
+                "connection_settings.prepare_threshold",
+                f"prepared statements through PgBouncer need libpq 17 (psycopg[binary] has it), "
+                f"and this is {pq.version() // 10000}; remove the key",
+            )
+
+    def _conninfo(self, path: str, value: Any) -> dict[str, str]:
+        if not isinstance(value, str):
+            raise self._error(path, f"expected a connection string or URL, found {describe_type(value)}")
+        try:
+            return {key: str(item) for key, item in conninfo_to_dict(value).items() if item is not None}
+        except ProgrammingError:
+            raise self._error(path, "not a valid connection string or URL") from None
+
+    def _keyword(self, path: str, key: str, value: Any) -> str:
+        if isinstance(value, list) and key in _LISTS:
+            return ",".join(self._keyword(f"{path}[{i}]", key, item) for i, item in enumerate(value))
+        if isinstance(value, Mapping) and ("from_env" in value or "from_file" in value):
+            raise self._error(path, "a from_env or from_file reference needs resolve_env=True (--resolve-env)")
+        if isinstance(value, bool):
+            value = int(value)
+        if not isinstance(value, (str, int, float)):
+            raise self._error(path, f"expected text or a number, found {describe_type(value)}")
+        text = str(value)
+        if "\0" in text:
+            raise self._error(path, f"{self._show(key, text)} holds a NUL character")
+        if "${" in text:
+            logger.warning(
+                "%s: '${' is taken literally; pass resolve_env=True (--resolve-env) to resolve references",
+                self._document.where(path),
+            )
+            return text
+        if key in _CHOICES and text not in _CHOICES[key]:
+            raise self._error(path, f"{text!r} is not one of {', '.join(_CHOICES[key])}")
+        if key in _INTEGERS and not (text.strip().isdecimal() and int(text) >= _INTEGERS[key]):
+            raise self._error(path, f"{text!r} is not a whole number of at least {_INTEGERS[key]}")
+        if key == "port" and not all(part.isdecimal() and 0 < int(part) < 65536 for part in text.split(",")):
+            raise self._error(path, f"{text!r} is not a port (1 to 65535)")
+        return text
+
+    def _argument(self, path: str, key: str, value: Any) -> Any:
+        if key == "command_timeout":
+            return self._seconds(path, key, value)
+        if key in ("autocommit", "pgbouncer") and not isinstance(value, bool):
+            raise self._error(path, f"{value!r} is not true or false")
+        if key == "prepare_threshold" and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+            raise self._error(path, f"{value!r} is not a whole number of at least 0")
+        if key in ("row_factory", "cursor_factory", "context") and isinstance(value, (str, int, float, list, dict)):
+            raise self._error(path, "only Python code can give this; use get_database_connection_from_dict()")
+        return value
+
+    def _settings(self, name: str) -> dict[str, str]:
+        settings: dict[str, str] = {}
+        for key, value in self._section(name).items():
+            path = f"{name}.{key}"
+            if not _PARAMETER_NAME.match(key):
+                raise self._error(path, f"{key!r} is not the name of a server parameter, such as 'statement_timeout'")
+            if value is None:
+                continue
+            items = value if isinstance(value, list) else [value]
+            if any(not isinstance(item, (str, int, float)) for item in items):
+                raise self._error(path, f"expected text, a number or a boolean, found {describe_type(value)}")
+            texts = ["on" if item is True else "off" if item is False else str(item) for item in items]
+            if any("\0" in text for text in texts):
+                raise self._error(path, "the value holds a NUL character")
+            settings[key.lower()] = ", ".join(texts)
+        return settings
+
+    def _pool(self, name: str) -> PoolSettings:
+        values: dict[str, Any] = {}
+        for key, value in self._section(name).items():
+            path = f"{name}.{key}"
+            if key not in PoolSettings.__dataclass_fields__:
+                self._unknown(path, key, PoolSettings.__dataclass_fields__)
+            elif value is not None:
+                values[key] = self._pool_value(path, key, value)
+        max_size = values.get("max_size")
+        if max_size is not None and "min_size" not in values:
+            values["min_size"] = min(PoolSettings.min_size, max_size)
+        settings = PoolSettings(**values)
+        if max_size is not None and settings.min_size > max_size:
+            raise self._error(
+                f"{name}.min_size", f"min_size ({settings.min_size}) is larger than max_size ({max_size})"
+            )
+        if max_size is None and settings.min_size == 0:
+            raise self._error(f"{name}.min_size", "a pool with min_size 0 needs a max_size of at least 1")
+        return settings
+
+    def _pool_value(self, path: str, key: str, value: Any) -> Any:
+        if key in ("min_size", "max_size", "max_waiting", "num_workers"):
+            least = 1 if key in ("max_size", "num_workers") else 0
+            if isinstance(value, str) and value.strip().isdecimal():
+                value = int(value)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise self._error(path, f"{value!r} is not a whole number of at least {least}")
+        elif key in ("timeout", "max_lifetime", "max_idle", *_MAY_BE_ZERO):
+            value = self._seconds(path, key, value)
+        elif key in ("open", "close_returns", "check_on_checkout", "clean_on_return"):
+            if not isinstance(value, bool):
+                raise self._error(path, f"{value!r} is not true or false")
+        elif key == "name":
+            if not isinstance(value, str):
+                raise self._error(path, f"expected text, found {describe_type(value)}")
+        elif key == "kwargs":
+            if not isinstance(value, Mapping):
+                raise self._error(path, f"expected keys and values, found {describe_type(value)}")
+        elif not callable(value):
+            raise self._error(path, "only Python code can give this; use get_database_connection_from_dict()")
+        return value
+
+    def _seconds(self, path: str, key: str, value: Any) -> float:
+        try:
+            seconds = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            seconds = math.nan
+        if not 0 < seconds < math.inf and not (key in _MAY_BE_ZERO and seconds == 0):
+            raise self._error(path, f"{value!r} is not a number of seconds greater than 0")
+        return seconds
+
+
+def _identity(value: Any) -> str:
+    name = getattr(value, "__qualname__", type(value).__qualname__)
+    return f"{getattr(value, '__module__', '')}.{name}@{id(value)}"

@@ -1,0 +1,58 @@
+"""What the short way needs of psycopg's cursors: begin an execution on one, and show the results of it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import TypeVar
+
+from psycopg.abc import Params
+from psycopg.adapt import Transformer
+from psycopg.pq.abc import PGresult
+
+from .compat import SHORT_WAY, PostgresClientQuery, PostgresQuery
+from .plan import AnyCursor, Plan, Plans, is_plain
+from .sql import Statement
+
+K = TypeVar("K", bound=AnyCursor)
+
+
+def short_class(cursor_class: type[K], usual: object, execute: object, execute_merged: object) -> type[K]:
+    """Return the subclass of *cursor_class* that takes the short way; the class itself where there is none for it.
+
+    *usual* is psycopg's ``execute``, *execute* and *execute_merged* are the short ways of cursors that send parameters
+    to the server and of those that merge them into the text.
+    """
+    ways = {PostgresQuery: execute, PostgresClientQuery: execute_merged}
+    way = ways.get(cursor_class._query_cls)
+    if not SHORT_WAY or way is None or cursor_class.execute is not usual:
+        return cursor_class
+    # No slots of its own, so that psycopg's cursors can become of this class.
+    return type(
+        cursor_class.__name__, (cursor_class,), {"__module__": cursor_class.__module__, "__slots__": (), "execute": way}
+    )
+
+
+def plan_for(cursor: AnyCursor, plans: Plans, key: Hashable, params: Params | None) -> Plan | None:
+    """Return the plan by which *cursor* executes the statement *key*; None when psycopg is to do it."""
+    if cursor._closed or not is_plain(cursor._conn):
+        return None
+    return plans.find(key, params, cursor._adapters)
+
+
+def convert(cursor: AnyCursor, statement: Statement, params: Params | None) -> PostgresQuery | None:
+    """Begin to execute on a client-side *cursor* and return its query with *params*; None when psycopg is to do it."""
+    if cursor._closed or not is_plain(cursor._conn):
+        return None
+    cursor._reset()
+    cursor._tx = Transformer(cursor)
+    cursor._query = query = cursor._convert_query(statement, params)
+    return query
+
+
+def set_result(cursor: AnyCursor, statement: Statement, results: list[PGresult], *, anew: bool) -> None:
+    """Show *results* of *statement* on *cursor*, as psycopg does after an execution; *anew* resets the cursor first."""
+    if anew:
+        cursor._reset()
+        cursor._tx = Transformer(cursor)
+    cursor._last_query = statement
+    cursor._set_results(results)

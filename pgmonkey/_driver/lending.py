@@ -1,0 +1,183 @@
+"""Lend a pooled connection so that it can be taken back for certain.
+
+A borrower gets a connection object of its own over the pooled libpq connection: a real `psycopg.Connection` with its
+own handlers, row factory and isolation level.  Taking it back removes the libpq connection from that object, so that a
+reference or a cursor that was kept raises an error and never runs in another borrower's transaction.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import psycopg
+from psycopg import BaseConnection
+from psycopg.abc import AdaptContext, PQGen, PQGenConn
+from psycopg.adapt import AdaptersMap
+from psycopg.errors import error_from_result
+from psycopg.generators import execute
+from psycopg.pq import ExecStatus, TransactionStatus
+
+from ..errors import GivenBackError, PgmonkeyError
+from .compat import LENDING_ERROR, SHORT_WAY
+from .deadlines import connecting_until, limited_connecting
+
+if TYPE_CHECKING:
+    _Base = BaseConnection[Any]
+else:
+    _Base = object
+
+C = TypeVar("C", bound="BaseConnection[Any]")
+
+# As plain numbers, which are faster to compare than members of an enumeration.
+_IDLE, _INTRANS = int(TransactionStatus.IDLE), int(TransactionStatus.INTRANS)
+_TAKEN_BACK = ("pgconn", "lock", "watcher", "pooled")
+_lendable: dict[tuple[type, type], type] = {}
+
+
+class LendableConnection(_Base):
+    """What a pooled connection, and each connection lent over it, does differently from psycopg's own."""
+
+    # psycopg looks for this attribute to tell that the end of ``with conn:`` must not close the connection.
+    _pool: Any = True
+
+    @classmethod
+    def _connect_gen(cls, *arguments: Any, **options: Any) -> PQGenConn[Any]:
+        connecting: PQGenConn[Any] = super()._connect_gen(*arguments, **options)
+        deadline = connecting_until.get()
+        return connecting if deadline is None else limited_connecting(connecting, deadline)
+
+    def _start_query(self) -> PQGen[None]:
+        """Begin a transaction as psycopg does, in one message with the settings that no session keeps (PgBouncer)."""
+        settings: bytes = self.__dict__.get("transaction_settings", b"")
+        if not settings or self._autocommit or self.pgconn.transaction_status != TransactionStatus.IDLE:
+            yield from super()._start_query()
+        elif self._pipeline is not None:
+            yield from super()._start_query()
+            yield from self._exec_command(settings)
+        else:
+            self.pgconn.send_query(self._get_tx_start_command() + b"; " + settings)
+            for result in (yield from execute(self.pgconn)):
+                if result.status == ExecStatus.FATAL_ERROR:
+                    raise error_from_result(result)
+
+    def starting(self) -> PQGen[None]:
+        """Return the generator that begins a transaction where none is open."""
+        return self._start_query()
+
+    def has_handlers(self) -> bool:
+        """Tell whether a function of the borrower is called for notices or notifications."""
+        return bool(self._notice_handlers or self._notify_handlers)
+
+    def set_idle_autocommit(self, value: bool) -> bool:
+        """Set autocommit where that needs no statement; tell whether it did not."""
+        if not SHORT_WAY or self.pgconn.transaction_status != _IDLE or self._pipeline is not None:
+            return False
+        self._autocommit = bool(value)
+        return True
+
+    def can_commit_directly(self) -> bool:
+        """Tell whether a plain COMMIT is all that psycopg's ``commit()`` would do."""
+        return (
+            SHORT_WAY
+            and self.pgconn.transaction_status == _INTRANS
+            and self._pipeline is None
+            and not self._num_transactions
+            and not self._tpc
+        )
+
+    def mark_closed(self) -> None:
+        """Have psycopg know that ``close()`` was called."""
+        self._closed = True
+
+    when_taken_back: type[BaseConnection[Any]]
+    """What the class of a lent connection becomes when it is given back."""
+
+    def __del__(self, *_: object) -> None:
+        """Do not warn, as psycopg does, that the connection was not closed: the pool closes what it owns."""
+
+
+class _TakenBack:
+    """Becomes the class of a connection that was given back.  A class of its own: a check would slow down each use."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection is closed, or was given back."""
+        return True
+
+    def __getattr__(self, name: str) -> object:
+        if name in _TAKEN_BACK:
+            # A cancelled unit of work gives its connection back, perhaps between two steps of a statement.
+            refusal: Exception | None = self.__dict__.get("refusal")
+            raise refusal or GivenBackError(
+                "this connection was given back to its pool and is no longer yours; borrow another one"
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__module__}.{type(self).__qualname__} [GIVEN BACK] at 0x{id(self):x}>"
+
+
+def lendable(connection_class: type[C], guard: type) -> type[C]:
+    """Return the subclass of *connection_class* that a pool connects with and lends; *guard* is mixed in.
+
+    Raises `PgmonkeyError` where the installed psycopg lacks what lending needs.
+    """
+    known = _lendable.get((connection_class, guard))
+    if known is not None:
+        return cast("type[C]", known)
+    if LENDING_ERROR is not None:
+        raise PgmonkeyError(LENDING_ERROR)
+    name, module = connection_class.__name__, {"__module__": connection_class.__module__}
+    lent: Any = type(name, (LendableConnection, guard, connection_class), module)
+    lent.when_taken_back = type(name, (_TakenBack, lent), module)
+    # Another thread may have made one meanwhile; all connections of one class share the first.
+    return cast("type[C]", _lendable.setdefault((connection_class, guard), lent))
+
+
+def lend(pooled: C, *, autocommit: bool, prepare_threshold: int | None, context: AdaptContext | None) -> C:
+    """Return a connection for one borrower over the libpq connection of *pooled*.
+
+    *context* is where its type adapters come from, *pooled* itself when None.
+    """
+    lent = object.__new__(pooled.__class__)
+    state: dict[str, Any] = pooled.__dict__.copy()
+    state["_autocommit"] = autocommit
+    state["_notice_handlers"] = list(state["_notice_handlers"])
+    state["_notify_handlers"] = list(state["_notify_handlers"])
+    state["_notifies_backlog"] = deque()
+    adapters = state["_adapters"] if context is None else context.adapters
+    if adapters:
+        state["_adapters"] = AdaptersMap(adapters)
+    lent.__dict__ = state
+    if lent.autocommit is not autocommit:
+        # The pooled connection is in autocommit.  A psycopg that keeps this elsewhere would store what is rolled back.
+        raise PgmonkeyError(f"psycopg {psycopg.__version__} does not take autocommit={autocommit} from pgmonkey")
+    lent.prepare_threshold = prepare_threshold  # kept with the prepared statements, which all borrowers share
+    return lent
+
+
+def route_notices(lent: BaseConnection[Any]) -> None:
+    """Let *lent* have the notices and notifications that come on its libpq connection."""
+    # psycopg hands them to the object that the libpq connection names here.
+    reference = weakref.ref(lent)
+    lent.pgconn.notice_handler = partial(BaseConnection._notice_handler, reference)
+    lent.pgconn.notify_handler = partial(BaseConnection._notify_handler, reference)
+
+
+def take_back(lent: BaseConnection[Any]) -> None:
+    """Make *lent*, and every cursor made from it, unusable."""
+    state = lent.__dict__
+    pgconn = state.get("pgconn")
+    if pgconn is not None:
+        pgconn.notice_handler = pgconn.notify_handler = None  # what comes next is not for it
+        lent.__class__ = cast("LendableConnection", lent).when_taken_back
+        for name in _TAKEN_BACK:
+            state.pop(name, None)
+
+
+def keep_begin(connection: BaseConnection[Any]) -> None:
+    """Have psycopg build the BEGIN of *connection* now: every connection lent over it copies what is built."""
+    connection._get_tx_start_command()

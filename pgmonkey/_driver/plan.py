@@ -1,0 +1,221 @@
+"""Plans: how a connection executes a statement that psycopg has prepared on it.
+
+The first executions go through psycopg.  When psycopg has prepared the statement, a plan keeps what that execution
+used: the statement's name, psycopg's dumpers and loaders, its maker of rows.  From then on only the parameters and the
+answer pass through psycopg.  Where a plan does not fit, psycopg's own way is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, TypeAlias
+
+import psycopg
+from psycopg import AsyncCursor, BaseConnection, Cursor
+from psycopg.abc import Params
+from psycopg.adapt import AdaptersMap, PyFormat, Transformer
+from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
+from psycopg.pq.abc import PGconn, PGresult
+
+from .compat import SHORT_WAY, PostgresQuery
+from .prepared import Prepared
+from .sql import Statement, is_harmless, leaves_state, only_reads
+
+AnyCursor: TypeAlias = "Cursor[Any] | AsyncCursor[Any]"
+MISS: Any = object()
+"""The answer of the short way when it did nothing: take the usual way."""
+
+_AUTO = PyFormat.AUTO
+_MOST = 200
+# As plain numbers, which are faster to compare than members of an enumeration.
+_IDLE, _OK = int(TransactionStatus.IDLE), int(ConnStatus.OK)
+
+
+def begin_statement(connection: BaseConnection[Any]) -> bytes | None:
+    """Return the BEGIN that the next statement on *connection* needs; None where it needs none."""
+    idle = connection.pgconn.transaction_status == _IDLE
+    return connection._get_tx_start_command() if idle and not connection._autocommit else None
+
+
+def is_plain(connection: BaseConnection[Any]) -> bool:
+    """Tell whether nothing about the lent *connection* asks for psycopg's own way."""
+    state = connection.__dict__
+    return (
+        SHORT_WAY
+        and connection.pgconn.status == _OK
+        and connection._pipeline is None
+        and not connection._notice_handlers
+        and not connection._notify_handlers
+        and "refusal" not in state
+        and "transaction_settings" not in state
+    )
+
+
+def adapters_of(connection: BaseConnection[Any] | None) -> AdaptersMap:
+    """Return the type adapters of *connection*: psycopg's global ones as long as it has none of its own."""
+    return (connection is not None and connection._adapters) or psycopg.adapters
+
+
+class _Context:
+    """What psycopg makes a Transformer from: a connection, and the types that are registered globally now."""
+
+    def __init__(self, connection: BaseConnection[Any]) -> None:
+        self.connection = connection
+        self.adapters = AdaptersMap(psycopg.adapters)
+
+
+class Plan:
+    """How one connection executes one statement that is prepared on it."""
+
+    __slots__ = (
+        *("_count", "_key", "_prepared", "_query", "_types", "_wanted", "dumpers", "formats", "harmless"),
+        *("has_rows", "loaders", "make_row", "name", "params", "reads", "send", "transformer"),
+    )
+
+    def __init__(
+        self,
+        pgconn: PGconn,
+        prepared: Prepared,
+        name: bytes,
+        query: PostgresQuery,
+        cursor: AnyCursor,
+        row_factory: Callable[[Any], Callable[..., Any]],
+    ) -> None:
+        self.name = name
+        self.transformer = query._tx
+        self.transformer.set_pgresult(cursor.pgresult)
+        self.transformer.set_pgresult(None, set_loaders=False)
+        self.has_rows = cursor.description is not None
+        self.make_row = row_factory(cursor)
+        self.harmless = is_harmless(query.query)
+        self.reads = only_reads(query.query)
+        self.send = pgconn.send_query_prepared
+        # psycopg copies these maps before it changes them, so a type registered later is seen as another map.
+        self.dumpers, self.loaders = psycopg.adapters._dumpers[_AUTO], psycopg.adapters._loaders[0]
+        self.params: Any = None
+        self.formats = query.formats
+        query.params = None
+        self._query = query
+        self._prepared = prepared
+        self._key = (query.query, query.types)
+        self._types, self._wanted = query.types, query._want_formats
+        self._count = len(self._wanted or ()) if query._order is None else None
+
+    def fits(self, params: Params | None, adapters: AdaptersMap) -> bool:
+        """Dump *params*; tell whether the statement can be executed with them, its types being those of *adapters*."""
+        if adapters._loaders[0] is not self.loaders:
+            return False
+        if params is not None and (adapters._dumpers[_AUTO] is not self.dumpers or not self._dump(params)):
+            return False
+        prepared = self._prepared
+        if prepared.stale or prepared._names.get(self._key) is not self.name or prepared.prepare_threshold is None:
+            return False
+        prepared._names.move_to_end(self._key)  # used last, so evicted last
+        return True
+
+    @property
+    def types(self) -> tuple[int, ...] | None:
+        """The types of the parameters that were dumped last."""
+        return self.transformer.types
+
+    def _dump(self, params: Params) -> bool:
+        kind, transformer, wanted = params.__class__, self.transformer, self._wanted
+        if wanted is not None and (kind is tuple or kind is list) and len(params) == self._count:
+            self.params = transformer.dump_sequence(params, wanted)  # type: ignore[arg-type]
+            self.formats = transformer.formats
+            return transformer.types == self._types
+        query = self._query
+        query.dump(params)
+        self.params, self.formats = query.params, query.formats
+        query.params = None
+        return query.types == self._types
+
+
+class Plans:
+    """The plans of one connection, by statement; there are at most as many as fit."""
+
+    def __init__(self, connection: BaseConnection[Any], prepared: Prepared) -> None:
+        self._connection = connection
+        self._prepared = prepared
+        self._plans: dict[Hashable, Plan] = {}
+
+    def find(self, key: Hashable, params: Params | None, adapters: AdaptersMap) -> Plan | None:
+        """Return the plan for *key*, with *params* dumped; None when psycopg's own way is to be taken."""
+        plan = self._plans.get(key)
+        if plan is None or plan.fits(params, adapters):
+            return plan
+        # The latest one was made for parameters of other types.
+        plan = self._plans.get((key, plan.types))
+        return plan if plan is not None and plan.fits(params, adapters) else None
+
+    def learn(
+        self,
+        key: Hashable,
+        statement: Statement,
+        params: Params | None,
+        cursor: AnyCursor,
+        row_factory: Callable[[Any], Callable[..., Any]],
+    ) -> Plan | None:
+        """Remember how *cursor* has executed *statement*; None where it is not prepared or something is unusual."""
+        connection, prepared = self._connection, self._prepared
+        # Cursors keep the query of what they did not prepare.
+        if not SHORT_WAY or not prepared._names or cursor.pgresult is None or cursor._query is not None:
+            return None
+        if leaves_state(statement) or connection._adapters:
+            return None
+        if connection._notice_handlers or connection._notify_handlers:
+            return None
+        query = PostgresQuery(Transformer(_Context(connection)))
+        query.convert(statement, params)
+        name = prepared.name_of((query.query, query.types))
+        if name is None or cursor._adapters._loaders[0] is not psycopg.adapters._loaders[0]:
+            return None
+        if len(self._plans) >= _MOST:
+            self._plans.clear()
+        plan = Plan(connection.pgconn, prepared, name, query, cursor, row_factory)
+        # Once for parameters of these types, and once to begin the search with.
+        self._plans[key] = self._plans[(key, query.types)] = plan
+        return plan
+
+
+Read: TypeAlias = Callable[[Plan, PGresult], Any]
+"""Makes the answer of a query method from a result."""
+
+
+def read_one(plan: Plan, result: PGresult) -> Any:
+    """Return the first row, None when there is none."""
+    if not result.ntuples:
+        return None
+    transformer = plan.transformer
+    transformer.set_pgresult(result, set_loaders=False)
+    row = transformer.load_row(0, plan.make_row)
+    transformer.set_pgresult(None, set_loaders=False)
+    return row
+
+
+def read_value(plan: Plan, result: PGresult) -> Any:
+    """Return the first column of the first row, None when there is none."""
+    if not result.ntuples:
+        return None
+    transformer = plan.transformer
+    transformer.set_pgresult(result, set_loaders=False)
+    row: Any = transformer.load_row(0, tuple)
+    transformer.set_pgresult(None, set_loaders=False)
+    return row[0]
+
+
+def read_all(plan: Plan, result: PGresult) -> list[Any]:
+    """Return all rows."""
+    transformer = plan.transformer
+    transformer.set_pgresult(result, set_loaders=False)
+    found: list[Any] = transformer.load_rows(0, result.ntuples, plan.make_row)
+    transformer.set_pgresult(None, set_loaders=False)
+    return found
+
+
+def read_count(plan: Plan, result: PGresult) -> int:
+    """Return the number of rows affected, as psycopg's ``rowcount`` does."""
+    if result.status == ExecStatus.TUPLES_OK:
+        return result.ntuples
+    count = result.command_tuples
+    return -1 if count is None else count

@@ -1,0 +1,151 @@
+"""What a connection has executed: its prepared statements, and whether a borrower may have changed the session."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import psycopg
+from psycopg import BaseConnection
+
+from .compat import PRIVATE, PostgresQuery, Prepare, PrepareManager
+from .sql import is_harmless
+
+Key = tuple[bytes, tuple[int, ...]]
+"""Text and parameter types of a statement, by which psycopg knows it."""
+
+_CLEAN = (
+    b"RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; UNLISTEN *; SELECT pg_advisory_unlock_all(); "
+    b"CLOSE ALL; DISCARD TEMP; DISCARD SEQUENCES"
+)
+"""All that DISCARD ALL does, which cannot follow a COMMIT in one message; psycopg's prepared statements stay."""
+_DEALLOCATE = b"DEALLOCATE ALL"
+# The generators that begin and end transactions and savepoints, and set their mode.
+_PSYCOPGS_OWN = frozenset((*PRIVATE["generators"], "_start_query"))
+
+
+def is_outdated(error: psycopg.Error) -> bool:
+    """Tell whether *error* says that a prepared statement no longer fits the tables, or is gone.
+
+    The server says so before it executes anything; see RevalidateCachedQuery in plancache.c.
+    """
+    return error.sqlstate == "26000" or error.diag.source_function == "RevalidateCachedQuery"
+
+
+class Prepared(PrepareManager):
+    """psycopg's bookkeeping of prepared statements, shared by all borrowers of a connection.
+
+    It sees each query, so it also notes whether one may have left something in the session.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._foreign = False
+        """Whether a borrower prepared statements by hand, which psycopg does not know of."""
+        self.stale = False
+        """Whether everything is to be prepared anew."""
+        self.unclean = False
+        """Whether something may be left in the session."""
+        self._unclean_before = False
+        """The same without what executes now, of which nothing is known yet."""
+        self._generation = 0
+        self.reading: tuple[bytes, bytes] | Literal[False] | None = None
+        """The names of the prepared BEGIN and COMMIT around a single read.
+
+        False where a read may not have a transaction of its own; None as long as that is not known.
+        """
+
+    @classmethod
+    def watch(cls, connection: BaseConnection[object]) -> Prepared:
+        """Replace *connection*'s own bookkeeping, which is still empty."""
+        prepared = cls()
+        prepared.prepare_threshold = connection.prepare_threshold
+        prepared.prepared_max = connection._prepared.prepared_max
+        connection._prepared = prepared
+        return prepared
+
+    # -- what psycopg calls -----------------------------------------------------------------------------------------
+
+    def get(self, query: PostgresQuery, prepare: bool | None = None) -> tuple[Prepare, bytes]:
+        """Return what psycopg is to do about *query*."""
+        if b"PREPARE" in query.query.upper():
+            self._foreign = True
+        if self.stale:
+            self.stale = False
+            self.clear()
+            return Prepare.NO, b""
+        return super().get(query, prepare)
+
+    def maybe_add_to_cache(self, query: PostgresQuery, prep: Prepare, name: bytes) -> Key | None:
+        """Note *query*, which is being executed: cursors of every kind call this."""
+        self.unclean = self._unclean_before
+        self.note(query)
+        return super().maybe_add_to_cache(query, prep, name)
+
+    def clear(self) -> bool:
+        """Do as psycopg: everything is to be deallocated."""
+        self.reading = None
+        return super().clear()
+
+    # -- what may be left in the session ----------------------------------------------------------------------------
+
+    def note(self, query: PostgresQuery) -> None:
+        """Note *query*, which is being executed."""
+        template: bytes | None = getattr(query, "template", None)  # of client-side cursors: without the parameters
+        if not is_harmless(template or query.query):
+            self.unclean = self._unclean_before = True
+
+    def expect(self, generator: str) -> None:
+        """Note that psycopg's *generator*, given by its name, executes something.
+
+        Unless `maybe_add_to_cache` follows and tells what, it may leave anything behind.
+        """
+        if generator not in _PSYCOPGS_OWN:
+            self._unclean_before = self.unclean
+            self.unclean = True
+
+    def cleaned(self) -> None:
+        """Note that nothing is left in the session."""
+        self.unclean = self._unclean_before = False
+
+    def ending(self, end: bytes | None, *, clean: bool, pgbouncer: bool) -> bytes:
+        """Return the message that does *end*, a COMMIT or ROLLBACK, and cleans the session; empty when neither.
+
+        Behind PgBouncer, only what is in one message with the end of a transaction reaches the session it ran in, and
+        PgBouncer itself knows what is prepared there.
+        """
+        statements = [] if end is None else [end]
+        if clean and (statements or not pgbouncer):
+            statements.append(_CLEAN)
+        rolled_back = (
+            end == b"ROLLBACK"
+        )  # a statement prepared in that transaction may be gone, so psycopg, too, forgets
+        if pgbouncer:
+            if rolled_back:
+                self.clear()
+        elif rolled_back or (clean and self._to_deallocate):
+            statements.append(_DEALLOCATE)
+            self._forget()
+        return b"; ".join(statements)
+
+    @property
+    def _to_deallocate(self) -> bool:
+        """Whether cleaning deallocates all: where psycopg loses nothing, as its client cursors do not tell all."""
+        return self._foreign or not self._names
+
+    def _forget(self) -> None:
+        self._foreign = False
+        self.reading = None
+        self._counts.clear()
+        self._names.clear()
+        self._to_flush.clear()
+
+    # -- what is prepared -------------------------------------------------------------------------------------------
+
+    def name_of(self, key: Key) -> bytes | None:
+        """Return the name of the statement prepared for *key*."""
+        return None if self.stale else self._names.get(key)
+
+    def names_for_reading(self) -> tuple[bytes, bytes]:
+        """Return two names under which nothing is prepared."""
+        self._generation += 1
+        return b"pgmonkey_begin_%d" % self._generation, b"pgmonkey_end_%d" % self._generation

@@ -1,0 +1,1 @@
+"""Who has which connection: bookkeeping without I/O, shared by both colours."""

@@ -1,0 +1,81 @@
+"""Where in the program a connection was borrowed, by which thread or task, and for which request."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from types import CodeType, FrameType
+from typing import Protocol
+
+# Frames of these call the program's code; a line in them says nothing about the program.
+_FRAMEWORKS = ("fastapi", "starlette", "flask", "anyio", "asyncio")
+# Frames of these lie between the program and the pool.
+_BETWEEN = ("pgmonkey", "flask_pgmonkey", "fastapi_pgmonkey", "django_pgmonkey", "contextlib", "django")
+
+Label = Callable[[], str]
+"""Returns for whom a connection is borrowed, such as the route of a request; called only when that is shown."""
+
+
+class Borrower(Protocol):
+    """A thread or a task; ``str()`` gives its name."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it will never do anything again."""
+        ...
+
+
+class Place:
+    """Where in the program a connection was borrowed, by whom, and on whose behalf."""
+
+    __slots__ = ("_code", "_globals", "_instruction", "_label", "borrower")
+
+    def __init__(self, frame: FrameType, label: Label | None, borrower: Borrower | None) -> None:
+        self.borrower = borrower
+        self._code = frame.f_code
+        # The line is looked up when the place is shown, which is rare; the instruction costs nothing.
+        self._instruction = frame.f_lasti
+        self._globals = frame.f_globals
+        self._label = label
+
+    @classmethod
+    def above(cls, frame: FrameType, label: Label | None, borrower: Borrower | None) -> Place:
+        """Return the nearest place from *frame* upwards that is outside pgmonkey and Django."""
+        while (file := frame.f_code.co_filename) in _between or (file not in _outside and _is_between(frame)):
+            above = frame.f_back
+            if above is None:
+                break
+            frame = above
+        return cls(frame, label, borrower)
+
+    def __str__(self) -> str:
+        by = "" if self.borrower is None else f" by {self.borrower}"
+        place = location(self._code, _line(self._code, self._instruction))
+        if self._label is None:
+            return f"at {place}{by}"
+        at = "" if _package(self._globals) in _FRAMEWORKS else f", at {place}"
+        return f"for {self._label()}{at}{by}"
+
+
+def location(code: CodeType, line: int | None = None) -> str:
+    """Return the place of *code*, as ``file:line (name)``."""
+    return f"{os.path.relpath(code.co_filename)}:{line or code.co_firstlineno} ({code.co_name})"
+
+
+# Files whose code is in one of `_BETWEEN`, and files whose code is not: a frame's file is fastest to look at.
+_between: set[str] = set()
+_outside: set[str] = set()
+
+
+def _is_between(frame: FrameType) -> bool:
+    found = _package(frame.f_globals) in _BETWEEN
+    (_between if found else _outside).add(frame.f_code.co_filename)
+    return found
+
+
+def _line(code: CodeType, instruction: int) -> int | None:
+    return next((line for start, end, line in code.co_lines() if start <= instruction < end), None)
+
+
+def _package(variables: Mapping[str, object]) -> str:
+    return str(variables.get("__name__", "")).partition(".")[0]

@@ -1,0 +1,82 @@
+"""One connection of a pool, with what the pool knows about it."""
+
+from __future__ import annotations
+
+from time import monotonic
+from types import FrameType
+from typing import Any, Generic, Protocol, TypeVar
+
+from psycopg import BaseConnection
+from psycopg.pq import TransactionStatus
+
+from .._driver.cancel import request_cancel
+from .._driver.liveness import Arrived
+from .._driver.plan import Plans
+from .._driver.prepared import Prepared
+from . import forks
+from .place import Label, Place
+
+
+class Watching(Protocol):
+    """What waits for a connection's answers: a `Watcher` of either colour."""
+
+    @property
+    def arrived(self) -> Arrived:
+        """Tells whether something has arrived."""
+        ...
+
+    def finish(self) -> None:
+        """Close the connection."""
+        ...
+
+    def disown(self) -> None:
+        """Leave what is watched, and what it is watched with, to the parent process."""
+        ...
+
+
+C = TypeVar("C", bound=BaseConnection[Any])
+W = TypeVar("W", bound=Watching)
+
+
+class Pooled(Generic[C, W]):
+    """One connection of a pool, with what the pool knows about it; times as `time.monotonic` gives them."""
+
+    __slots__ = (
+        *("arrived", "borrowed_at", "connection", "expires", "frame", "idle_since"),
+        *("label", "lent_at", "pgconn", "plans", "prepared", "reported", "watcher"),
+    )
+
+    def __init__(self, connection: C, watcher: W, max_lifetime: float) -> None:
+        self.connection = connection
+        self.pgconn = connection.pgconn
+        self.watcher = watcher
+        self.prepared = Prepared.watch(connection)
+        self.plans = Plans(connection, self.prepared)
+        self.arrived = watcher.arrived
+        self.expires = monotonic() + max_lifetime
+        self.idle_since = 0.0
+        self.borrowed_at = monotonic()
+        self.lent_at: Place | None = None
+        self.frame: FrameType | None = None
+        self.label: Label | None = None
+        self.reported = False
+
+    @property
+    def place(self) -> Place | None:
+        """Where it was borrowed; None while it is idle, or used by the pool itself."""
+        return Place.above(self.frame, self.label, None) if self.frame is not None else self.lent_at
+
+    def __str__(self) -> str:
+        age, place = f"{monotonic() - self.borrowed_at:.1f} s", self.place
+        return age if place is None else f"{age}, borrowed {place}"
+
+    def close(self) -> None:
+        """Close the socket at once; the server ends what is running, and the session, and rolls back what was open."""
+        if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+            request_cancel(self.pgconn)
+        self.watcher.finish()
+
+    def disown(self) -> None:
+        """Leave the connection, in a forked child, to the parent."""
+        self.watcher.disown()
+        forks.disown(self.pgconn)

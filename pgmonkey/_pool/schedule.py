@@ -1,0 +1,53 @@
+"""When a pool is looked after again: soon after a failure, now and then while there is something to watch."""
+
+from __future__ import annotations
+
+import random
+from time import monotonic
+
+from .._config.schema import PoolSettings
+
+# Seconds between two looks at a pool that has more connections than it keeps, or watches for leaks.
+_LOOK_EVERY = 5.0
+# Seconds until a connection that could not be made is tried again: the pause doubles from the first to the second.
+# Borrowers do not wait for it, they try for themselves; the first to succeed ends the pause.
+_FIRST_RETRY, _LAST_RETRY = 0.25, 4.0
+
+
+class Schedule:
+    """Decides when upkeep runs again; times in seconds."""
+
+    def __init__(self, settings: PoolSettings) -> None:
+        self._settings = settings
+        self._failing_since: float | None = None
+        self.pause = 0.0
+        """How long the present pause after a failure is; 0 when all is well."""
+
+    def failed(self) -> tuple[bool, bool]:
+        """Note a failed attempt; return whether it is the first, and whether ``reconnect_timeout`` has passed.
+
+        The latter is told again each time that so much has passed.
+        """
+        now, patience = monotonic(), self._settings.reconnect_timeout
+        first = self._failing_since is None
+        expired = self._failing_since is not None and 0 < patience <= now - self._failing_since
+        if first or expired:
+            self._failing_since = now
+        self.pause = min(2 * self.pause, _LAST_RETRY) if self.pause else _FIRST_RETRY
+        return first, expired
+
+    def retry_after(self) -> float:
+        """Return the seconds until the next attempt, jittered so that processes do not try all at once."""
+        return self.pause * random.uniform(0.75, 1.25)  # noqa: S311
+
+    def succeeded(self) -> None:
+        """Note that all connections could be made."""
+        self._failing_since, self.pause = None, 0.0
+
+    def next_look(self, *, surplus: bool) -> float | None:
+        """Return the seconds until the next look; None when nothing is to be watched.  *surplus* may have to shrink."""
+        settings, threshold = self._settings, self._settings.leak_detection_threshold
+        if not surplus and not threshold:
+            return None
+        delay = min(_LOOK_EVERY, settings.max_idle / 4, settings.max_lifetime / 4)
+        return min(delay, threshold / 2) if threshold else delay

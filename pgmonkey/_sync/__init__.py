@@ -1,0 +1,1 @@
+"""What waits, for threads: generated from `pgmonkey._async`, except for `waiting` and `watcher`."""

@@ -1,0 +1,115 @@
+# Generated from ../_async/connector.py by tools/twins.py: change that file, then run the tool.
+
+"""Make the connections of a pool, with the credentials as they are now, within a deadline."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Mapping
+from time import monotonic
+from typing import Any, TypeAlias, cast
+from weakref import WeakMethod
+
+import psycopg
+from psycopg import Connection
+from psycopg.pq import TransactionStatus
+
+from .._config.blueprint import Blueprint
+from .._driver.deadlines import connecting_until
+from .._driver.lending import keep_begin, lendable
+from .._pool.pooled import Pooled
+from ..errors import ConfigError
+from .guard import Guard, OnError
+from .waiting import Lock, ask
+from .watcher import Watcher
+
+logger = logging.getLogger("pgmonkey")
+
+# Seconds that a connection attempt gets at least, however little time the borrower has left.  On a slow network a pool
+# would otherwise never have a connection.
+_LEAST = 0.75
+
+PooledConnection: TypeAlias = Pooled[Connection[Any], Watcher]
+
+
+class Connector:
+    """Connects as the blueprint says; *on_error* is told, if its owner still exists, of each error of a connection."""
+
+    def __init__(self, blueprint: Blueprint, on_error: OnError) -> None:
+        self._blueprint = blueprint
+        self._on_error = WeakMethod(on_error)
+        self._class = lendable(blueprint.settings.connection_class or Connection, Guard)
+        self._credentials = blueprint.credentials
+        self.checks = blueprint.settings.check_on_checkout or blueprint.settings.check is not None
+        """Whether the server is asked before a connection is lent."""
+
+    def connect(self, deadline: float | None) -> PooledConnection:
+        """Return a new connection; raise what psycopg raises when there is none by the *deadline*."""
+        token = connecting_until.set(None if deadline is None else max(deadline, monotonic() + _LEAST))
+        try:
+            connection = self._connect()
+        except BaseException as error:
+            if not isinstance(error, psycopg.Error):
+                # Cancelled half-way.  These frames hold the unfinished connection; the server would wait a minute for
+                # it (authentication_timeout) and block a DROP DATABASE for as long.
+                traceback.clear_frames(error.__traceback__)
+            raise
+        finally:
+            connecting_until.reset(token)
+        connection.lock = Lock()
+        pooled = Pooled(connection, cast(Guard, connection).own_watcher(), self._blueprint.settings.max_lifetime)
+        state = connection.__dict__
+        state.update(on_error=self._on_error, command_timeout=self._blueprint.command_timeout, prepared=pooled.prepared)
+        if self._blueprint.transaction_settings:
+            state["transaction_settings"] = self._blueprint.transaction_settings
+        try:
+            configure = self._blueprint.settings.configure
+            if configure is not None:
+                configure(connection)
+                if connection.pgconn.transaction_status != TransactionStatus.IDLE:
+                    raise psycopg.ProgrammingError("the 'configure' function left a transaction open")
+            keep_begin(connection)
+        except BaseException:
+            pooled.close()
+            raise
+        return pooled
+
+    def check(self, pooled: PooledConnection, deadline: float) -> None:
+        """Ask the server whether it is there, as the settings say; raise what psycopg raises when it is not."""
+        settings, state = self._blueprint.settings, pooled.connection.__dict__
+        state["command_timeout"] = max(0.0, deadline - monotonic())
+        try:
+            if settings.check_on_checkout:
+                pooled.connection.execute("SELECT 1")
+            if settings.check is not None:
+                settings.check(pooled.connection)
+        finally:
+            state["command_timeout"] = self._blueprint.command_timeout
+
+    def _connect(self) -> Connection[Any]:
+        credentials = self._current_credentials()
+        while True:
+            given = {key: ask(value) if callable(value) else value for key, value in credentials.items()}
+            try:
+                # The pooled object is always in autocommit; what is lent over it has the mode that was asked for.
+                arguments = {**self._blueprint.connect, **given, "autocommit": True}
+                connection: Connection[Any] = self._class.connect(**arguments)
+            except psycopg.OperationalError:
+                # The credentials may have changed since they were read.
+                previous, credentials = credentials, self._current_credentials()
+                if credentials == previous:
+                    raise
+            else:
+                self._credentials = credentials
+                return connection
+
+    def _current_credentials(self) -> Mapping[str, Any]:
+        """Return what the references of the configuration point to now, or the last that worked."""
+        if self._blueprint.refresh is None:
+            return self._credentials
+        try:
+            return self._blueprint.refresh()
+        except ConfigError as error:
+            logger.warning("%s: using the last credentials that worked", error)
+            return self._credentials

@@ -1,0 +1,392 @@
+# Generated from ../_async/database.py by tools/twins.py: change that file, then run the tool.
+
+"""`Database`: the query methods, transactions and units of work that applications use."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any, Generic, TypeVar, cast, overload
+
+import psycopg
+from psycopg import Connection, Cursor, IsolationLevel
+from psycopg.errors import (
+    DeadlockDetected,
+    FeatureNotSupported,
+    InvalidSqlStatementName,
+    QueryCanceled,
+    SerializationFailure,
+)
+from psycopg.pq import TransactionStatus
+from psycopg.rows import Row, RowFactory, TupleRow, tuple_row
+
+from .._config.blueprint import blueprint
+from .._config.source import Origin, Sources
+from .._driver.plan import MISS, read_all, read_count, read_one, read_value
+from .._driver.prepared import is_outdated
+from .._driver.sql import Params, Statement, leaves_state
+from .._driver.transaction_mode import TransactionMode
+from .._pool.cache import cache
+from .._pool.place import Label
+from .fastpath import FastPath
+from .handle import ConnectionHandle, open_handle
+from .lease import Lease
+from .unit import (
+    SessionValues,
+    TransactionBlock,
+    UnitBlock,
+    UnitOfWork,
+    current_unit,
+    enter,
+    set_values,
+    units,
+)
+from .waiting import POOL_KIND, sleep
+
+T = TypeVar("T")
+
+_STOPPED = QueryCanceled("the stream was closed before its end")
+# Seconds to wait before a transaction is tried again: at random up to the first, doubled each time, at most the last.
+_BACKOFF = (0.02, 1.0)
+
+
+class Database(Generic[Row]):
+    """A database described by one configuration, used through a pool.
+
+    *config* is the path of a YAML file or a mapping; it is checked here, and nothing is connected before the first use.
+    *row_factory* is psycopg's; rows are tuples by default.  *session_values* is called when a transaction begins and
+    returns configuration parameters to be set until it ends, for row-level security: ``{"app.tenant": 42}``.
+
+    A query method (`fetch_one`, `fetch_all`, `fetch_value`, `execute`) runs one statement.  Outside a transaction it
+    borrows a connection for that statement, which is its own transaction (autocommit), and takes one round trip.
+    Inside ``transaction()`` or a unit of work it is part of that transaction.
+    """
+
+    @overload
+    def __init__(
+        self: Database[TupleRow],
+        config: Origin,
+        *,
+        resolve_env: bool = False,
+        allow_sensitive_defaults: bool = False,
+        row_factory: None = None,
+        session_values: Callable[[], SessionValues | None] | None = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        config: Origin,
+        *,
+        resolve_env: bool = False,
+        allow_sensitive_defaults: bool = False,
+        row_factory: RowFactory[Row],
+        session_values: Callable[[], SessionValues | None] | None = None,
+    ) -> None: ...
+
+    def __init__(
+        self,
+        config: Origin,
+        *,
+        resolve_env: bool = False,
+        allow_sensitive_defaults: bool = False,
+        row_factory: RowFactory[Any] | None = None,
+        session_values: Callable[[], SessionValues | None] | None = None,
+    ) -> None:
+        self._sources = Sources()
+        self._origin = config, resolve_env, allow_sensitive_defaults
+        self.timeout = blueprint(self._sources.config(*self._origin), POOL_KIND).settings.timeout
+        """How long a borrow waits for a free connection, in seconds."""
+        self._row_factory = row_factory
+        self._session_values = session_values
+        self._handle: ConnectionHandle | None = None
+        self._fast: FastPath | None = None
+
+    # -- opening and closing ----------------------------------------------------------------------------------------
+
+    def connect(self) -> None:
+        """Open the pool now; raise what psycopg raises when the server cannot be reached."""
+        self._pool()
+
+    def close(self) -> None:
+        """Release the pool, which closes when nothing else in the process uses it.  A later use opens it again."""
+        self.release()
+
+    def release(self) -> None:
+        """Do as `close`, where nothing can be awaited."""
+        self._handle = self._fast = None
+        self._sources.clear()
+        cache.release(self)
+
+    disconnect = close
+
+    def ping(self) -> float:
+        """Ask the server for a sign of life; return the seconds it took, or raise what psycopg raises."""
+        started = perf_counter()
+        self.fetch_value("SELECT 1")
+        return perf_counter() - started
+
+    def stats(self) -> dict[str, int]:
+        """Return the pool's counters, named as in psycopg_pool; empty before the first use."""
+        return {} if self._handle is None else self._handle.stats()
+
+    def _pool(self) -> ConnectionHandle:
+        handle = self._handle
+        if handle is None or not handle.usable_here:
+            handle = open_handle(self._sources.config(*self._origin), POOL_KIND, self)
+            self._fast = handle.fast_path(self._row_factory, self._session_values and self.session_values)
+            self._handle = handle
+        return handle
+
+    def borrow(
+        self, *, timeout: float | None = None, autocommit: bool | None = False, label: Label | None = None
+    ) -> Lease:
+        """Lend a connection until the caller finishes the lease.
+
+        *timeout* is in seconds and defaults to the pool's; *autocommit* is the configuration's when None; *label*
+        returns for whom it is borrowed, for log messages.
+        """
+        handle = self._handle
+        if handle is None or not handle.usable_here:
+            handle = self._pool()
+        lease = handle.borrow(timeout=timeout, autocommit=autocommit, label=label)
+        lease.row_factory = self._row_factory
+        return lease
+
+    def session_values(self) -> SessionValues:
+        """Return the configuration parameters for a transaction that begins now."""
+        return (self._session_values() if self._session_values is not None else None) or {}
+
+    # -- query methods ----------------------------------------------------------------------------------------------
+
+    def fetch_one(self, query: Statement, params: Params = None) -> Row | None:
+        """Return the first row of *query*, or None when there is none."""
+        fast = self._fast
+        if fast is not None:
+            unit = self.current_unit() if units.get() else None
+            read = read_one
+            found = fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read)
+            if found is not MISS:
+                return found  # type: ignore[no-any-return]
+        with self._run(query, params) as cursor:
+            return cursor.fetchone()
+
+    def fetch_all(self, query: Statement, params: Params = None) -> list[Row]:
+        """Return all rows of *query*."""
+        fast = self._fast
+        if fast is not None:
+            unit = self.current_unit() if units.get() else None
+            read = read_all
+            found = fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read)
+            if found is not MISS:
+                return found  # type: ignore[no-any-return]
+        with self._run(query, params) as cursor:
+            return cursor.fetchall()
+
+    def fetch_value(self, query: Statement, params: Params = None) -> Any:
+        """Return the first column of the first row of *query*, or None when there is no row."""
+        fast = self._fast
+        if fast is not None:
+            unit = self.current_unit() if units.get() else None
+            read = read_value
+            found = fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read)
+            if found is not MISS:
+                return found
+        with self._run(query, params) as cursor:
+            cursor.row_factory = cast(Any, tuple_row)
+            row: Any = cursor.fetchone()
+        return None if row is None else row[0]
+
+    def execute(self, query: Statement, params: Params = None) -> int:
+        """Run *query*; return the number of rows affected, -1 where the statement has none."""
+        fast = self._fast
+        if fast is not None:
+            unit = self.current_unit() if units.get() else None
+            read = read_count
+            found = fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read)
+            if found is not MISS:
+                return found  # type: ignore[no-any-return]
+        with self._run(query, params) as cursor:
+            return cursor.rowcount
+
+    def execute_many(self, query: Statement, params_seq: Iterable[Params]) -> int:
+        """Run *query* for each of *params_seq* in one transaction; return the number of rows affected in all."""
+        with self.transaction() as connection, connection.cursor() as cursor:
+            cursor.executemany(query, [params if params is not None else () for params in params_seq])
+            return cursor.rowcount
+
+    def stream(self, query: Statement, params: Params = None, *, size: int = 1000) -> Iterator[Row]:
+        """Return an iterator over the rows of *query*, which come from a server-side cursor, *size* at a time.
+
+        A stream has a connection and a transaction of its own, and gives it back when it ends or is closed.
+        """
+        return self._stream(query, params, size, self.session_values())
+
+    def _stream(self, query: Statement, params: Params, size: int, values: SessionValues) -> Iterator[Row]:
+        lease = self.borrow()
+        stopped = False
+        try:
+            if values:
+                set_values(lease.connection, values)
+            cursor = lease.connection.cursor("pgmonkey_stream")
+            try:
+                cursor.itersize = size
+                cursor.execute(query, params)
+                for row in cursor:
+                    try:
+                        yield row
+                    except GeneratorExit:
+                        stopped = True
+                        raise
+            finally:
+                # Not ServerCursor.close(): the end of the transaction closes it on the server, without a round trip.
+                Cursor.close(cursor)
+        except BaseException as error:
+            # A generator that is being closed may wait, unlike a coroutine.
+            lease.finish(_STOPPED if stopped else error)
+            if stopped and isinstance(error, psycopg.Error):
+                return  # the caller that stops a stream does not need to know that the connection was lost
+            raise
+        lease.finish()
+
+    @contextmanager
+    def _run(self, query: Statement, params: Params) -> Iterator[Cursor[Row]]:
+        unit = self.current_unit()
+        if unit is not None:
+            with unit.at_work() as going_on:
+                if going_on:
+                    connection = unit.connection()
+                    with self._execute(connection, query, params) as cursor:
+                        yield cursor
+                        if self._fast is not None:
+                            self._fast.learn(connection, query, params, cursor)
+                    return
+        pool = self._pool()
+        if pool.needs_transactions or (self._session_values is not None and self.session_values()):
+            with self.unit_of_work(), self._run(query, params) as cursor:
+                yield cursor
+            return
+        lease = self.borrow(autocommit=True)
+        try:
+            with self._execute(lease.connection, query, params) as cursor:
+                yield cursor
+                if self._fast is not None:
+                    self._fast.learn(lease.connection, query, params, cursor)
+        except BaseException as error:
+            lease.finish(error, clean=leaves_state(query))
+            raise
+        lease.finish(clean=leaves_state(query))
+
+    def _execute(self, connection: Connection[Row], query: Statement, params: Params) -> Cursor[Row]:
+        alone = connection.pgconn.transaction_status == TransactionStatus.IDLE
+        try:
+            return connection.execute(query, params)
+        except (FeatureNotSupported, InvalidSqlStatementName) as error:
+            if not is_outdated(error):
+                raise
+            # Other connections, too, have prepared statements for the old shape of the table.
+            (self._pool()).forget_plans()
+            if not alone:
+                raise
+            # Nothing was done yet.
+            if connection.pgconn.transaction_status == TransactionStatus.INERROR:
+                connection.rollback()
+            return connection.execute(query, params)
+
+    # -- transactions and units of work -----------------------------------------------------------------------------
+
+    @contextmanager
+    def connection(self, *, timeout: float | None = None) -> Iterator[Connection[Row]]:
+        """Lend a connection of its own for a block: committed at the end, rolled back when the block raises.
+
+        *timeout* is how long to wait for a free one, in seconds, the pool's ``timeout`` by default.
+        """
+        lease = self.borrow(timeout=timeout, autocommit=None)
+        try:
+            if values := self.session_values():
+                set_values(lease.connection, values)
+            yield lease.connection
+        except BaseException as error:
+            lease.finish(error)
+            raise
+        lease.finish()
+
+    def transaction(
+        self,
+        *,
+        isolation: IsolationLevel | str | None = None,
+        read_only: bool | None = None,
+        deferrable: bool | None = None,
+    ) -> TransactionBlock[Row]:
+        """Run a block in a transaction, which the query methods join; inside another one, in a savepoint of it.
+
+        *isolation* is a `psycopg.IsolationLevel` or its name, such as ``"serializable"``.  The options are those of
+        the outermost transaction, so inside another one they can be given as long as it has not begun: afterwards they
+        raise `psycopg.ProgrammingError`.
+        """
+        return TransactionBlock(self, TransactionMode.of(isolation, read_only, deferrable))
+
+    def retry(
+        self,
+        function: Callable[[], T],
+        *,
+        attempts: int = 5,
+        isolation: IsolationLevel | str | None = None,
+        read_only: bool | None = None,
+        deferrable: bool | None = None,
+    ) -> T:
+        """Run *function* in a transaction of its own, and commit it; return what it returned.
+
+        When the server could not serialise it (SQLSTATE 40001) or ended a deadlock with it (40P01), at whatever
+        statement or at COMMIT, *function* runs again after a short random pause, at most *attempts* times in all; then
+        that error is raised.  Raises `psycopg.ProgrammingError` inside a transaction, which could not be run again.
+        """
+        unit = self.current_unit()
+        if unit is not None and unit.borrowed:
+            raise psycopg.ProgrammingError(
+                "retry() cannot run again what the transaction around it did; call it first, or outside"
+            )
+        mode = TransactionMode.of(isolation, read_only, deferrable)
+        pause, longest = _BACKOFF
+
+        def begin() -> UnitOfWork[Row]:
+            return enter(UnitOfWork(self, mode))
+
+        for _ in range(attempts - 1):
+            try:
+                with UnitBlock(begin):
+                    return function()
+            except (SerializationFailure, DeadlockDetected):
+                sleep(random.uniform(0, pause))  # noqa: S311
+                pause = min(2 * pause, longest)
+        with UnitBlock(begin):
+            return function()
+
+    def unit_of_work(self) -> UnitBlock[Row]:
+        """Open a unit of work for a block: a `transaction` that borrows only when a query method needs a connection.
+
+        When the first query only reads, the transaction begins with the next one; see `UnitOfWork`.
+        """
+        return UnitBlock(self.begin)
+
+    def begin(
+        self,
+        *,
+        isolation: IsolationLevel | str | None = None,
+        read_only: bool | None = None,
+        deferrable: bool | None = None,
+        label: Label | None = None,
+        on_borrow: Callable[[], None] | None = None,
+    ) -> UnitOfWork[Row]:
+        """Open a unit of work that the query methods of this context join, until its `finish` is called.
+
+        *label* returns for whom it works, for log messages; *on_borrow* is called when it has borrowed a connection.
+        """
+        mode = TransactionMode.of(isolation, read_only, deferrable)
+        return enter(UnitOfWork(self, mode, label, on_borrow, reads_alone=True))
+
+    def current_unit(self) -> UnitOfWork[Row] | None:
+        """Return the innermost unfinished unit of work of this database that the current context is in."""
+        return current_unit(self)

@@ -1,0 +1,225 @@
+# Generated from ../_async/fastpath.py by tools/twins.py: change that file, then run the tool.
+
+"""The short way: execute a plan, alone on a connection borrowed for it or inside a transaction."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Hashable
+from types import FrameType
+from typing import Any, Protocol
+
+import psycopg
+from psycopg import Connection, Cursor, rows
+from psycopg.abc import Params
+from psycopg.errors import ReadOnlySqlTransaction, error_from_result
+from psycopg.pq import ExecStatus, TransactionStatus
+from psycopg.pq.abc import PGresult
+from psycopg.rows import tuple_row
+
+from .._driver.compat import SHORT_WAY, PostgresQuery
+from .._driver.plan import MISS, Plan, Read, adapters_of, begin_statement, is_plain, read_count
+from .._driver.prepared import is_outdated
+from .._driver.sql import Statement
+from .._driver.wire import (
+    ask_and_send,
+    begin_and_send,
+    begin_and_send_text,
+    check_results,
+    read_and_send,
+)
+from .connector import PooledConnection
+from .guard import after_error
+from .pool import Pool
+from .waiting import current_loop, try_acquire
+
+_LARGEST = 200
+# As plain numbers, which are faster to compare than members of an enumeration.
+_FATAL, _IDLE = int(ExecStatus.FATAL_ERROR), int(TransactionStatus.IDLE)
+
+
+def execute_plan(pooled: PooledConnection, plan: Plan, begin: bytes | None, alone: bool = False) -> PGresult:
+    """Execute *plan* on a connection whose lock is held, with the BEGIN that it needs before it.
+
+    With *alone*, a plan that only reads may have a transaction of its own instead, in the same message.
+    """
+    pgconn, prepared = pooled.pgconn, pooled.prepared
+    answer, asked = -1, None
+    if not plan.harmless:
+        prepared.expect("")
+    try:
+        if begin is None:
+            plan.send(plan.name, plan.params, plan.formats)
+        elif not (alone and plan.reads) or prepared.reading is False:
+            begin_and_send(pgconn, begin, plan.name, plan.params, plan.formats)
+        elif prepared.reading is None:
+            asked = prepared.names_for_reading()
+            ask_and_send(pgconn, asked, plan.name, plan.params, plan.formats)
+        else:
+            read_and_send(pgconn, prepared.reading, plan.name, plan.params, plan.formats)
+            answer = 1
+        plan.params = None  # which may be large
+        results = pooled.watcher.fetch(pooled.connection.__dict__["command_timeout"])
+        check_results(results, pooled.connection)
+    except BaseException as error:
+        after_error(pooled.connection, error)
+        raise
+    if asked is not None:
+        prepared.reading = asked if results[-2].get_value(0, 0) == b"read committed" else False
+    return results[answer]
+
+
+def execute_text(pooled: PooledConnection, query: PostgresQuery, begin: bytes | None) -> list[PGresult]:
+    """Execute *query*, which has no parameters left, on a connection whose lock is held; *begin* as `execute_plan`."""
+    pgconn = pooled.pgconn
+    pooled.prepared.note(query)
+    try:
+        if begin is None:
+            pgconn.send_query(query.query)
+        else:
+            begin_and_send_text(pgconn, begin, query.query)
+        results = pooled.watcher.fetch(pooled.connection.__dict__["command_timeout"])
+        check_results(results, pooled.connection)
+    except BaseException as error:
+        after_error(pooled.connection, error)
+        raise
+    return results if begin is None else results[1:]
+
+
+class Borrowed(Protocol):
+    """A borrowed connection; the psycopg connection over it is made only when the borrower asks for it."""
+
+    refusal: psycopg.Error | None
+    lent: Connection[Any] | None
+    pooled: PooledConnection | None
+
+    @property
+    def connection(self) -> Connection[Any]:
+        """The psycopg connection."""
+        ...
+
+
+class FastPath:
+    """The short way through one pool, for rows of one kind."""
+
+    def __init__(self, pool: Pool, row_factory: Any, session_values: Callable[[], object] | None) -> None:
+        blueprint = pool.blueprint
+        settings = blueprint.settings
+        self.pool = pool
+        self._session_values = session_values
+        self.row_factory = tuple_row if row_factory is None else row_factory
+        # What identifies each statement, without and with parameters; its plan is kept with each connection.
+        self._without: dict[str, Hashable] = {}
+        self._with: dict[str, Hashable] = {}
+        self._reading: set[Hashable] = set()
+        self._limit = blueprint.command_timeout
+        self._reads_alone = not blueprint.pgbouncer  # which need not know what is prepared for it
+        self._loop = pool.loop
+        self.possible = (
+            SHORT_WAY
+            and (row_factory is None or getattr(row_factory, "__module__", None) == rows.__name__)
+            and not blueprint.transaction_settings
+            and settings.connection_class is None
+            and settings.reset is None
+            and settings.check is None
+            and not settings.check_on_checkout
+            and not {"cursor_factory", "row_factory", "context"}.intersection(blueprint.connect)
+        )
+
+    def learn(
+        self, connection: Connection[Any], statement: Statement, params: Params | None, cursor: Cursor[Any]
+    ) -> None:
+        """Remember how *cursor* has executed *statement*, if it is prepared and nothing is unusual."""
+        pooled: PooledConnection | None = connection.__dict__.get("pooled")
+        if pooled is None or not isinstance(statement, str):
+            return
+        keys = self._without if params is None else self._with
+        key = keys.get(statement) or object()
+        plan = pooled.plans.learn(key, statement, params, cursor, self.row_factory)
+        if plan is not None:
+            if len(keys) >= _LARGEST:
+                keys.clear()
+                self._reading.clear()
+            keys[statement] = key
+            if plan.reads:
+                self._reading.add(key)
+
+    def take_for_reading(
+        self, statement: Statement, params: Params | None, frame: FrameType
+    ) -> PooledConnection | None:
+        """Lend an idle connection to *frame* if *statement* only reads; None otherwise."""
+        if statement.__class__ is not str or (self._loop is not None and self._loop is not current_loop()):
+            return None
+        key = (self._without if params is None else self._with).get(statement)
+        return self.pool.take_idle(frame) if key in self._reading else None
+
+    def run(self, statement: Statement, params: Params | None, read: Read) -> Any:
+        """Execute *statement* alone and return what *read* makes of the answer; `MISS` when nothing was done."""
+        if statement.__class__ is not str or (self._loop is not None and self._loop is not current_loop()):
+            return MISS
+        key = (self._without if params is None else self._with).get(statement)
+        if key is None or (self._session_values is not None and self._session_values()):
+            return MISS
+        pool, frame = self.pool, sys._getframe(1)
+        pooled = pool.take_idle(frame) or pool.wait_for_one(frame)
+        if pooled is None:
+            return MISS
+        try:
+            plan = pooled.plans.find(key, params, psycopg.adapters)
+            if plan is None or not (plan.has_rows or read is read_count):
+                return MISS
+            plan.send(plan.name, plan.params, plan.formats)
+            plan.params = None  # which may be large
+            result = (pooled.watcher.fetch(self._limit))[0]
+            if result.status == _FATAL:
+                error = error_from_result(result, encoding=pooled.connection.info.encoding)
+                if is_outdated(error):
+                    pool.forget_plans()
+                    return MISS
+                raise error
+            return read(plan, result)
+        except BaseException as error:
+            after_error(pooled.connection, error)
+            raise
+        finally:
+            pool.give_back(pooled)
+
+    def run_on(self, lease: Borrowed, statement: Statement, params: Params | None, read: Read, *, alone: bool) -> Any:
+        """Do as `run`, on a borrowed connection; *alone* as for `execute_plan`."""
+        pooled = lease.pooled
+        if statement.__class__ is not str or pooled is None:
+            return MISS
+        key = (self._without if params is None else self._with).get(statement)
+        if key is None:
+            return MISS
+        lock = pooled.connection.lock
+        if not try_acquire(lock):
+            lock.acquire()
+        try:
+            connection = lease.lent  # another task may have made it a moment ago
+            if connection is None:
+                if lease.refusal is not None or lease.pooled is None:
+                    return MISS
+            elif connection.row_factory is not self.row_factory or not is_plain(connection):
+                return MISS
+            first = pooled.pgconn.transaction_status == _IDLE
+            plan = pooled.plans.find(key, params, adapters_of(connection))
+            if plan is None or not (plan.has_rows or read is read_count):
+                return MISS
+            begin = None if not first else b"BEGIN" if connection is None else begin_statement(connection)
+            try:
+                alone = alone and connection is None and self._reads_alone
+                return read(plan, execute_plan(pooled, plan, begin, alone))
+            except psycopg.Error as error:
+                if isinstance(error, ReadOnlySqlTransaction) and first and plan.reads:
+                    plan.reads = False  # a function behind a view of it writes
+                elif is_outdated(error):
+                    self.pool.forget_plans()
+                    if not first:
+                        raise
+                else:
+                    raise
+        finally:
+            lock.release()
+        lease.connection.rollback()
+        return MISS

@@ -1,0 +1,170 @@
+# Generated from ../_async/guard.py by tools/twins.py: change that file, then run the tool.
+
+"""What a pooled connection does differently from psycopg's own while it waits for the server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from contextvars import copy_context
+from time import monotonic
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import psycopg
+from psycopg import Connection, Transaction
+from psycopg.abc import PQGen
+from psycopg.errors import error_from_result
+from psycopg.pq import ExecStatus, TransactionStatus
+from psycopg.pq.abc import PGconn
+
+from .._driver.cancel import request_cancel
+from .._driver.deadlines import INTERVAL
+from .._driver.lending import LendableConnection
+from .._driver.prepared import Prepared
+from .._driver.wire import fetching
+from ..errors import CommandTimeoutError
+from .waiting import INTERRUPTS, wait_for
+from .watcher import Watcher
+
+T = TypeVar("T")
+
+if TYPE_CHECKING:
+
+    class _Base(LendableConnection, Connection[Any]):
+        """What a guard is mixed into."""
+else:
+    _Base = object
+
+# Seconds that an interrupted borrower waits for the end of its statement; then the connection is closed, not kept.
+_PATIENCE = 0.75
+# psycopg's own interval, which ours replaces.
+_NOT_GIVEN = -1.0
+
+OnError = Callable[[psycopg.Error, PGconn], None]
+
+
+class Guard(_Base):
+    """Mixed into psycopg's connection class by the pool: every wait for the server ends in time.
+
+    A statement that takes longer than ``command_timeout`` is cancelled and its connection closed; so is one whose
+    borrower is interrupted, unless the server ends it at once.  The pool is told of every error.
+    """
+
+    def wait(self, gen: PQGen[T], interval: float = _NOT_GIVEN, timeout: float | None = None) -> T:
+        """Run one of psycopg's generators to its end."""
+        state = self.__dict__
+        if "refusal" in state:
+            raise state["refusal"]
+        watcher: Watcher = state.get("watcher") or self.own_watcher()
+        limit: float | None = state.get("command_timeout")
+        prepared: Prepared | None = state.get("prepared")
+        if prepared is not None:  # None while it connects
+            prepared.expect(getattr(gen, "__name__", ""))
+        try:
+            if interval != _NOT_GIVEN or timeout is not None:
+                options = {} if interval == _NOT_GIVEN else {"interval": interval}
+                if timeout is not None:
+                    options["timeout"] = timeout
+                result: T = watcher.run_as_psycopg(gen, limit, **options)
+            else:
+                # The borrower's handlers run in the borrower's context.
+                result = watcher.run(gen, limit, copy_context() if self.has_handlers() else None)
+        except BaseException as error:
+            self.after(error, gen)
+            raise
+        return result
+
+    def after(self, error: BaseException, gen: PQGen[Any]) -> None:
+        """Do what is to be done after *error* has ended the wait for *gen*."""
+        pgconn, state = self.pgconn, self.__dict__
+        if isinstance(error, psycopg.Error):
+            if isinstance(error, CommandTimeoutError):
+                request_cancel(pgconn)
+                self.own_watcher().finish()
+            reference: Callable[[], OnError | None] | None = state.get("on_error")
+            on_error = reference and reference()
+            if on_error is not None:
+                on_error(error, pgconn)
+        elif isinstance(error, INTERRUPTS) and pgconn.transaction_status == TransactionStatus.ACTIVE:
+            _stop(gen, pgconn, self.own_watcher())
+
+    def cursor(self, *arguments: Any, **options: Any) -> Any:
+        """Return what psycopg returns, but of the class that takes the short way."""
+        cursor: Any = super().cursor(*arguments, **options)
+        shortened: Callable[[type], type] | None = self.__dict__.get("shortened")
+        if shortened is not None:
+            cursor.__class__ = shortened(cursor.__class__)
+        return cursor
+
+    def set_autocommit(self, value: bool) -> None:
+        """Do as psycopg, which waits only for the end of what is running."""
+        with self.lock:
+            if self.set_idle_autocommit(value):
+                return
+        super().set_autocommit(value)
+
+    def commit(self) -> None:
+        """Do as psycopg, more directly where nothing unusual is going on."""
+        state = self.__dict__
+        with self.lock:
+            if "refusal" not in state and self.can_commit_directly():
+                pgconn = self.pgconn
+                try:
+                    pgconn.send_query(b"COMMIT")
+                    result = (self.own_watcher().fetch(state.get("command_timeout")))[0]
+                    if result.status != ExecStatus.COMMAND_OK:
+                        raise error_from_result(result, encoding=self.info.encoding)
+                except BaseException as error:
+                    self.after(error, fetching(pgconn))
+                    raise
+                return
+        super().commit()
+
+    def close(self) -> None:
+        """Close the connection."""
+        if not self.closed:
+            self.mark_closed()
+            self.own_watcher().finish()
+
+    def transaction(self, savepoint_name: str | None = None, force_rollback: bool = False) -> Any:
+        """Do as psycopg; in a unit of work, whose end alone commits, open a savepoint."""
+        usual = super().transaction(savepoint_name, force_rollback)
+        return self._savepoint(usual) if "in_unit" in self.__dict__ else usual
+
+    @contextmanager
+    def _savepoint(self, usual: AbstractContextManager[Transaction]) -> Iterator[Transaction]:
+        # psycopg's block begins, and so commits, the whole transaction where none is open.
+        with self.lock:
+            self.wait(self.starting())
+        with usual as transaction:
+            yield transaction
+
+    def own_watcher(self) -> Watcher:
+        """Return what waits for this connection's answers."""
+        state = self.__dict__
+        watcher: Watcher | None = state.get("watcher")
+        if watcher is None:
+            watcher = state["watcher"] = Watcher(self.pgconn)
+        return watcher
+
+
+def after_error(connection: Connection[Any], error: BaseException) -> None:
+    """Do what is to be done after *error* has ended the wait for an answer on a pooled *connection*."""
+    cast("Guard", connection).after(error, fetching(connection.pgconn))
+
+
+def _stop(gen: PQGen[Any], pgconn: PGconn, watcher: Watcher) -> None:
+    """End the statement that *gen* waits for; close the connection when that cannot be done at once."""
+    deadline = monotonic() + _PATIENCE
+    cancelled = request_cancel(pgconn)
+    try:
+        with suppress(psycopg.errors.QueryCanceled):  # by which the server confirms the cancel
+            watcher.run_as_psycopg(gen, _PATIENCE, interval=INTERVAL / 2)
+        wait_for(cancelled, deadline - monotonic())
+        if not cancelled.done():
+            watcher.finish()
+    except psycopg.Error:
+        watcher.finish()
+    except BaseException:  # interrupted again
+        watcher.finish()
+        raise

@@ -1,0 +1,252 @@
+# Generated from ../_async/handle.py by tools/twins.py: change that file, then run the tool.
+
+"""The handle that `get_database_connection` returns: ``with handle as conn`` lends a connection."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from time import monotonic
+from types import FrameType, TracebackType
+from typing import Any, cast
+from weakref import WeakMethod
+
+import psycopg
+from psycopg import Connection
+from psycopg.abc import AdaptContext
+
+from .._config.blueprint import blueprint
+from .._config.schema import Config, Kind
+from .._pool.cache import Key, cache
+from .._pool.open_blocks import OpenBlocks
+from .._pool.place import Label
+from ..errors import PgmonkeyError
+from .fastpath import FastPath
+from .lease import Lease
+from .pool import Pool
+from .waiting import current_loop, is_over, loop_id, sleep
+
+logger = logging.getLogger("pgmonkey")
+
+# Seconds between the attempts to open a pool, doubled each time up to the second.
+_PAUSE = (0.1, 2.0)
+
+
+class ConnectionHandle:
+    """A database, as one connection or as a pool of them.
+
+    ``with handle as conn`` lends a psycopg connection for the block: committed when the block ends, rolled back
+    when it raises, given back in any case.  Blocks of a pool may be nested and run side by side, each on a connection
+    of its own.  Blocks of a single connection wait for each other; one inside another is a savepoint of it.
+    """
+
+    def __init__(self, config: Config, kind: Kind) -> None:
+        self.kind: Kind = kind
+        """As asked for of `get_database_connection`, one of four."""
+        self._blueprint = blueprint(config, kind)
+        self._pool = Pool(self._blueprint)
+        self._opening: deque[None] = deque()
+        """One item for each caller that connects now.  A counter would need a lock, which a fork could leave locked."""
+        self._open_blocks: OpenBlocks[Lease | _Nested] = OpenBlocks()
+        self._pool.scavenge = WeakMethod(self._take_back_forgotten)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "open"
+        return f"<{type(self).__module__}.{type(self).__qualname__} {self._blueprint.name!r} {state}>"
+
+    def open(self) -> None:
+        """Connect now rather than at the first borrow; raise what psycopg raises when the server cannot be reached.
+
+        It is tried again for ``open_timeout`` seconds.
+        """
+        settings = self._blueprint.settings
+        if self._pool.opened or settings.open is False:
+            return
+        give_up = monotonic() + settings.open_timeout
+        pause, longest = _PAUSE
+        self._opening.append(None)
+        try:
+            while not self._pool.opened:
+                try:
+                    self._pool.open()
+                except psycopg.OperationalError as error:
+                    if isinstance(error, PgmonkeyError) or monotonic() + pause >= give_up:
+                        raise
+                    logger.warning("%s: cannot connect, trying again: %s", self._pool.name, error)
+                    sleep(pause)
+                    pause = min(2 * pause, longest)
+        finally:
+            self._opening.pop()
+
+    def borrow(
+        self,
+        *,
+        timeout: float | None = None,
+        autocommit: bool | None = None,
+        context: AdaptContext | None = None,
+        label: Label | None = None,
+    ) -> Lease:
+        """Lend a connection until the lease is finished, which is up to the caller.
+
+        *timeout* is in seconds and defaults to the pool's; *autocommit* defaults to the configuration's; *context* is
+        where the connection's type adapters come from, psycopg's own by default; *label* tells, when it is called,
+        for whom the connection is borrowed.
+        """
+        pooled = self._pool.borrow(timeout, label)
+        autocommit = self._blueprint.autocommit if autocommit is None else autocommit
+        return Lease(self._pool, pooled, autocommit, context)
+
+    @contextmanager
+    def connection(self, *, timeout: float | None = None, autocommit: bool | None = None) -> Iterator[Connection[Any]]:
+        """Lend a connection for a block, as ``with handle`` does, with the options of `borrow`."""
+        lease = self.borrow(timeout=timeout, autocommit=autocommit)
+        try:
+            yield lease.connection
+        except BaseException as error:
+            lease.finish(error)
+            raise
+        lease.finish()
+
+    def __enter__(self) -> Connection[Any]:
+        # Not an async function: the caller's frame is the block's only until something is awaited.
+        entering: Connection[Any] = cast(Any, self._enter(sys._getframe(1)))
+        return entering
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        exiting: None = cast(Any, self._exit(self._open_blocks.pop(sys._getframe(1)), exc))
+        return exiting
+
+    def _enter(self, frame: FrameType) -> Connection[Any]:
+        outer = self._outer() if self._blueprint.single else None
+        entry = self.borrow() if outer is None else _Nested.begin(outer)
+        if isinstance(entry, Lease) and self._blueprint.single:
+            _blocks.set((*(lease for lease in _blocks.get() if lease.active), entry))
+        self._open_blocks.push(frame, entry)
+        return entry.connection
+
+    def _exit(self, entry: Lease | _Nested, error: BaseException | None) -> Any:
+        entry.finish(error)
+
+    def _outer(self) -> Lease | None:
+        return next((lease for lease in _blocks.get() if lease.active and lease.pool is self._pool), None)
+
+    def _take_back_forgotten(self) -> None:
+        """Take back what was entered by hand in a thread or task that has ended, when nothing refers to it any more."""
+        for lease in self._open_blocks.remove(_is_forgotten):
+            if isinstance(lease, Lease):
+                logger.warning("%s: taking back a connection that was never given back: %s", self._pool.name, lease)
+                lease.abandon()
+
+    def close(self) -> None:
+        """Close what is idle now and what is lent when it comes back."""
+        self._pool.close(f"{self.kind} connection closed; ask get_database_connection() again")
+
+    def terminate(self) -> None:
+        """Close everything now."""
+        self._pool.terminate()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the handle was closed."""
+        return bool(self._pool.close_reason)
+
+    @property
+    def unused(self) -> bool:
+        """Whether no connection was ever made, and none is being made."""
+        return not self._pool.opened and not self._opening
+
+    @property
+    def usable_here(self) -> bool:
+        """Whether the handle is open and belongs to the running event loop; threads share every loop-less handle."""
+        loop = self._pool.loop
+        return not self._pool.close_reason and (loop is None or loop is current_loop())
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether the event loop that the handle belongs to is closed."""
+        return is_over(self._pool.loop)
+
+    def stats(self) -> dict[str, int]:
+        """Return counters named as in psycopg_pool: sizes in connections, times in milliseconds."""
+        return self._pool.stats()
+
+    def fast_path(self, row_factory: Any, session_values: Callable[[], object] | None) -> FastPath | None:
+        """Return the short way for statements with rows as *row_factory* makes them.
+
+        A statement outside a transaction does not take it while *session_values* returns some.  None where the
+        configuration asks for psycopg's own way.
+        """
+        fast = FastPath(self._pool, row_factory, session_values)
+        return fast if fast.possible else None
+
+    def forget_plans(self) -> None:
+        """Have every connection prepare its statements anew."""
+        self._pool.forget_plans()
+
+    @property
+    def needs_transactions(self) -> bool:
+        """Whether settings hold only inside a transaction, because PgBouncer shares the sessions."""
+        return bool(self._blueprint.transaction_settings)
+
+
+# Such frames are suspended, not finished, when their thread or task has ended: another one may resume them.
+_RESUMABLE = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
+
+
+def _is_forgotten(entry: Lease | _Nested, frame: FrameType) -> bool:
+    if isinstance(entry, _Nested) or not entry.borrower_has_ended or frame.f_code.co_flags & _RESUMABLE:
+        return False
+    try:
+        frame.clear()  # its variables are of no use any more, and would keep the connection alive
+    except RuntimeError:  # it is not finished
+        return False
+    # One reference is the lease's own, the other that of this call.
+    return sys.getrefcount(entry.connection) <= 2
+
+
+_blocks: ContextVar[tuple[Lease, ...]] = ContextVar("pgmonkey_blocks", default=())
+"""The single connections whose blocks the current context is in."""
+
+
+class _Nested:
+    """A block inside a block of the same single connection: a savepoint."""
+
+    def __init__(self, connection: Connection[Any], stack: ExitStack) -> None:
+        self.connection = connection
+        self._stack = stack
+
+    @classmethod
+    def begin(cls, outer: Lease) -> _Nested:
+        stack = ExitStack()
+        stack.enter_context(outer.connection.transaction())
+        return cls(outer.connection, stack)
+
+    def finish(self, error: BaseException | None = None) -> None:
+        if error is None:
+            self._stack.close()
+        else:
+            self._stack.__exit__(type(error), error, error.__traceback__)
+
+
+def open_handle(config: Config, kind: Kind, holder: object, *, fresh: bool = False) -> ConnectionHandle:
+    """Return the one handle of the process for *config* and *kind*, opened; *holder* keeps it from being closed.
+
+    With *fresh*, a new handle replaces the cached one.  Raises what psycopg raises when the server cannot be reached.
+    """
+    key: Key = (config.digest, kind, loop_id())
+    handle = cache.acquire(key, ConnectionHandle, config, holder, fresh=fresh)
+    try:
+        if not handle._pool.opened:
+            handle.open()
+    except BaseException:
+        if handle.unused:  # another caller may have succeeded
+            cache.release(holder, key)
+        raise
+    return handle

@@ -1,0 +1,147 @@
+# Generated from ../_async/pool.py by tools/twins.py: change that file, then run the tool.
+
+"""The pool: borrowers wait here, and here connections are made.  `pgmonkey._pool.ledger` keeps the books.
+
+Borrowers make the connections that they need themselves, so that a connection that cannot be made is the borrower's own
+error, with the server's own words, and nobody waits for a background worker.
+"""
+
+from __future__ import annotations
+
+import sys
+from time import monotonic
+from types import FrameType
+from typing import TypeAlias
+
+import psycopg
+
+from .._config.blueprint import Blueprint
+from .._pool.ledger import Ledger, Signal
+from .._pool.place import Label, Place
+from .connector import Connector, PooledConnection
+from .upkeep import Upkeep
+from .waiting import Caller, Queue, Waiter, current_loop
+
+_Delivery: TypeAlias = "PooledConnection | Signal"
+
+
+class Pool(Ledger[PooledConnection, Queue[_Delivery]]):
+    """A pool of connections made from a blueprint.  It opens at the first borrow."""
+
+    _upkeep: Upkeep
+
+    def __init__(self, blueprint: Blueprint) -> None:
+        super().__init__(blueprint, Queue, Upkeep(self, blueprint.settings))
+        self.loop = current_loop()
+        """The event loop that its connections belong to; None in threads, which share them."""
+        self._connector = Connector(blueprint, self.observe)
+        self._checks = self._connector.checks
+
+    def borrow(self, timeout: float | None = None, label: Label | None = None) -> PooledConnection:
+        """Return a live connection that is the caller's until `give_back`.
+
+        *timeout* is in seconds, the pool's own when None; *label* says for whom.  Raises `PoolTimeoutError`,
+        `PoolFullError`, `PoolClosedError`, or what psycopg raises when a connection cannot be made.
+        """
+        pooled = None if self._checks else self.take_idle(None)
+        if pooled is None:
+            pooled = self._checkout(self._settings.timeout if timeout is None else timeout)
+            pooled.borrowed_at = monotonic()
+        pooled.lent_at = Place.above(sys._getframe(1), label, Caller.current())
+        return pooled
+
+    def wait_for_one(self, frame: FrameType) -> PooledConnection | None:
+        """Lend a connection to *frame* when one comes free; None when nobody has to wait, but one has to be made."""
+        pooled = self._checkout(self._settings.timeout) if self.exhausted else None
+        if pooled is not None:
+            pooled.borrowed_at, pooled.frame = monotonic(), frame
+        return pooled
+
+    def _checkout(self, timeout: float) -> PooledConnection:
+        deadline = monotonic() + timeout
+        self._counts["requests_num"] += 1
+        scavenge = self.scavenge()
+        while True:
+            waiter: Waiter[_Delivery] | None = None
+            try:
+                with self._lock:
+                    claim = self._claim()
+                    if claim is None and scavenge is None:
+                        self._count_waiter()
+                        waiter = self._waiters.add(deadline)
+            finally:
+                self._take_dropped()
+            if waiter is not None:
+                claim = self._wait(waiter, timeout)
+            elif claim is None and scavenge is not None:
+                scavenge()
+                scavenge = None
+                continue
+            if claim is None or isinstance(claim, Signal):
+                return self._connect(deadline)
+            if not self._checks:
+                return claim
+            try:
+                self._connector.check(claim, deadline)
+            except BaseException as error:
+                claim.close()
+                self.give_back(claim)
+                if not isinstance(error, psycopg.Error):
+                    raise
+                self._last_error = str(error)
+                continue
+            return claim
+
+    def _wait(self, waiter: Waiter[_Delivery], timeout: float) -> _Delivery:
+        started = monotonic()
+        try:
+            waiter.wait()
+        except BaseException:
+            self._leave_queue(waiter)
+            raise
+        finally:
+            self._counts["requests_wait_ms"] += int((monotonic() - started) * 1000)
+        return self._delivery(waiter, timeout)
+
+    def _connect(self, deadline: float | None) -> PooledConnection:
+        """Make a connection for which there is room already, and count it as lent."""
+        self._counts["connections_num"] += 1
+        started = monotonic()
+        try:
+            pooled = self._connector.connect(deadline)
+        except BaseException as error:
+            self._note_failure(error)
+            raise
+        self._add(pooled, monotonic() - started)
+        self._upkeep.start(hurry=True)
+        return pooled
+
+    def grow(self) -> bool:
+        """Make a connection if there are fewer than ``min_size``; tell whether one was made."""
+        with self._lock:
+            if self.close_reason or self._size >= self._settings.min_size:
+                return False
+            self._size += 1
+        self.give_back(self._connect(None))
+        return True
+
+    def open(self) -> None:
+        """Make the first connection now, so that a wrong configuration fails here; do nothing when there was one."""
+        if not self.opened:
+            self.give_back(self._checkout(self._settings.timeout))
+
+    def close(self, reason: str = "the pool is closed") -> None:
+        """Close idle connections now and lent ones when they are given back; waiters get `PoolClosedError`.
+
+        May be called from anywhere, also after the event loop has ended.
+        """
+        self._close(reason)
+        self._upkeep.stop()
+
+    def terminate(self, reason: str = "the pool is closed") -> None:
+        """Close every connection now, also the lent ones, when nobody can give them back any more."""
+        with self._lock:
+            lent, self._lent = self._lent, set()
+        self.close(reason)
+        for pooled in lent:
+            pooled.close()

@@ -1,0 +1,315 @@
+# Generated from ../_async/unit.py by tools/twins.py: change that file, then run the tool.
+
+"""A unit of work: what a request, or a transaction block, does on one connection, committed or rolled back as one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any, Generic, Protocol, cast
+
+import psycopg
+from psycopg import Connection, Transaction
+from psycopg.pq import TransactionStatus
+from psycopg.rows import Row
+
+from .._driver.plan import MISS, Read
+from .._driver.sql import Params, Statement
+from .._driver.transaction_mode import DEFAULT, TransactionMode
+from .._pool.place import Label
+from ..errors import CancelledUnitError, GivenBackError
+from .fastpath import FastPath
+from .lease import Lease
+from .waiting import Lock, cannot_wait, try_acquire
+
+SessionValues = Mapping[str, object]
+
+
+class Source(Protocol):
+    """What a unit of work borrows from."""
+
+    def borrow(self, *, timeout: float | None, label: Label | None) -> Lease:
+        """Lend a connection that is not in autocommit."""
+        ...
+
+    def session_values(self) -> SessionValues:
+        """Return what is to be set for the transaction."""
+        ...
+
+
+class UnitOfWork(Generic[Row]):
+    """What a request, or a transaction block, does: all of it on one connection, committed or rolled back as one.
+
+    The connection is borrowed by the first query method, or by `connection`.  `pgmonkey.Database.begin` makes a
+    unit.  With *reads_alone*, a first query that only reads has a read-only transaction of its own, in one round trip;
+    the unit's transaction begins with the next one.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        mode: TransactionMode,
+        label: Label | None = None,
+        on_borrow: Callable[[], None] | None = None,
+        *,
+        reads_alone: bool = False,
+    ) -> None:
+        self.source = source
+        self.finished = False
+        self._reads_alone = reads_alone
+        self._mode = mode
+        self._label = label
+        self._on_borrow = on_borrow
+        self._lease: Lease | None = None
+        self._cancelled: CancelledUnitError | None = None
+        # Tasks of one request work side by side: one may commit while another runs a query method, two may both be the
+        # first to need the connection, and the client may disconnect while it is borrowed or given back.
+        self._working = Lock()
+        self._leasing = Lock()
+
+    def connection(self, *, timeout: float | None = None) -> Connection[Row]:
+        """Return the connection of this unit, borrowed at the first call.
+
+        *timeout* is how long to wait for a free one, in seconds, the pool's ``timeout`` by default.  Its
+        ``transaction()`` blocks are savepoints: it is `finish` that commits.
+        """
+        leasing = self._leasing
+        if not try_acquire(leasing):
+            leasing.acquire()
+        try:
+            lease = self._lease or self._borrow(timeout)
+            connection: Connection[Row] = lease.connection
+            return connection
+        finally:
+            leasing.release()
+
+    def _first_lease(self) -> Lease:
+        leasing = self._leasing
+        if not try_acquire(leasing):
+            leasing.acquire()
+        try:
+            return self._lease or self._borrow(None)
+        finally:
+            leasing.release()
+
+    def _borrow(self, timeout: float | None) -> Lease:
+        if self.finished or self._cancelled is not None:
+            raise self._over()
+        lease = self.source.borrow(timeout=timeout, label=self._label)
+        try:
+            if self.finished or self._cancelled is not None:  # by another task of the request, during the borrow
+                raise self._over()
+            lease.in_unit = True
+            if self._mode is not DEFAULT:
+                _set_mode(lease.connection, self._mode)
+            if values := self.source.session_values():
+                set_values(lease.connection, values)
+        except BaseException as error:
+            lease.finish(error)
+            raise
+        self._lease = lease
+        if self._on_borrow is not None:
+            self._on_borrow()
+        return lease
+
+    def _over(self) -> psycopg.Error:
+        return self._cancelled or GivenBackError("this unit of work is finished, and its connection was given back")
+
+    @property
+    def borrowed(self) -> bool:
+        """Whether a connection was needed."""
+        return self._lease is not None
+
+    @contextmanager
+    def at_work(self) -> Iterator[bool]:
+        """Keep the unit from being finished while a query method runs; False when it was finished before."""
+        with self._working:
+            yield not self.finished
+
+    def answer(self, fast: FastPath, query: Statement, params: Params, read: Read) -> Any:
+        """Do as `FastPath.run`, as part of this unit."""
+        working = self._working
+        if not try_acquire(working):
+            working.acquire()
+        try:
+            if self.finished:
+                return MISS
+            lease = self._lease
+            if lease is not None or not self._reads_alone:
+                lease = lease or self._first_lease()
+                return fast.run_on(lease, query, params, read, alone=False)
+            self._reads_alone = False
+            lease = self._lease_for_reading(fast, query, params) or self._first_lease()
+            try:
+                return fast.run_on(lease, query, params, read, alone=True)
+            finally:
+                if lease.pooled is not None:
+                    lease.settle(lease.pooled)
+        finally:
+            working.release()
+
+    def _lease_for_reading(self, fast: FastPath, query: Statement, params: Params) -> Lease | None:
+        """Borrow for a first query that only reads; None when the usual way is to be taken."""
+        if self._mode is not DEFAULT or self._cancelled is not None or self.source.session_values():
+            return None
+        pooled = fast.take_for_reading(query, params, sys._getframe(1))
+        if pooled is None:
+            return None
+        pooled.label = self._label
+        lease = self._lease = Lease(fast.pool, pooled, autocommit=False)
+        lease.row_factory, lease.in_unit = fast.row_factory, True
+        if self._on_borrow is not None:
+            self._on_borrow()
+        return lease
+
+    def set_mode(self, mode: TransactionMode) -> None:
+        """Choose the mode of the transaction; raise `psycopg.ProgrammingError` when it has begun already."""
+        if self._lease is not None:
+            connection = self._lease.connection
+            if connection.pgconn.transaction_status != TransactionStatus.IDLE:
+                raise psycopg.ProgrammingError(
+                    "the transaction has begun already; give its isolation and mode before its first statement"
+                )
+            _set_mode(connection, mode)
+        self._mode = mode
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    def finish(self, error: BaseException | None = None) -> None:
+        """Commit, or roll back when there is an *error*, and give the connection back; a second call does nothing.
+
+        Raises what makes the COMMIT fail, and `CancelledUnitError` instead of committing what was cancelled.
+        """
+        if not self.finished:
+            self.finished = True
+            inside = units.get()
+            units.set(() if inside == (self,) else tuple(unit for unit in inside if not unit.finished))
+            if self._lease is not None:
+                self._end(error)
+            if self._cancelled is not None and error is None:
+                raise self._cancelled
+
+    def roll_back(self, error: BaseException) -> None:
+        """Undo what was done and give the connection back; the unit goes on, and borrows again when it needs to."""
+        self._end(error)
+        self._lease = None
+
+    def cancel(self, reason: str) -> None:
+        """Undo what was done, end the statement that runs on the server, and refuse every statement that follows."""
+        self._cancelled = CancelledUnitError(reason)
+        lease = self._lease
+        if lease is not None:
+            with self._leasing:
+                lease.cancel(self._cancelled)
+            self.roll_back(self._cancelled)
+
+    def _end(self, error: BaseException | None) -> None:
+        lease = self._lease
+        if lease is None:
+            return
+        if error is not None and cannot_wait(error):
+            lease.finish(error)
+            return
+        working, leasing = self._working, self._leasing
+        try:
+            if not try_acquire(working):
+                working.acquire()
+            try:
+                if not try_acquire(leasing):
+                    leasing.acquire()
+                try:
+                    lease.finish(error)
+                finally:
+                    leasing.release()
+            finally:
+                working.release()
+        except BaseException:
+            lease.abandon()  # when interrupted before it was finished
+            raise
+
+
+units: ContextVar[tuple[UnitOfWork[Any], ...]] = ContextVar("pgmonkey_units", default=())
+"""The units of work that the current context is in, the innermost last."""
+
+
+def enter(unit: UnitOfWork[Row]) -> UnitOfWork[Row]:
+    """Let the query methods of the current context join *unit*."""
+    units.set((*units.get(), unit))
+    return unit
+
+
+def current_unit(source: Source) -> UnitOfWork[Any] | None:
+    """Return the innermost unfinished unit of work of *source* that the current context is in."""
+    unit: UnitOfWork[Any]
+    for unit in reversed(units.get()):
+        if unit.source is source and not unit.finished:
+            return unit
+    return None
+
+
+class UnitBlock(AbstractContextManager["UnitOfWork[Row]"], Generic[Row]):
+    """A unit of work that is finished at the end of a block, with the block's error if there is one."""
+
+    def __init__(self, begin: Callable[[], UnitOfWork[Row]]) -> None:
+        self._begin = begin
+
+    def __enter__(self) -> UnitOfWork[Row]:
+        self._unit = self._begin()
+        return self._unit
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._unit.finish(error)
+
+
+class TransactionBlock(AbstractContextManager["Connection[Row]"], Generic[Row]):
+    """A transaction, or a savepoint inside the unit of work that the block is in."""
+
+    def __init__(self, source: Source, mode: TransactionMode) -> None:
+        self._source = source
+        self._mode = mode
+        self._unit: UnitOfWork[Row] | None = None
+        self._savepoint: AbstractContextManager[Transaction] | None = None
+
+    def __enter__(self) -> Connection[Row]:
+        outer: UnitOfWork[Row] | None = current_unit(self._source)
+        if outer is None:
+            unit: UnitOfWork[Row] = UnitOfWork(self._source, self._mode)
+            self._unit = enter(unit)
+            try:
+                return unit.connection()
+            except BaseException as error:
+                unit.finish(error)
+                raise
+        if self._mode is not DEFAULT:
+            outer.set_mode(self._mode)
+        connection = outer.connection()
+        self._savepoint = connection.transaction()
+        self._savepoint.__enter__()
+        return connection
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        if self._savepoint is not None:
+            return self._savepoint.__exit__(kind, error, traceback)
+        if self._unit is not None:
+            self._unit.finish(error)
+        return None
+
+
+def set_values(connection: Connection[Any], values: SessionValues) -> None:
+    """Set configuration parameters until the end of the transaction."""
+    query = cast("Statement", "SELECT " + ", ".join(["set_config(%s, %s, true)"] * len(values)))
+    params = [part for name, value in values.items() for part in (name, None if value is None else str(value))]
+    connection.execute(query, params)
+
+
+def _set_mode(connection: Connection[Any], mode: TransactionMode) -> None:
+    connection.set_isolation_level(mode.isolation)
+    connection.set_read_only(mode.read_only)
+    connection.set_deferrable(mode.deferrable)

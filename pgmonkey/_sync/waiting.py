@@ -1,0 +1,145 @@
+"""How threads wait: locks, queues, timers.  `pgmonkey._async.waiting` offers the same names to asyncio."""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from typing import Any, Generic, TypeVar
+
+from .._config.schema import Kind
+
+T = TypeVar("T")
+Lock = threading.Lock
+try_acquire: Callable[[Lock], bool] = type(Lock()).acquire
+"""Acquires a lock, waiting for it, and returns True: a thread has nothing to gain from trying first."""
+sleep = time.sleep
+POOL_KIND: Kind = "pool"
+INTERRUPTS = (KeyboardInterrupt,)
+"""What may end a wait from outside."""
+
+
+def current_loop() -> object | None:
+    """Return None: threads share what is open."""
+    return None
+
+
+def loop_id() -> int | None:
+    """Return None: what is open serves every thread."""
+    return None
+
+
+def is_over(loop: object | None) -> bool:
+    """Return False: threads have no loop that could end."""
+    return False
+
+
+def cannot_wait(error: BaseException | None) -> bool:
+    """Return False: a thread may always wait."""
+    return False
+
+
+class Caller:
+    """The thread that calls."""
+
+    __slots__ = ("_thread",)
+
+    def __init__(self) -> None:
+        self._thread = threading.current_thread()
+
+    @staticmethod
+    def current() -> Caller:
+        """Return the one that calls."""
+        return _of_thread.caller
+
+    def __str__(self) -> str:
+        return f"thread {self._thread.name!r}"
+
+    @property
+    def ended(self) -> bool:
+        """Whether it will never do anything again."""
+        return not self._thread.is_alive()
+
+
+class _OfThread(threading.local):
+    def __init__(self) -> None:
+        self.caller = Caller()
+
+
+_of_thread = _OfThread()
+
+
+def wait_for(future: Future[None], timeout: float) -> None:
+    """Wait until *future*, which another thread completes, is done, at most *timeout* seconds."""
+    wait([future], timeout=max(0.0, timeout))
+
+
+def acquire(lock: threading.Lock, timeout: float) -> bool:
+    """Acquire *lock* within *timeout* seconds; tell whether that succeeded."""
+    return lock.acquire(timeout=timeout)
+
+
+def ask(function: Callable[[], Any]) -> Any:
+    """Return what *function* returns."""
+    return function()
+
+
+class Waiter(Generic[T]):
+    """A place in a queue: one thread waits until the *deadline*, as `time.monotonic` gives it; any may deliver."""
+
+    def __init__(self, deadline: float) -> None:
+        self.result: T | None = None
+        self.deadline = deadline
+        self._event = threading.Event()
+
+    def wait(self) -> None:
+        """Wait until something is delivered, or it has been long enough."""
+        self._event.wait(self.deadline - time.monotonic())
+
+    def deliver(self, result: T) -> None:
+        """Set the result and wake the waiter, from whatever thread."""
+        self.result = result
+        self._event.set()
+
+
+class Queue(deque[Waiter[T]]):
+    """Waiters, the first of them longest."""
+
+    def add(self, deadline: float) -> Waiter[T]:
+        """Return a place at the end."""
+        waiter: Waiter[T] = Waiter(deadline)
+        self.append(waiter)
+        return waiter
+
+
+class Ticker:
+    """Call a method of an object again and again in a daemon thread, until it returns None or the object is gone."""
+
+    def __init__(self, method: Callable[[], float | None]) -> None:
+        self._method: Any = weakref.WeakMethod(method)
+        self._stopped = False
+        self._wake = threading.Event()
+        threading.Thread(target=self._run, name="pgmonkey-upkeep", daemon=True).start()
+
+    def _run(self) -> None:
+        delay: float | None = 0.0
+        while delay is not None:
+            self._wake.wait(delay)
+            self._wake.clear()
+            method = self._method()
+            if method is None or self._stopped:
+                return
+            delay = method()
+            del method  # or this thread would keep the pool alive while it sleeps
+
+    def hurry(self) -> None:
+        """Call now what is due later."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Stop for good."""
+        self._stopped = True
+        self._wake.set()
