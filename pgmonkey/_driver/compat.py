@@ -15,61 +15,65 @@ from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg import BaseConnection, Connection, Transaction, pq
-from psycopg.adapt import AdaptersMap, Transformer
+from psycopg.adapt import Transformer
+
+
+class Missing:
+    """Takes the place of what cannot be imported, so that this is one error with a name in it."""
+
 
 if TYPE_CHECKING:
     from psycopg._preparing import Prepare, PrepareManager
     from psycopg._queries import PostgresClientQuery, PostgresQuery
 else:
-    # Placeholders, so that what is missing is one error that names it and not the end of the import.
     try:
         from psycopg._preparing import Prepare, PrepareManager
     except ImportError:
-        Prepare = PrepareManager = type("Missing", (), {"NO": None})
+        Prepare = PrepareManager = Missing
     try:
         from psycopg._queries import PostgresClientQuery, PostgresQuery
     except ImportError:
-        PostgresClientQuery, PostgresQuery = type("Missing", (), {}), type("Missing", (), {})
+        PostgresClientQuery = PostgresQuery = Missing
 
-__all__ = [
-    "MISSING",
-    "PRIVATE",
-    "SHORT_WAY",
-    "PostgresClientQuery",
-    "PostgresQuery",
-    "Prepare",
-    "PrepareManager",
-]
+__all__ = ["PostgresClientQuery", "PostgresQuery", "Prepare", "PrepareManager"]
 
 logger = logging.getLogger("pgmonkey")
 
 PRIVATE: dict[str, tuple[str, ...]] = {
     # Required: lending copies a connection's state and changes these.
-    "BaseConnection": (
+    "Connection": (
         *("_adapters", "_autocommit", "_closed", "_notice_handlers", "_notifies_backlog", "_notify_handlers"),
         *("_connect_gen", "_exec_command", "_get_tx_start_command", "_notice_handler", "_notify_handler"),
-        *("_pool", "_prepared", "_start_query"),
+        *("_pool", "_prepared", "_start_query", "lock", "wait"),
     ),
     # Required: this is where what a borrower executed is noticed, and cleaned up after.
-    "PrepareManager": (*("_counts", "_names", "_to_flush"), *("clear", "get", "maybe_add_to_cache")),
+    "PrepareManager": (
+        *("PrepareManager", "_counts", "_names", "_to_flush", "clear", "get", "maybe_add_to_cache"),
+        *("prepare_threshold", "prepared_max"),
+    ),
     # Optional, as all that follows: what is open on the connection, for a COMMIT by the short way.
-    "transactions": ("_num_transactions", "_pipeline", "_tpc"),
-    "PostgresQuery": ("_order", "_tx", "_want_formats"),
+    "Connection (open transaction)": ("_num_transactions", "_pipeline", "_tpc"),
+    "PostgresQuery": ("PostgresQuery", "PostgresClientQuery", "_order", "_tx", "_want_formats"),
     "AdaptersMap": ("_dumpers", "_loaders"),
     "Transformer": ("dump_sequence", "load_row", "load_rows", "set_pgresult"),
-    "BaseCursor": (
+    "Cursor": (
         *("_adapters", "_closed", "_conn", "_convert_query", "_last_query", "_query", "_query_cls", "_reset"),
         *("_set_results", "_tx"),
     ),
-    # By these names of its generators psycopg's own statements are told from a borrower's.
-    "generators": (
+    # With this, a pipeline is sent without the GIL.
+    "PGconn": ("pgconn_ptr",),
+    # By these names of its generators, psycopg's own statements are told from a borrower's.
+    "Connection (generators)": (
         *("_commit_gen", "_rollback_gen", "_enter_gen", "_exit_gen", "_set_autocommit_gen"),
         *("_set_deferrable_gen", "_set_isolation_level_gen", "_set_read_only_gen"),
     ),
 }
-"""The private names that `pgmonkey._driver` uses, by what psycopg has them on."""
+"""The names of psycopg that are not promised and that `pgmonkey._driver` uses, by what has them."""
 
-_REQUIRED = ("BaseConnection", "PrepareManager")
+PRIVATE_NAMES = tuple(sorted({"_preparing", "_queries"}.union(*PRIVATE.values())))
+"""The same in one list, with the modules that are imported."""
+
+_REQUIRED = ("Connection", "PrepareManager")
 
 
 def _names_in(*functions: object) -> set[str]:
@@ -80,34 +84,32 @@ def _names_in(*functions: object) -> set[str]:
 
 def _find_missing() -> dict[str, list[str]]:
     """Return the names of `PRIVATE` that this psycopg does not have."""
-    begun = getattr(BaseConnection, "_start_query", None)
-    connection = {*dir(Connection), *_names_in(BaseConnection.__init__, BaseConnection.__del__, Connection.__exit__)}
+    connection = {*dir(Connection), *_names_in(BaseConnection.__init__, Connection.__init__, Connection.__exit__)}
+    manager, query = PrepareManager, PostgresQuery
     known: dict[str, set[str]] = {
-        "BaseConnection": connection,
-        "PrepareManager": {*dir(PrepareManager), *_names_in(PrepareManager.__init__)},
-        "transactions": connection & {*_names_in(BaseConnection.__init__, begun), "_num_transactions", "_tpc"},
-        "PostgresQuery": {*dir(PostgresQuery)},
-        "AdaptersMap": {*dir(psycopg.adapters), *_names_in(AdaptersMap.__init__)},
+        "Connection": connection,
+        "PrepareManager": {manager.__name__, *dir(manager), *_names_in(manager.__init__)},
+        "Connection (open transaction)": connection,
+        "PostgresQuery": {query.__name__, PostgresClientQuery.__name__, *dir(query)},
+        "AdaptersMap": {*dir(psycopg.adapters)},
         "Transformer": {*dir(Transformer)},
-        "BaseCursor": {*dir(psycopg.Cursor)},
-        "generators": {*dir(BaseConnection), *dir(Transaction)},
+        "Cursor": {*dir(psycopg.Cursor)},
+        "PGconn": {*dir(pq.PGconn), *_names_in(pq.PGconn.__init__)},
+        "Connection (generators)": {*dir(Connection), *dir(Transaction)},
     }
     missing = {owner: [name for name in names if name not in known[owner]] for owner, names in PRIVATE.items()}
-    if PrepareManager.__name__ == "Missing":
-        missing["PrepareManager"].insert(0, "PrepareManager")
-    if PostgresQuery.__name__ == "Missing" or PostgresClientQuery.__name__ == "Missing":
-        missing["PostgresQuery"].insert(0, "PostgresQuery")
+    if issubclass(manager, Missing):
+        missing["PrepareManager"] = ["PrepareManager (psycopg._preparing)"]
+    if issubclass(query, Missing):
+        missing["PostgresQuery"] = ["PostgresQuery or PostgresClientQuery (psycopg._queries)"]
     return {owner: names for owner, names in missing.items() if names}
 
 
 MISSING = _find_missing()
-"""The private names that the installed psycopg does not have, by what should have them."""
+"""The names that the installed psycopg does not have, by what should have them."""
 
-SHORT_WAY = psycopg.Pipeline.is_supported() and not set(MISSING) - {"generators"}
+SHORT_WAY = psycopg.Pipeline.is_supported() and not set(MISSING) - {"Connection (generators)", "PGconn"}
 """Whether prepared statements may be executed by the short way.  It needs libpq 14, which has the pipeline mode."""
-
-HAS_PIPELINE_SYNC = hasattr(pq.PGconn, "pgconn_ptr")
-"""Whether libpq's functions can be called with psycopg's connection."""
 
 
 def _explain(owners: list[str]) -> str:
@@ -115,7 +117,8 @@ def _explain(owners: list[str]) -> str:
         ours = version("pgmonkey")
     except PackageNotFoundError:
         ours = "this release"
-    names = ", ".join(f"{owner}.{name}" for owner in owners for name in MISSING[owner])
+    found = [(owner.partition(" ")[0], name) for owner in owners for name in MISSING[owner]]
+    names = ", ".join(name if owner in name else f"{owner}.{name}" for owner, name in found)
     return f"psycopg {psycopg.__version__} is not what pgmonkey {ours} knows: it has no {names}"
 
 
@@ -132,9 +135,9 @@ LENDING_ERROR = _lending_error()
 
 def _warn() -> None:
     owners = [owner for owner in MISSING if owner not in _REQUIRED]
-    if owners:
-        effect = "sessions are cleaned more often" if owners == ["generators"] else "psycopg executes every statement"
-        logger.warning("%s; %s", _explain(owners), effect)
+    if owners and LENDING_ERROR is None:
+        effect = "so some statements take longer" if SHORT_WAY else "so psycopg itself executes every statement"
+        logger.warning("%s, %s", _explain(owners), effect)
 
 
 _warn()

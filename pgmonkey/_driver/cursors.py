@@ -22,9 +22,10 @@ def short_class(cursor_class: type[K], usual: object, execute: object, execute_m
     *usual* is psycopg's ``execute``, *execute* and *execute_merged* are the short ways of cursors that send parameters
     to the server and of those that merge them into the text.
     """
-    ways = {PostgresQuery: execute, PostgresClientQuery: execute_merged}
-    way = ways.get(cursor_class._query_cls)
-    if not SHORT_WAY or way is None or cursor_class.execute is not usual:
+    if not SHORT_WAY or cursor_class.execute is not usual:
+        return cursor_class
+    way = {PostgresQuery: execute, PostgresClientQuery: execute_merged}.get(cursor_class._query_cls)
+    if way is None:
         return cursor_class
     # No slots of its own, so that psycopg's cursors can become of this class.
     return type(

@@ -18,7 +18,7 @@ from psycopg.abc import AdaptContext, PQGen, PQGenConn
 from psycopg.adapt import AdaptersMap
 from psycopg.errors import error_from_result
 from psycopg.generators import execute
-from psycopg.pq import ExecStatus, TransactionStatus
+from psycopg.pq import ExecStatus, PipelineStatus, TransactionStatus
 
 from ..errors import GivenBackError, PgmonkeyError
 from .compat import LENDING_ERROR, SHORT_WAY
@@ -54,7 +54,7 @@ class LendableConnection(_Base):
         settings: bytes = self.__dict__.get("transaction_settings", b"")
         if not settings or self._autocommit or self.pgconn.transaction_status != TransactionStatus.IDLE:
             yield from super()._start_query()
-        elif self._pipeline is not None:
+        elif self.pgconn.pipeline_status != PipelineStatus.OFF:
             yield from super()._start_query()
             yield from self._exec_command(settings)
         else:

@@ -20,7 +20,7 @@ _CLEAN = (
 """All that DISCARD ALL does, which cannot follow a COMMIT in one message; psycopg's prepared statements stay."""
 _DEALLOCATE = b"DEALLOCATE ALL"
 # The generators that begin and end transactions and savepoints, and set their mode.
-_PSYCOPGS_OWN = frozenset((*PRIVATE["generators"], "_start_query"))
+_PSYCOPGS_OWN = frozenset((*PRIVATE["Connection (generators)"], "_start_query"))
 
 
 def is_outdated(error: psycopg.Error) -> bool:

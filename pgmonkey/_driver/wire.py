@@ -15,6 +15,8 @@ from psycopg.pq import ExecStatus, PipelineStatus
 from psycopg.pq.abc import PGconn, PGresult
 from psycopg.waiting import Wait
 
+from .compat import MISSING
+
 _Params: TypeAlias = Sequence[Buffer | None] | None
 # As plain numbers, which are faster to compare than members of an enumeration.
 _FATAL, _SYNC, _OFF = int(ExecStatus.FATAL_ERROR), int(ExecStatus.PIPELINE_SYNC), int(PipelineStatus.OFF)
@@ -130,7 +132,7 @@ def _find_pipeline_sync() -> Callable[[int | None], int] | None:
     return function
 
 
-_pipeline_sync = _find_pipeline_sync()
+_pipeline_sync = None if "PGconn" in MISSING else _find_pipeline_sync()
 
 
 def pipeline_sync(pgconn: PGconn) -> None:
