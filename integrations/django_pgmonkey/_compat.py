@@ -33,11 +33,14 @@ def _check() -> None:
         method = getattr(postgresql.DatabaseWrapper, name, None)
         if not callable(method):
             raise _unsupported(f"its PostgreSQL backend has no method {name}()")
+        # The number, not the names: what traces Django may have wrapped them.
         try:
             inspect.signature(method).bind(*[None] * arguments)
         except TypeError:
-            text = f"its PostgreSQL backend's {name}{inspect.signature(method)} cannot be called with {arguments - 1}"
-            raise _unsupported(f"{text} arguments") from None
+            text = (
+                f"{name}{inspect.signature(method)} of its PostgreSQL backend is not called with {arguments} arguments"
+            )
+            raise _unsupported(text) from None
 
 
 _check()

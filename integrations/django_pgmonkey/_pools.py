@@ -41,6 +41,7 @@ class Pools:
             if known is not None and self._handles.get(alias) is known:
                 del self._handles[alias]
                 manager.clear_cache()
+        # Outside of the lock, because connecting may take long.  For one configuration, threads get the same handle.
         handle = manager.get_database_connection_from_dict(config, "pool")
         self._handles[alias] = (config, handle)
         return handle

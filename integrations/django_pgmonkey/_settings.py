@@ -97,6 +97,7 @@ class Settings:
         Connections start in *timezone*; otherwise it would have to be set for each borrow.
         """
         if self._config is None or self._config[0] != self.settings:
+            # Tests change the settings in place, OPTIONS and TEST too: compare with copies of both levels.
             self._config = {key: copy.copy(value) for key, value in self.settings.items()}, self._configure(timezone)
         return self._config[1]
 

@@ -45,6 +45,7 @@ class PooledWrapper(PostgresWrapper):
         """Return the arguments of psycopg's ``connect()``: the YAML file's settings, overridden by Django's."""
         current = self.settings
         config, zone, known = current.config(self.timezone_name), (self.timezone, settings.USE_TZ), self._params
+        # Made once for each state of the settings: Django asks for them at every borrow.
         if known is None or known[0] is not config or known[1] != zone:
             current.require()
             self._set_isolation_level()

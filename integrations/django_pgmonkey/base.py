@@ -52,6 +52,7 @@ class DatabaseWrapper(PooledWrapper):
         if self._lease is not None:  # connect() was called on an open connection
             self._lease.finish(ClosedError())
         route = self._request.route if self._request is not None else None
+        # In autocommit, which Django turns off itself where it needs to.
         lease = pool.borrow(autocommit=True, context=conn_params["context"], label=route)
         connection = lease.connection
         try:
@@ -59,6 +60,7 @@ class DatabaseWrapper(PooledWrapper):
             connection.prepare_threshold = conn_params["prepare_threshold"]
             if "isolation_level" in self.settings_dict["OPTIONS"]:
                 connection.isolation_level = self.isolation_level
+            # The YAML file may say otherwise, but Django's backend sends and expects UTF-8.
             if connection.pgconn.parameter_status(b"client_encoding") != b"UTF8":
                 connection.execute("SET client_encoding TO 'UTF8'")
         except BaseException as error:
@@ -73,6 +75,7 @@ class DatabaseWrapper(PooledWrapper):
         if self._lease is None:
             super().init_connection_state()
             return
+        # Not the method of Django's PostgreSQL backend: it leaves connections of a pool to the pool.
         BaseDatabaseWrapper.init_connection_state(self)
         try:
             self._configure_connection(self.connection)
@@ -81,12 +84,14 @@ class DatabaseWrapper(PooledWrapper):
             raise
 
     def _configure_timezone(self, connection: Connection[object]) -> bool:
+        # Django's method would ask connection.info, which is a new object each time.
         wanted: str | None = self.timezone_name
         if not wanted or connection.pgconn.parameter_status(b"TimeZone") == wanted.encode():
             return False
         return super()._configure_timezone(connection)
 
     def _set_autocommit(self, autocommit: bool) -> None:
+        # Setting it takes a lock of psycopg's, and a borrowed connection is in autocommit already.
         if self.connection is None or self.connection.autocommit is not autocommit:
             super()._set_autocommit(autocommit)
 
@@ -114,6 +119,7 @@ class DatabaseWrapper(PooledWrapper):
 
     def after_fork_in_child(self) -> None:
         """Forget the connection, which is the parent's; a transaction that is open on it cannot continue here."""
+        # The lease knows its process: dropping it here sends nothing to the server.
         if self._lease is not None:
             self.connection = self._lease = None
             self._open_cursors = 0
@@ -139,6 +145,7 @@ class DatabaseWrapper(PooledWrapper):
     def _close_cursor(self, cursor: Cursor[object], lease: Lease) -> None:
         del vars(cursor)["close"]  # the cursor's own method again
         cursor.close()
+        # A cursor of a connection that was closed in the meantime does not count.
         if lease is self._lease:
             self._open_cursors -= 1
             if self._open_cursors == 0 and self.autocommit and not self.in_atomic_block:

@@ -24,6 +24,7 @@ class DatabaseClient(PostgresClient):
         own.require()
         settings = own.connection_settings()
         if "dbname" not in settings and "service" not in settings:
+            # As Django does; psql alone would take the user's name.
             settings["dbname"] = "postgres"
         names = {option.keyword.decode(): option.envvar for option in psycopg.pq.Conninfo.get_defaults()}
         variables = {key: names[key] for key in settings if names.get(key)}

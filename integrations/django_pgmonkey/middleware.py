@@ -32,6 +32,7 @@ class TransactionMiddleware:
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         """Serve one request."""
+        # All of them, because which ones the view will use is not known.  Nothing is borrowed here.
         wrappers = [connection for connection in connections.all() if isinstance(connection, DatabaseWrapper)]
         for wrapper in wrappers:
             wrapper.begin_request(lambda: _route(request))
@@ -46,6 +47,7 @@ class TransactionMiddleware:
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
         """Answer 503 when no connection came free in time."""
+        # Django wraps psycopg's errors, and so pgmonkey's, in its own.
         cause = exception.__cause__
         if isinstance(exception, OperationalError) and isinstance(cause, (PoolTimeoutError, PoolFullError)):
             logger.warning("%s", cause)

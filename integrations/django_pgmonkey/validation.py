@@ -60,6 +60,7 @@ class DatabaseValidation(BaseDatabaseValidation):
         path = self._wrapper.settings.path
         if path is None:
             return
+        # Not load_config(), which resolves the references: only a password that is in the file counts.
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
         values = values.get("connection_settings") or {}
         files = [value["from_file"] for value in values.values() if isinstance(value, dict) and "from_file" in value]
@@ -79,6 +80,7 @@ class DatabaseValidation(BaseDatabaseValidation):
             yield self._error(4, " ".join(str(error).split()))
             return
         pool = self._wrapper.pool
+        # The number of worker processes, as gunicorn and most platforms read it.
         concurrency = os.environ.get("WEB_CONCURRENCY", "")
         workers = int(concurrency) if concurrency.isdecimal() else 1
         wanted = workers * (pool.stats()["pool_max"] if pool is not None else 1)

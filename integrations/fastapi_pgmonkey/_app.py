@@ -132,8 +132,11 @@ class PGMonkey(Generic[Row]):
         Raises what psycopg raises when the server cannot be reached, and RuntimeError when the installed FastAPI is one
         that this release of pgmonkey does not know.
         """
+        # First, so that an application on unknown internals does not even start.
         await check_requests()
+        # Again after init_app(): applications may have been mounted since.
         self._install(app)
+        # The synchronous pool opens with its first query, because many applications never use it.
         await self.async_database.connect()
         try:
             yield
@@ -159,10 +162,13 @@ class PGMonkey(Generic[Row]):
         app.router.lifespan_context = lifespan
 
     def _install(self, app: FastAPI) -> None:
+        # Mounted applications have exception handlers of their own, so each is set up.  All are checked before the
+        # first is changed, so that a refused application stays as it was.
         applications = list(with_mounted(app))
         for each in applications:
             check_application(each)
         for each in applications:
+            # Not where the application has a handler for it.
             for error in (PoolTimeoutError, PoolFullError):
                 each.exception_handlers.setdefault(error, _answer_busy)
             if not has_innermost(each, RollbackBeforeHandlers):
@@ -173,6 +179,7 @@ class PGMonkey(Generic[Row]):
 
     async def _ready(self) -> JSONResponse:
         try:
+            # A busy pool could keep the probe waiting for its whole timeout.
             with anyio.fail_after(_READY_WITHIN):
                 await self.async_database.ping()
         except (Error, TimeoutError) as error:

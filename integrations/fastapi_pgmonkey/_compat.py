@@ -94,6 +94,7 @@ def has_innermost(app: Starlette, kind: type) -> bool:
 
 def add_outermost(app: Starlette, middleware: Middleware) -> None:
     """Put *middleware* around *app*, also when its lifespan is running already."""
+    # Not add_middleware(), which refuses once the stack is built.
     app.user_middleware.insert(0, middleware)
     if app.middleware_stack is not None:
         app.middleware_stack = app.build_middleware_stack()
@@ -111,6 +112,7 @@ def check_application(app: Starlette) -> None:
     """Raise RuntimeError unless *app* has the attributes that the functions above use."""
     if not isinstance(getattr(app, "exception_handlers", None), dict):
         raise unsupported("an application has no dict 'exception_handlers'")
+    # has_middleware() finds by kwargs what was installed before.
     middleware = getattr(app, "user_middleware", None)
     if not isinstance(middleware, list) or not all(hasattr(each, "kwargs") for each in middleware):
         raise unsupported("an application has no list 'user_middleware' of starlette.middleware.Middleware")
@@ -133,6 +135,7 @@ class _Check:
         self.app.add_api_route("/returns", self._returns)
         self.app.add_api_route("/raises", self._raises)
         self.app.add_exception_handler(_CheckError, self._replaced)
+        # Only to be found: no request is sent to it.
         self.mounted = FastAPI(openapi_url=None)
         self.app.mount("/mounted", self.mounted)
         check_application(self.app)
@@ -142,6 +145,7 @@ class _Check:
     async def serve(self, path: str) -> list[str]:
         """Return what was called for a request of *path*."""
         self.calls = []
+        # What the ASGI specification requires of the scope of a request.
         scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "scheme": "http"}
         where = {"path": path, "raw_path": path.encode(), "root_path": "", "query_string": b"", "headers": []}
         await self.app({**scope, **where, "client": None, "server": None}, self._receive, self._send)
@@ -207,7 +211,9 @@ async def check_requests() -> None:
     if list(with_mounted(check.app)) != [check.app, check.mounted]:
         raise unsupported("a mounted application is not found among the routes")
     for path, expected in (
+        # What ends with the function can still fail, and must do so before a response says success.
         ("/returns", ["end of function", "response 200"]),
+        # The handler that is called is the one that the innermost middleware put into the scope.
         ("/raises", ["end of function", "handler", "response 418"]),
     ):
         calls = await check.serve(path)

@@ -53,6 +53,7 @@ def dependencies(find: Callable[[HTTPConnection], RequestDatabases]) -> Dependen
     async def database(request: HTTPConnection) -> AnyAsyncDatabase:
         pgmonkey = find(request)
         found = pgmonkey.async_database
+        # In a WebSocket, and with transaction="statement", each query or transaction() borrows for itself.
         no_unit = found.current_unit() is None
         if no_unit and request.scope["type"] != "websocket" and pgmonkey.transaction != "statement":
             await _joined_unit(pgmonkey, request)

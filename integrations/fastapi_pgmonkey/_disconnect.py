@@ -25,6 +25,7 @@ class MessageBuffer:
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._ahead: deque[Message] = deque()
+        # The application and the watch may both read, but a server expects one reader at a time.
         self._one_at_a_time = asyncio.Lock()
         self._taken: asyncio.Event | None = None
 
@@ -78,6 +79,7 @@ class DisconnectWatch:
 
     def start(self) -> None:
         """Watch from 20 ms on.  Called with the first connection that the request borrows, in any thread."""
+        # Timers of the event loop may be set only in its own thread.
         if threading.get_ident() == self._thread:
             self._start_timer()
         else:
@@ -108,6 +110,7 @@ class DisconnectWatch:
         """Wait until the task has ended, and with it a cancellation that it has begun."""
         task, self._task = self._task, None
         if task is not None:
+            # Once the client is gone, the task cancels the units, and must not be stopped half-way.
             if not self.client_gone:
                 task.cancel()
             await asyncio.wait([task])

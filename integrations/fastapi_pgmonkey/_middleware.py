@@ -48,6 +48,7 @@ class TransactionMiddleware:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
+        # Each database of an application has a middleware of its own; they share this mapping.
         databases: UnitsByDatabase = scope.setdefault(DATABASES, {})
         databases[self._pgmonkey] = None
         token = current_scope.set(scope)
@@ -74,6 +75,7 @@ class TransactionMiddleware:
             nonlocal failure
             if message["type"] == "http.response.start":
                 failure = None  # the application answers an earlier failure itself
+                # A cancellation that has begun must end first, or it could hit the COMMIT.
                 if watch.stop():
                     await watch.stopped()
                 try:
@@ -92,6 +94,7 @@ class TransactionMiddleware:
             if watch.stop():
                 await watch.stopped()
             await units.finish(error)
+            # The error follows from the cancellation, and there is no client left to answer.
             if watch.client_gone and isinstance(error, Exception):
                 logger.info("a client disconnected before it was answered; its request was rolled back: %s", error)
                 return
@@ -99,9 +102,11 @@ class TransactionMiddleware:
         finally:
             if watch.stop():
                 await watch.stopped()
+        # The application returned without a response.
         if not units.finished:
             await units.finish(RefusedError("no response"))
         if failure is not None and not watch.client_gone:
+            # The handler gets a transaction of its own, which its own status decides.
             databases[self._pgmonkey] = units = RequestUnits(self._pgmonkey, scope, None)
             await _answer(failure, units, scope, receive, send)
 
@@ -138,6 +143,7 @@ def _after_rollback(handler: Handler) -> Handler:
         for units in databases.values():
             if units is not None:
                 await units.roll_back(error)
+        # As Starlette does with the handlers that are wrapped here.
         if is_async_callable(handler):
             return await cast("AsyncHandler", handler)(connection, error)
         return await run_in_threadpool(handler, connection, error)
@@ -151,6 +157,7 @@ def _refusal(status: int) -> RefusedError | None:
 
 async def _answer(error: Exception, units: RequestUnits, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer *error* as the application's own exception handlers do; raise it where there is none for it."""
+    # Not those by status: they are for HTTPException, which no COMMIT raises.
     by_class: Mapping[object, AsyncHandler] = scope.get(EXCEPTION_HANDLERS, ({}, {}))[0]
     handler = next((by_class[cls] for cls in type(error).__mro__ if cls in by_class), None)
     if handler is None:

@@ -29,6 +29,7 @@ class Threads:
     """The threads of one database."""
 
     def __init__(self) -> None:
+        # The queue is what run_sync() would wait in for a thread, but with a limit to the wait.
         self._queue = anyio.CapacityLimiter(_THREADS)
         self._borrowers = anyio.CapacityLimiter(_THREADS)
         self._finishers = anyio.CapacityLimiter(_THREADS)
@@ -56,6 +57,7 @@ class Threads:
         The call runs to its end even when the request is cancelled.
         """
         if unit.borrowed:
+            # A cancelled request must still end its transaction and give its connection back.
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(how, argument, limiter=self._finishers)
         else:

@@ -23,6 +23,7 @@ class RequestUnits:
     """The two units of work of a request in one database."""
 
     def __init__(self, databases: RequestDatabases, scope: Scope, on_borrow: Callable[[], None] | None) -> None:
+        # Called only when the pool reports who holds its connections: most requests never need the text.
         def label() -> str:
             return _route(scope)
 
@@ -38,12 +39,15 @@ class RequestUnits:
         """
         if self.finished:
             return
+        # Before the first await: the middleware may call again while this call waits.
         self.finished = True
         try:
             await self._in_loop.finish(error)
         except BaseException as failure:
+            # What the threads did must not be committed without what the coroutines did.
             await self._threads.end(self._in_threads, self._in_threads.finish, failure)
             raise
+        # Without a connection there is nothing to wait for, and no thread is needed.
         if self._in_threads.borrowed:
             await self._threads.end(self._in_threads, self._in_threads.finish, error)
         else:

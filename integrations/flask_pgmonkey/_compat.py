@@ -73,6 +73,7 @@ def check(app: Flask) -> None:
     for name in ("wsgi_app", "preprocess_request", *_CALLED_WITH_ONE_ARGUMENT):
         if not callable(getattr(app, name, None)):
             raise _unsupported(f"an application has no method {name}()")
+    # Later releases of Flask may pass the context first.
     for name in _CALLED_WITH_ONE_ARGUMENT:
         signature = inspect.signature(getattr(app, name))
         try:
@@ -83,6 +84,7 @@ def check(app: Flask) -> None:
         has_error_handler(app, Exception)
     except (AttributeError, KeyError, TypeError):
         raise _unsupported("an application has no mapping error_handler_spec[None][None]") from None
+    # That the methods exist does not say that Flask calls them.
     _check_requests()
 
 

@@ -109,6 +109,7 @@ class BoundDatabase(Generic[Row]):
         choice = check_scope("transaction_per()", scope), options
 
         def choose(view: View) -> View:
+            # On the view itself, because functools.wraps() copies it to decorators further out.
             setattr(view, _CHOICES, {**choices_of(view), self.key: choice})
             return view
 

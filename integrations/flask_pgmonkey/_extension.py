@@ -49,6 +49,7 @@ class PGMonkey(BoundDatabase[Row]):
 
     def __getitem__(self, key: str) -> BoundDatabase[Row]:
         """Return the database that PGMONKEY_BINDS names *key*."""
+        # Not looked up in the settings: views are defined before init_app() reads those.
         return self._binds.setdefault(key, BoundDatabase(key))
 
     def init_app(self, app: Flask) -> None:
@@ -59,6 +60,7 @@ class PGMonkey(BoundDatabase[Row]):
         """
         if EXTENSION in app.extensions:
             raise RuntimeError(f"a PGMonkey is set up on {app.name!r} already; call init_app() once per application")
+        # Before anything is changed, so that a refused application stays as it was.
         check(app)
         try:
             settings = read(app)
@@ -70,6 +72,7 @@ class PGMonkey(BoundDatabase[Row]):
         app.extensions[EXTENSION] = databases
         TransactionMiddleware(app, {key: own.scope for key, own in settings.items()})
         for kind in (PoolTimeoutError, PoolFullError):
+            # An application's own handler, registered before or after, takes precedence.
             if not has_error_handler(app, kind):
                 app.register_error_handler(kind, _answer_busy)
         app.shell_context_processor(lambda: {"db": self})

@@ -52,6 +52,7 @@ class RequestUnits:
         units, self._units = self._units, {}
         failure = error
         for unit in units.values():
+            # All must be finished, to give their connections back.  After a COMMIT that failed, the others roll back.
             try:
                 unit.finish(failure)
             except BaseException as reason:
@@ -115,9 +116,11 @@ class TransactionMiddleware:
             units.finish(error)
             raise
         else:
+            # Does nothing where the response has started, which is when the units are finished.
             units.finish(RefusedError("no response"))
         finally:
             del environ[_UNITS]  # breaks a reference cycle: the label of the units holds the environment
+        # The body that answers a failed COMMIT replaces the application's, which is closed unread.
         if other_body is None:
             return body
         if hasattr(body, "close"):
@@ -137,6 +140,7 @@ class TransactionMiddleware:
             return
         view = self._app.view_functions.get(current.endpoint or "")
         for key, (scope, options) in choices_of(view).items():
+            # Nothing was done in it yet: it is only replaced.
             units.end(key)
             if scope == "request":
                 units.begin(key, self._databases[key], options)
@@ -145,6 +149,7 @@ class TransactionMiddleware:
         """Return the answer of the application's error handlers to a failed COMMIT; they get a new transaction."""
         self._begin(units)
         try:
+            # As Flask does after a view that raised: error handlers first, then after_request functions.
             response = self._app.make_response(self._app.handle_user_exception(error))
             response = self._app.process_response(response)
         except Exception as unhandled:

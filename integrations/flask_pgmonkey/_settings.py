@@ -29,6 +29,7 @@ class Settings:
 
 def read(app: Flask) -> dict[str | None, Settings]:
     """Return the settings of each database of *app*, by its key in PGMONKEY_BINDS; None is that of PGMONKEY_CONFIG."""
+    # All but PGMONKEY_CONFIG apply to the databases of PGMONKEY_BINDS too, unless these have a key of their own.
     common = {key: app.config.get(f"PGMONKEY_{key.upper()}") for key in _KEYS[1:]}
     config = app.config.get("PGMONKEY_CONFIG")
     binds = app.config.get("PGMONKEY_BINDS") or {}
@@ -40,6 +41,7 @@ def read(app: Flask) -> dict[str | None, Settings]:
     if config is not None:
         settings[None] = _settings(app, "PGMONKEY_CONFIG", {"config": config}, common)
     for key, value in binds.items():
+        # A mapping without "config" is itself the configuration of a database.
         own = value if isinstance(value, Mapping) and "config" in value else {"config": value}
         settings[key] = _settings(app, f"PGMONKEY_BINDS[{key!r}]", own, common)
     return settings
