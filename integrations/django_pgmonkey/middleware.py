@@ -47,7 +47,7 @@ class TransactionMiddleware:
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
         """Answer 503 when no connection came free in time."""
-        # Django wraps psycopg's errors, and so pgmonkey's, in its own.
+        # Django raises its own error classes; the error of pgmonkey is their cause.
         cause = exception.__cause__
         if isinstance(exception, OperationalError) and isinstance(cause, (PoolTimeoutError, PoolFullError)):
             logger.warning("%s", cause)

@@ -91,7 +91,7 @@ class PGMonkey(Generic[Row]):
     ) -> None:
         if transaction not in ("request", "statement"):
             raise ValueError(f"transaction: {transaction!r} is neither 'request' nor 'statement'")
-        # The rows of None are tuples: the overloads tell type checkers so.
+        # With None the rows are tuples, which the overloads have told type checkers already.
         factory = cast("BaseRowFactory[Row]", row_factory)
         self.async_database = AsyncDatabase(
             config,

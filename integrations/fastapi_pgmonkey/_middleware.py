@@ -106,7 +106,7 @@ class TransactionMiddleware:
         if not units.finished:
             await units.finish(RefusedError("no response"))
         if failure is not None and not watch.client_gone:
-            # The handler gets a transaction of its own, which its own status decides.
+            # The handler gets a new transaction, which the status of its response decides.
             databases[self._pgmonkey] = units = RequestUnits(self._pgmonkey, scope, None)
             await _answer(failure, units, scope, receive, send)
 

@@ -80,7 +80,7 @@ class PGMonkey(BoundDatabase[Row]):
 
     def _database(self, key: str | None, settings: Settings) -> Database[Row]:
         bound = self if key is None else self[key]
-        # The rows of None are tuples: the overloads of this class tell type checkers so.
+        # With None the rows are tuples, which the overloads have told type checkers already.
         row_factory = cast("RowFactory[Row]", self._row_factory)
         return Database(
             settings.config,
