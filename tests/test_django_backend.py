@@ -61,7 +61,7 @@ def test_checks_that_warn(project: Path, config: dict[str, Any], monkeypatch: py
     configure(project, pool=False)
     finished = run(project, "check", "--database", "default")
     assert "(pgmonkey.W003) DATABASES['default']: OPTIONS: pool is False, but there is always a pool" in finished.stderr
-    assert f"(pgmonkey.W002) DATABASES['default']: {path} holds a secret that everybody may read" in finished.stderr
+    assert f"(pgmonkey.W002) DATABASES['default']: {path} contains a password and is world-readable" in finished.stderr
     assert f"HINT: chmod o= {path}" in finished.stderr
     secret = project / "secret"
     secret.write_text(config["connection_settings"]["password"])
@@ -70,7 +70,7 @@ def test_checks_that_warn(project: Path, config: dict[str, Any], monkeypatch: py
     path.write_text(yaml.safe_dump(config))
     configure(project, resolve_env=True)
     finished = run(project, "check", "--database", "default")
-    assert f"{secret} holds a secret" in finished.stderr
+    assert f"{secret} contains a password" in finished.stderr
     assert str(path) not in finished.stderr
     secret.chmod(stat.S_IRUSR)
     monkeypatch.setenv("WEB_CONCURRENCY", "auto")

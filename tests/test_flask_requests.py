@@ -288,7 +288,7 @@ def test_a_view_chooses_statements(app: Flask, db: PGMonkey, observer: Observer)
     @db.transaction_per("statement")
     def view() -> tuple[str, int]:
         db.execute("INSERT INTO t VALUES (1)")
-        with pytest.raises(RuntimeError, match="there is no transaction this request"):
+        with pytest.raises(RuntimeError, match="there is no transaction in this request"):
             _ = db.connection
         return "", 409
 

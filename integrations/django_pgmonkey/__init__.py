@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 try:
     import django  # noqa: F401
@@ -12,17 +12,21 @@ except ModuleNotFoundError as error:
     ) from error
 
 if TYPE_CHECKING:
+    from psycopg.rows import TupleRow
+
     from pgmonkey import AsyncDatabase
 
 __all__ = ["database"]
 
 
-def database(alias: str = "default") -> AsyncDatabase[Any]:
-    """Return the asynchronous database of *alias*, for ``async`` views: its verbs await a real driver.
+def database(alias: str = "default") -> AsyncDatabase[TupleRow]:
+    """Return the asynchronous database of *alias*, for ``async`` views: its queries do not block the event loop.
 
-    It connects as the settings say now, also to a test database, by a pool of its own (``async_pool_settings``), and
-    knows nothing of the transactions of the ORM.  Raises ImproperlyConfigured as the backend does.
+    It connects with the current settings, so to a test database in tests, and has its own pool
+    (``async_pool_settings``).  It takes no part in the transactions of the ORM.  Raises ImproperlyConfigured where the
+    settings are wrong.
     """
-    from ._pools import async_database  # settings may not be configured when this module is imported
+    # Not above: Django imports this package before the settings are configured.
+    from ._async import async_database
 
     return async_database(alias)

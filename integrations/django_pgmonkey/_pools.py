@@ -1,51 +1,53 @@
-"""The pool of each alias, for the settings that it has now: test databases change them."""
+"""The pools that are open for each alias, for the settings that it has now: test databases change them."""
 
 from __future__ import annotations
 
 import os
 import threading
-from typing import Any
 
-from django.db import connections
+from psycopg.rows import TupleRow
 
 from pgmonkey import AsyncDatabase, ConnectionHandle, PGConnectionManager
 
+from ._settings import Config
+
 
 class Pools:
-    """What is open for each alias."""
+    """The open pools by alias, synchronous and asynchronous."""
 
     def __init__(self) -> None:
         self.after_fork_in_child()
         self._managers: dict[str, PGConnectionManager] = {}
-        self._handles: dict[str, tuple[dict[str, Any], ConnectionHandle]] = {}
-        self._async: dict[str, tuple[dict[str, Any], AsyncDatabase[Any]]] = {}
+        self._handles: dict[str, tuple[Config, ConnectionHandle]] = {}
+        self._async: dict[str, tuple[Config, AsyncDatabase[TupleRow]]] = {}
 
     def after_fork_in_child(self) -> None:
-        """Take a fresh lock: the old one may be held by a thread that stayed with the parent."""
+        """Make a new lock: the old one may be held by a thread that runs only in the parent."""
         self._lock = threading.Lock()
 
-    def known(self, alias: str, config: dict[str, Any]) -> ConnectionHandle | None:
+    def known(self, alias: str, config: Config) -> ConnectionHandle | None:
         """Return the pool of *alias*, if it is open for *config*."""
         known = self._handles.get(alias)
         if known is not None and (known[0] is config or known[0] == config) and known[1].usable_here:
             return known[1]
         return None
 
-    def get(self, alias: str, config: dict[str, Any]) -> ConnectionHandle:
+    def get(self, alias: str, config: Config) -> ConnectionHandle:
         """Open the pool of *alias* and return it; raise what psycopg raises when no connection can be made."""
         known = self._handles.get(alias)
         with self._lock:
             manager = self._managers.setdefault(alias, PGConnectionManager())
-            # Another thread may have done it by now, and its pool is not to be closed.
+            # Another thread may have opened the new pool by now, which must stay open.
             if known is not None and self._handles.get(alias) is known:
                 del self._handles[alias]
                 manager.clear_cache()
+        # Outside of the lock, because connecting may take long.  For one configuration, threads get the same handle.
         handle = manager.get_database_connection_from_dict(config, "pool")
         self._handles[alias] = (config, handle)
         return handle
 
-    def get_async(self, alias: str, config: dict[str, Any]) -> AsyncDatabase[Any]:
-        """Return the asynchronous database of *alias*; it connects when it is first used."""
+    def get_async(self, alias: str, config: Config) -> AsyncDatabase[TupleRow]:
+        """Return the asynchronous database of *alias*; its pool opens with the first query."""
         with self._lock:
             known = self._async.get(alias)
             if known is None or known[0] != config:
@@ -55,7 +57,7 @@ class Pools:
             return known[1]
 
     def close(self, alias: str) -> None:
-        """Let go of what is open for *alias*; whoever else uses the same configuration keeps it."""
+        """Close the pools of *alias*; they stay open for others in the process with the same configuration."""
         with self._lock:
             self._handles.pop(alias, None)
             if alias in self._managers:
@@ -67,13 +69,3 @@ class Pools:
 pools = Pools()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=pools.after_fork_in_child)
-
-
-def async_database(alias: str) -> AsyncDatabase[Any]:
-    """Return the asynchronous database of *alias*."""
-    from .base import DatabaseWrapper
-
-    wrapper = connections[alias]
-    if not isinstance(wrapper, DatabaseWrapper):
-        raise TypeError(f"DATABASES[{alias!r}] is not of the ENGINE django_pgmonkey")
-    return pools.get_async(alias, wrapper.settings.config(wrapper.timezone_name))

@@ -1,4 +1,4 @@
-"""What ``DATABASES[alias]`` says, made into the core's configuration."""
+"""From ``DATABASES[alias]`` and its YAML file to a configuration of pgmonkey."""
 
 from __future__ import annotations
 
@@ -14,16 +14,26 @@ from django.core.exceptions import ImproperlyConfigured
 
 from pgmonkey import ConfigError, load_config
 
+Config = dict[str, Any]
+"""A configuration of pgmonkey, as `pgmonkey.load_config` returns it."""
+DatabaseSettings = dict[str, Any]
+"""``DATABASES[alias]``, or its OPTIONS."""
+ConnectionParams = dict[str, Any]
+"""Keyword arguments of psycopg's ``connect()``."""
+
 _OURS = ("config", "resolve_env", "allow_sensitive_defaults", "release")
 _DJANGOS = ("pool", "assume_role", "isolation_level", "server_side_binding", "prepare_threshold", "cursor_factory")
-# Django's name of a setting, and libpq's keyword for it.
+# Django's names of settings, and libpq's keywords for them.
 _SETTINGS = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port"}
-_EMPTY: dict[str, Any] = {"connection_settings": {}}
+_EMPTY: Config = {"connection_settings": {}}
 
 
 @lru_cache
 def _reader(path: str, allow_sensitive_defaults: bool, keyword: str) -> Callable[[], str]:
-    """Return a function that reads *keyword* from the file; always the same one, as the pool is found by it."""
+    """Return a function that reads *keyword* from the file.
+
+    For equal arguments it is the same function: pools are found by their configuration, of which it is a part.
+    """
 
     def read() -> str:
         config = load_config(path, resolve_env=True, allow_sensitive_defaults=allow_sensitive_defaults)
@@ -33,36 +43,36 @@ def _reader(path: str, allow_sensitive_defaults: bool, keyword: str) -> Callable
 
 
 class Settings:
-    """The settings of one alias: a YAML file, and what Django's settings put over it."""
+    """The settings of one alias: those of the YAML file, overridden by Django's."""
 
-    def __init__(self, alias: str, settings: dict[str, Any]) -> None:
+    def __init__(self, alias: str, settings: DatabaseSettings) -> None:
         self.alias = alias
         self.settings = settings
         self.error: str | None = None
-        """What is wrong with the YAML file, to be told when the database is used, or checked."""
+        """What is wrong with the YAML file; raised when the database is used or checked."""
         self.yaml = _EMPTY
-        self._config: tuple[dict[str, Any], dict[str, Any]] | None = None
+        self._config: tuple[DatabaseSettings, Config] | None = None
         try:
             self.yaml = self._load()
         except ConfigError as error:
             self.error = str(error)
         if settings["NAME"] == "":
-            # Test databases are named after it.
+            # Django derives the names of test databases from it.
             settings["NAME"] = self.yaml["connection_settings"].get("dbname", "")
 
     @property
-    def options(self) -> dict[str, Any]:
-        """Django's OPTIONS."""
-        options: dict[str, Any] = self.settings["OPTIONS"]
+    def options(self) -> DatabaseSettings:
+        """The OPTIONS in ``DATABASES[alias]``."""
+        options: DatabaseSettings = self.settings["OPTIONS"]
         return options
 
     @property
     def path(self) -> str | None:
-        """The path of the YAML file, None when there is none."""
+        """The path of the YAML file; None when ``config`` is a mapping or missing."""
         config = self.options.get("config")
         return os.fspath(config) if isinstance(config, (str, os.PathLike)) else None
 
-    def _load(self) -> dict[str, Any]:
+    def _load(self) -> Config:
         options = self.options
         if "config" not in options:
             return _EMPTY
@@ -81,18 +91,19 @@ class Settings:
             where = f"DATABASES[{self.alias!r}]: OPTIONS: release"
             raise ImproperlyConfigured(f"{where}: {release!r} is neither 'request' nor 'query'")
 
-    def config(self, timezone: str) -> dict[str, Any]:
-        """Return the core's configuration: the YAML's, overridden by Django's settings.
+    def config(self, timezone: str) -> Config:
+        """Return the configuration of the YAML file, overridden by Django's settings.
 
-        Connections start in *timezone*, or else each borrow would have to set it.
+        Connections start in *timezone*; otherwise it would have to be set for each borrow.
         """
         if self._config is None or self._config[0] != self.settings:
+            # Tests change the settings in place, OPTIONS and TEST too: compare with copies of both levels.
             self._config = {key: copy.copy(value) for key, value in self.settings.items()}, self._configure(timezone)
         return self._config[1]
 
-    def _configure(self, timezone: str) -> dict[str, Any]:
+    def _configure(self, timezone: str) -> Config:
         self.require()
-        config: dict[str, Any] = {
+        config: Config = {
             **self.yaml,
             "connection_settings": {**self.connection_settings(), **self._credentials()},
         }
@@ -103,13 +114,17 @@ class Settings:
         if own:
             config["pool_settings"] = {**(config.get("pool_settings") or {}), **own}
         session = config.get("sync_settings") or {}
-        behind_pgbouncer = config["connection_settings"].get("pgbouncer")  # whose sessions are not ours
+        # PgBouncer shares its sessions with other clients, so settings of a session must not be changed.
+        behind_pgbouncer = config["connection_settings"].get("pgbouncer")
         if timezone and not behind_pgbouncer and not any(name.lower() == "timezone" for name in session):
             config["sync_settings"] = {**session, "TimeZone": timezone}
         return config
 
     def _credentials(self) -> dict[str, Callable[[], str]]:
-        """Return what reads the credentials again for each connection, where they come from outside the file."""
+        """Return functions that read user and password anew for each connection.
+
+        Only where they come from the environment or another file (``resolve_env``), which may change them.
+        """
         options = self.options
         if self.path is None or not options.get("resolve_env"):
             return {}
@@ -120,8 +135,8 @@ class Settings:
             if keyword in self.yaml["connection_settings"] and not self.settings[name] and keyword not in options
         }
 
-    def connection_settings(self) -> dict[str, Any]:
-        """Return libpq's keywords."""
+    def connection_settings(self) -> ConnectionParams:
+        """Return the libpq keywords, with the credentials as they are now."""
         settings = dict(self.yaml["connection_settings"])
         for key, value in self.options.items():
             if key not in (*_OURS, *_DJANGOS):
@@ -131,12 +146,12 @@ class Settings:
                 settings[keyword] = self.settings[name]
         return settings
 
-    def for_psycopg(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Return Django's own connection *params* over those of the YAML file."""
+    def for_psycopg(self, params: ConnectionParams) -> ConnectionParams:
+        """Return the connection settings of the YAML file, overridden by *params*, which are Django's."""
         return {**self.yaml["connection_settings"], **{key: params[key] for key in params if key not in _OURS}}
 
     def unknown_options(self) -> dict[str, str | None]:
-        """Return the OPTIONS that nobody knows, each with the one that was probably meant."""
+        """Return the unknown OPTIONS, each with the known one that was probably meant."""
         keywords = [option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()]
         known = [*_OURS, *_DJANGOS, *keywords, "context"]
         return {

@@ -4,7 +4,7 @@ from django.apps import AppConfig
 
 
 class PGMonkeyConfig(AppConfig):
-    """Has no models."""
+    """The application, which has no models."""
 
     name = "django_pgmonkey"
     verbose_name = "pgmonkey"

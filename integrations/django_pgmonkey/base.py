@@ -1,31 +1,30 @@
-"""The database backend: Django's own for PostgreSQL, on connections borrowed from the shared core."""
+"""The database backend: Django's own for PostgreSQL, on connections borrowed from the shared pools of pgmonkey."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
-from django.conf import settings
-from django.core.exceptions import ImproperlyConfigured
 from django.db.backends.base.base import NO_DB_ALIAS, BaseDatabaseWrapper
-from django.db.backends.postgresql import base as postgresql
 from django.db.transaction import Atomic
-from psycopg import IsolationLevel
 from psycopg.errors import InFailedSqlTransaction
 from psycopg.pq import TransactionStatus
 
-from pgmonkey import ConnectionHandle, Lease
+from pgmonkey import Lease
 
-from ._loans import Closed, Loan, remember
-from ._pools import pools
-from ._settings import Settings
+from ._settings import ConnectionParams, DatabaseSettings
+from ._thread_leases import ClosedError, ThreadLease, remember
+from ._wrapper import PooledWrapper
 from .client import DatabaseClient
 from .validation import DatabaseValidation
 
+if TYPE_CHECKING:
+    from psycopg import Connection, Cursor
 
-class DatabaseWrapper(postgresql.DatabaseWrapper):
+
+class DatabaseWrapper(PooledWrapper):
     """A connection of Django, borrowed when it first needs one and given back when Django closes it."""
 
     client_class = DatabaseClient
@@ -33,70 +32,27 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
 
     _request: _RequestTransaction | None = None
     _open_cursors = 0
-    _loan: weakref.ref[Loan] | None = None
+    _thread_lease: weakref.ref[ThreadLease] | None = None
 
-    def __init__(self, settings_dict: dict[str, Any], alias: str = "default") -> None:
+    def __init__(self, settings_dict: DatabaseSettings, alias: str = "default") -> None:
         super().__init__(settings_dict, alias)
         self._lease: Lease | None = None
-        self._params: tuple[dict[str, Any], object, dict[str, Any]] | None = None
-        self._settings = Settings(alias, settings_dict)
-
-    @property
-    def settings(self) -> Settings:
-        """What this database is configured with; tests may have changed it since."""
-        if self._settings.settings is not self.settings_dict:
-            self._settings = Settings(self.alias, self.settings_dict)
-        return self._settings
-
-    # -- the pool -------------------------------------------------------------------------------------------------
-
-    @property
-    def pool(self) -> ConnectionHandle | None:
-        """The pool for this alias's settings, None for the alias-less connection that makes test databases."""
-        if self.alias == NO_DB_ALIAS:
-            return None
-        self._check_that_nothing_persists()
-        return self._pool_for(self.settings.config(self.timezone_name))
-
-    def _check_that_nothing_persists(self) -> None:
-        if self.settings_dict["OPTIONS"].get("pool") and self.settings_dict.get("CONN_MAX_AGE", 0) != 0:
-            raise ImproperlyConfigured("Pooling doesn't support persistent connections.")
-
-    def _pool_for(self, config: dict[str, Any]) -> ConnectionHandle:
-        handle = pools.known(self.alias, config)
-        if handle is None:
-            with self.wrap_database_errors:
-                handle = pools.get(self.alias, config)
-        return handle
-
-    def close_pool(self) -> None:
-        """Close this alias's pool; whoever else in the process uses the same configuration keeps it."""
-        pools.close(self.alias)
-
-    def get_connection_params(self) -> dict[str, Any]:
-        """Return what psycopg's ``connect()`` gets: the YAML's settings, overridden by Django's."""
-        its = self.settings
-        config, zone, known = its.config(self.timezone_name), (self.timezone, settings.USE_TZ), self._params
-        if known is None or known[0] is not config or known[1] != zone:
-            its.require()
-            self._set_isolation_level()
-            if self.alias != NO_DB_ALIAS:
-                self._check_that_nothing_persists()
-            known = self._params = config, zone, its.for_psycopg(super().get_connection_params())
-        return known[2].copy()
 
     # -- connections ----------------------------------------------------------------------------------------------
 
-    def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
-        """Borrow a connection and give it the properties that Django's settings ask for."""
+    def get_new_connection(self, conn_params: ConnectionParams) -> Connection[object]:
+        """Borrow a connection and set it up as Django's settings say."""
+        connection: Connection[object]
         if self.alias == NO_DB_ALIAS:
-            return super().get_new_connection(conn_params)
-        # Where Django asked for the parameters just now, the settings were looked at.
+            connection = super().get_new_connection(conn_params)
+            return connection
+        # get_connection_params() was called just before, and looked at the settings.
         known = self._params
         pool = self._pool_for(known[0] if known is not None else self.settings.config(self.timezone_name))
         if self._lease is not None:  # connect() was called on an open connection
-            self._lease.finish(Closed())
+            self._lease.finish(ClosedError())
         route = self._request.route if self._request is not None else None
+        # In autocommit, which Django turns off itself where it needs to.
         lease = pool.borrow(autocommit=True, context=conn_params["context"], label=route)
         connection = lease.connection
         try:
@@ -104,52 +60,46 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
             connection.prepare_threshold = conn_params["prepare_threshold"]
             if "isolation_level" in self.settings_dict["OPTIONS"]:
                 connection.isolation_level = self.isolation_level
+            # The YAML file may say otherwise, but Django's backend sends and expects UTF-8.
             if connection.pgconn.parameter_status(b"client_encoding") != b"UTF8":
                 connection.execute("SET client_encoding TO 'UTF8'")
         except BaseException as error:
             lease.finish(error)
             raise
         self._lease = lease
-        self._loan = remember(self, lease, self._loan)
+        self._thread_lease = remember(self, lease, self._thread_lease)
         return connection
 
     def init_connection_state(self) -> None:
-        """Set time zone and role; without them, a connection is not to be used."""
+        """Set time zone and role; close the connection when that fails, because it must not be used without them."""
         if self._lease is None:
             super().init_connection_state()
             return
+        # Not the method of Django's PostgreSQL backend: it leaves connections of a pool to the pool.
         BaseDatabaseWrapper.init_connection_state(self)
         try:
-            self._configure_connection(self.connection)  # type: ignore[attr-defined]
+            self._configure_connection(self.connection)
         except BaseException:
             self._close()
             raise
 
-    def _configure_timezone(self, connection: Any) -> bool:
+    def _configure_timezone(self, connection: Connection[object]) -> bool:
+        # Django's method would ask connection.info, which is a new object each time.
         wanted: str | None = self.timezone_name
         if not wanted or connection.pgconn.parameter_status(b"TimeZone") == wanted.encode():
             return False
-        changed: bool = super()._configure_timezone(connection)  # type: ignore[misc]
-        return changed
+        return super()._configure_timezone(connection)
 
     def _set_autocommit(self, autocommit: bool) -> None:
+        # Setting it takes a lock of psycopg's, and a borrowed connection is in autocommit already.
         if self.connection is None or self.connection.autocommit is not autocommit:
-            super()._set_autocommit(autocommit)  # type: ignore[misc]
-
-    def _set_isolation_level(self) -> None:
-        level = self.settings_dict["OPTIONS"].get("isolation_level", IsolationLevel.READ_COMMITTED)
-        try:
-            self.isolation_level = level if isinstance(level, IsolationLevel) else IsolationLevel(level)
-        except ValueError:
-            raise ImproperlyConfigured(
-                f"Invalid transaction isolation level {level} specified. Use one of the psycopg.IsolationLevel values."
-            ) from None
+            super()._set_autocommit(autocommit)
 
     def connect(self) -> None:
         """Connect, and begin the transaction that the middleware asked for."""
         if self._request is not None and self.connection is not None:
-            return  # Django asked whether a transaction is open, which began the request's
-        self._open_cursors = 1  # until it is connected: none of the cursors on the way is the last
+            return  # reading in_atomic_block has connected, and begun the request's transaction
+        self._open_cursors = 1  # while it connects, closing a cursor must not give the connection back
         try:
             super().connect()
         finally:
@@ -161,14 +111,15 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
         lease, self._lease = self._lease, None
         self._open_cursors = 0
         if lease is None:
-            super()._close()  # type: ignore[misc]
+            super()._close()
             return
         with self.wrap_database_errors:
-            lease.finish(Closed())
+            lease.finish(ClosedError())
         self.connection = None
 
     def after_fork_in_child(self) -> None:
-        """Forget the connection, which is the parent's; a transaction that was open on it cannot go on here."""
+        """Forget the connection, which is the parent's; a transaction that is open on it cannot continue here."""
+        # The lease knows its process: dropping it here sends nothing to the server.
         if self._lease is not None:
             self.connection = self._lease = None
             self._open_cursors = 0
@@ -176,60 +127,65 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):
                 self.closed_in_transaction = self.needs_rollback = True
 
     def close_if_health_check_failed(self) -> None:
-        """Ask the server only where a connection outlives requests; the pool looks at its own when it lends them."""
+        """Ask the server only where a connection outlives requests; otherwise the pool checks it when it lends it."""
         if self.settings_dict.get("CONN_MAX_AGE", 0) != 0:
             BaseDatabaseWrapper.close_if_health_check_failed(self)
 
-    def create_cursor(self, name: str | None = None) -> Any:
-        """Return a cursor; with the release "query", the last to be closed outside a transaction gives back."""
-        cursor: Any = super().create_cursor(name)
+    def create_cursor(self, name: str | None = None) -> Cursor[object]:
+        """Return a cursor.
+
+        With the release "query", closing the last cursor outside of a transaction gives the connection back.
+        """
+        cursor: Cursor[object] = super().create_cursor(name)
         if self.settings_dict["OPTIONS"].get("release") == "query" and self._lease is not None:
             self._open_cursors += 1
-            cursor.close = partial(self._close_cursor, cursor, self._lease)
+            vars(cursor)["close"] = partial(self._close_cursor, cursor, self._lease)
         return cursor
 
-    def _close_cursor(self, cursor: Any, lease: Lease) -> None:
-        del cursor.close
+    def _close_cursor(self, cursor: Cursor[object], lease: Lease) -> None:
+        del vars(cursor)["close"]  # the cursor's own method again
         cursor.close()
+        # A cursor of a connection that was closed in the meantime does not count.
         if lease is self._lease:
             self._open_cursors -= 1
             if self._open_cursors == 0 and self.autocommit and not self.in_atomic_block:
                 self.close()
 
     def ensure_timezone(self) -> bool:
-        """Set the time zone of the current connection; the pool's others get theirs when they are borrowed."""
+        """Set the time zone of the current connection; others get theirs when they are borrowed."""
         if self.connection is None:
             return False
         return self._configure_timezone(self.connection)
 
-    # -- the request's transaction, for the middleware ----------------------------------------------------------------
+    # -- the request's transaction, for the middleware ------------------------------------------------------------
 
-    @property
-    def in_atomic_block(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether a transaction is open; begins the request's, because who asks is about to act upon the answer."""
+    def _get_in_atomic_block(self) -> bool:
+        # Django asks before it opens an atomic block or runs a query; the request's transaction must have begun then.
         if self._request is not None:
             self._request.prepare()
         return self._in_atomic_block
 
-    @in_atomic_block.setter
-    def in_atomic_block(self, value: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def _set_in_atomic_block(self, value: bool) -> None:
         self._in_atomic_block = value
 
+    if not TYPE_CHECKING:  # for type checkers it stays an attribute, as Django declares it
+        in_atomic_block = property(_get_in_atomic_block, _set_in_atomic_block)
+
     def begin_request(self, route: Callable[[], str]) -> None:
-        """Make what follows one transaction, which begins when the connection is first needed; *route* names it."""
+        """Make the request one transaction, which begins with the first query; *route* names it in the log."""
         self._request = _RequestTransaction(self, route)
         if self.connection is not None:
             self._request.begin()
 
     def end_request(self, *, commit: bool) -> None:
-        """Commit or roll back what `begin_request` began."""
+        """Commit or roll back the transaction that `begin_request` announced, if it has begun."""
         request, self._request = self._request, None
         if request is not None:
             request.end(commit)
 
 
 class _RequestTransaction:
-    """What the middleware asked for: an atomic block that begins when the connection is first needed."""
+    """The transaction of a request: an atomic block that begins when the connection is first needed."""
 
     def __init__(self, wrapper: DatabaseWrapper, route: Callable[[], str]) -> None:
         self.route = route
@@ -238,7 +194,10 @@ class _RequestTransaction:
         self._connecting = False
 
     def prepare(self) -> None:
-        """Connect, and so begin, unless that is under way or done: an inner atomic block must find this one open."""
+        """Connect, which begins the transaction, unless that was done or is going on.
+
+        An atomic block of the view must find this one open, to be a savepoint of it.
+        """
         if self._atomic is None and not self._connecting:
             self._connecting = True
             try:
@@ -254,7 +213,7 @@ class _RequestTransaction:
     def end(self, commit: bool) -> None:
         if self._atomic is None:
             return
-        # PostgreSQL answers the COMMIT of a failed transaction with ROLLBACK, and neither psycopg nor Django say so.
+        # PostgreSQL answers the COMMIT of a failed transaction with ROLLBACK, and neither psycopg nor Django report it.
         connection = self._wrapper.connection
         failed = connection is not None and connection.pgconn.transaction_status == TransactionStatus.INERROR
         if failed or not commit:

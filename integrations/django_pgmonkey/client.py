@@ -1,26 +1,30 @@
-"""``manage.py dbshell``: psql with the settings of the YAML file, in its environment, not on its command line."""
+"""``manage.py dbshell``: psql with the settings of the YAML file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import psycopg.pq
 from django.db.backends.postgresql.client import DatabaseClient as PostgresClient
 
+if TYPE_CHECKING:
+    from ._settings import DatabaseSettings
+    from ._wrapper import PooledWrapper
+
 
 class DatabaseClient(PostgresClient):
-    """Runs psql.  Other users of the machine see the command line of a process, but not its environment."""
-
-    connection: Any
+    """Runs psql with all settings in its environment: other users can see the command line of a process."""
 
     def settings_to_cmd_args_env(  # type: ignore[override]  # Django calls it on the instance
-        self, settings_dict: dict[str, Any], parameters: Iterable[str]
+        self, settings_dict: DatabaseSettings, parameters: Iterable[str]
     ) -> tuple[list[str], dict[str, str]]:
         """Return psql's arguments and environment."""
-        self.connection.settings.require()
-        settings = self.connection.settings.connection_settings()
+        own = cast("PooledWrapper", self.connection).settings
+        own.require()
+        settings = own.connection_settings()
         if "dbname" not in settings and "service" not in settings:
+            # As Django does; psql alone would take the user's name.
             settings["dbname"] = "postgres"
         names = {option.keyword.decode(): option.envvar for option in psycopg.pq.Conninfo.get_defaults()}
         variables = {key: names[key] for key in settings if names.get(key)}

@@ -1,4 +1,4 @@
-"""One transaction a request, committed or rolled back by the status of the response; 503 when the pool is exhausted."""
+"""Middleware that makes a request one transaction, and answers 503 when the pool is exhausted."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from .base import DatabaseWrapper
 
 logger = logging.getLogger("pgmonkey")
 
-_RETRY_AFTER = "1"
+_RETRY_AFTER = "1"  # seconds
 
 
 class TransactionMiddleware:
     """Make a request one transaction on each database that it uses.
 
-    A connection is borrowed, and its transaction begun, when the request first needs it.  It is committed before the
-    response leaves when the status is below 400, and rolled back otherwise.  A COMMIT that fails is an exception like
-    one of the view.  Use it instead of ATOMIC_REQUESTS, which borrows for every request and commits returned errors.
+    A connection is borrowed, and the transaction begun, with the first query.  It is committed before the response
+    leaves when the status is below 400, and rolled back otherwise.  A COMMIT that fails is an exception like one of the
+    view.  Use it instead of ATOMIC_REQUESTS, which borrows for every request and commits when a view returns an error.
     """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
         self._get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
-        """Run one request."""
+        """Serve one request."""
+        # All of them, because which ones the view will use is not known.  Nothing is borrowed here.
         wrappers = [connection for connection in connections.all() if isinstance(connection, DatabaseWrapper)]
         for wrapper in wrappers:
             wrapper.begin_request(lambda: _route(request))
@@ -46,6 +47,7 @@ class TransactionMiddleware:
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
         """Answer 503 when no connection came free in time."""
+        # Django raises its own error classes; the error of pgmonkey is their cause.
         cause = exception.__cause__
         if isinstance(exception, OperationalError) and isinstance(cause, (PoolTimeoutError, PoolFullError)):
             logger.warning("%s", cause)
@@ -56,6 +58,6 @@ class TransactionMiddleware:
 
 
 def _route(request: HttpRequest) -> str:
-    """Name the request by its route, ``GET orders/<int:id>``: its path may hold what is nobody's business."""
+    """Return the method and the route, ``GET orders/<int:id>``, never the path: that may contain personal data."""
     match = request.resolver_match
     return f"{request.method} {match.route if match is not None else '(no route)'}"

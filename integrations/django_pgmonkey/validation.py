@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import yaml
 from django.core import checks
@@ -14,17 +14,22 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db.backends.base.validation import BaseDatabaseValidation
 from django.db.utils import Error
 
+if TYPE_CHECKING:
+    from ._wrapper import PooledWrapper
+
 _SECRETS = ("password", "sslpassword")
 _ALLOWED = "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
 
 
 class DatabaseValidation(BaseDatabaseValidation):
-    """Looks at the settings, the YAML file and the server."""
+    """Checks the settings, the YAML file and the server."""
 
-    connection: Any
+    @property
+    def _wrapper(self) -> PooledWrapper:
+        return cast("PooledWrapper", self.connection)
 
-    def check(self, **kwargs: Any) -> list[checks.CheckMessage]:
-        """Return what is wrong."""
+    def check(self, **kwargs: object) -> list[checks.CheckMessage]:
+        """Return the errors and warnings.  The server is asked only when the settings have no errors."""
         found = [*super().check(**kwargs), *self._settings()]
         if not any(message.level >= checks.ERROR for message in found):
             found += [*self._secrets(), *self._server()]
@@ -37,9 +42,9 @@ class DatabaseValidation(BaseDatabaseValidation):
         return checks.Warning(f"DATABASES[{self.connection.alias!r}]: {text}", hint=hint, id=f"pgmonkey.W{number:03}")
 
     def _settings(self) -> Iterator[checks.CheckMessage]:
-        settings = self.connection.settings
+        settings = self._wrapper.settings
         if settings.settings.get("CONN_MAX_AGE", 0) != 0:
-            hint = "Remove it: the pool keeps connections open, and a request gives its own back."
+            hint = "Remove it: the pool keeps connections open between requests."
             yield self._error(1, "CONN_MAX_AGE must be 0", hint)
         if settings.options.get("pool", True) is False:
             hint = "Remove it, or use Django's own backend."
@@ -52,9 +57,10 @@ class DatabaseValidation(BaseDatabaseValidation):
             yield self._error(3, str(error).removeprefix(f"DATABASES[{self.connection.alias!r}]: "))
 
     def _secrets(self) -> Iterator[checks.CheckMessage]:
-        path = self.connection.settings.path
+        path = self._wrapper.settings.path
         if path is None:
             return
+        # Not load_config(), which resolves the references: only a password that is in the file counts.
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
         values = values.get("connection_settings") or {}
         files = [value["from_file"] for value in values.values() if isinstance(value, dict) and "from_file" in value]
@@ -63,7 +69,7 @@ class DatabaseValidation(BaseDatabaseValidation):
         for file in files:
             if os.stat(file).st_mode & stat.S_IROTH:
                 hint = f"chmod o= {file}"
-                yield self._warning(2, f"{file} holds a secret that everybody may read", hint)
+                yield self._warning(2, f"{file} contains a password and is world-readable", hint)
 
     def _server(self) -> Iterator[checks.CheckMessage]:
         try:
@@ -73,7 +79,8 @@ class DatabaseValidation(BaseDatabaseValidation):
         except Error as error:
             yield self._error(4, " ".join(str(error).split()))
             return
-        pool = self.connection.pool
+        pool = self._wrapper.pool
+        # The number of worker processes, as gunicorn and most platforms read it.
         concurrency = os.environ.get("WEB_CONCURRENCY", "")
         workers = int(concurrency) if concurrency.isdecimal() else 1
         wanted = workers * (pool.stats()["pool_max"] if pool is not None else 1)

@@ -1,49 +1,56 @@
-"""The FastAPI integration: a lifespan, dependencies, and the middleware that ties both to the response."""
+"""The FastAPI integration: `PGMonkey`, with its lifespan and its dependencies."""
 
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Generic, Literal, overload
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Generic, cast, overload
 
 import anyio
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
-from psycopg import Connection, Error
+from psycopg import Error
 from psycopg.rows import BaseRowFactory, Row, TupleRow
-from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import HTTPConnection
-from starlette.routing import Mount
 
 from pgmonkey import AsyncDatabase, Database, PoolFullError, PoolTimeoutError
 
+from ._compat import (
+    add_innermost,
+    add_outermost,
+    check_application,
+    check_requests,
+    has_innermost,
+    has_middleware,
+    with_mounted,
+)
 from ._dependencies import dependencies
-from ._middleware import RollBackFirst, TransactionMiddleware
-from ._requests import current
+from ._middleware import RollbackBeforeHandlers, TransactionMiddleware
 from ._threads import Threads
+from ._types import Transaction
+from ._units import current_scope
 
-Config = str | os.PathLike[str] | Mapping[str, Any]
+Config = str | os.PathLike[str] | Mapping[str, object]
 SessionValues = Callable[[HTTPConnection], Mapping[str, object] | None]
-Transaction = Literal["request", "statement"]
 
 logger = logging.getLogger("pgmonkey")
 
-_RETRY_AFTER = "1"
-_READY_WITHIN = 2.0
+_RETRY_AFTER = "1"  # seconds
+_READY_WITHIN = 2.0  # seconds: orchestrators give up on a probe after a few
 
 
 class PGMonkey(Generic[Row]):
     """PostgreSQL in a FastAPI application.
 
-    With ``transaction="request"``, a request is one transaction on one connection, borrowed when it first needs one.
-    It is committed before the response leaves when the status is below 400, and rolled back otherwise; a COMMIT that
-    fails is an exception for the application's own handlers.  With ``"statement"`` each statement stands for itself,
-    and a connection that is depended on is committed when the endpoint returns.  Background tasks and streamed bodies
-    run after that: they get connections of their own from the database's verbs.
+    With ``transaction="request"``, a request is one transaction on one connection, borrowed for its first query.  It
+    is committed before the response leaves when the status is below 400, and rolled back otherwise; a COMMIT that
+    fails is an exception for the application's own handlers.  With ``"statement"``, each statement is its own
+    transaction (autocommit), and a connection from a dependency is committed when the endpoint returns.  Background
+    tasks and streamed bodies run after the response has started, so their queries get connections of their own.
 
-    A client that leaves before it is answered has its running statement cancelled and its transaction rolled back,
-    unless *cancel_on_disconnect* is False.
+    When a client disconnects before it is answered, its running statement is cancelled and its transaction rolled
+    back, unless *cancel_on_disconnect* is False.
 
     *config* is the path of a YAML file, or a mapping.  *row_factory* is psycopg's; rows are tuples by default.
     """
@@ -78,46 +85,58 @@ class PGMonkey(Generic[Row]):
         *,
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
-        row_factory: BaseRowFactory[Any] | None = None,
+        row_factory: BaseRowFactory[Row] | None = None,
         transaction: Transaction = "request",
         cancel_on_disconnect: bool = True,
     ) -> None:
         if transaction not in ("request", "statement"):
             raise ValueError(f"transaction: {transaction!r} is neither 'request' nor 'statement'")
-        options: dict[str, Any] = {
-            "resolve_env": resolve_env,
-            "allow_sensitive_defaults": allow_sensitive_defaults,
-            "row_factory": row_factory,
-            "session_values": self._values_now,
-        }
-        async_database: AsyncDatabase[Any] = AsyncDatabase(config, **options)
-        self.async_database: AsyncDatabase[Row] = async_database
-        """The database itself, for coroutines outside endpoints: start-up, background tasks, scripts."""
-        sync_database: Database[Any] = Database(config, **options)
-        self.sync_database: Database[Row] = sync_database
-        """The database itself, for threads: in a ``def`` endpoint its verbs are part of the request's transaction."""
-        self.transaction = transaction
+        # With None the rows are tuples, which the overloads have told type checkers already.
+        factory = cast("BaseRowFactory[Row]", row_factory)
+        self.async_database = AsyncDatabase(
+            config,
+            resolve_env=resolve_env,
+            allow_sensitive_defaults=allow_sensitive_defaults,
+            row_factory=factory,
+            session_values=self._values_of_request,
+        )
+        """The database for coroutines outside endpoints: start-up, background tasks, scripts."""
+        self.sync_database = Database(
+            config,
+            resolve_env=resolve_env,
+            allow_sensitive_defaults=allow_sensitive_defaults,
+            row_factory=factory,
+            session_values=self._values_of_request,
+        )
+        """The database for threads.  In a ``def`` endpoint its query methods are part of the request's transaction."""
+        self.transaction: Transaction = transaction
         self.cancel_on_disconnect = cancel_on_disconnect
         self._session_values: SessionValues | None = None
         self.threads = Threads()
         """The threads that wait for connections, and those that commit."""
-        mine = dependencies(lambda request: self)
-        self.connection = mine.connection
+        own = dependencies(lambda request: self)
+        self.connection = own.connection
         """Dependency: the request's psycopg.AsyncConnection, for ``async def`` endpoints."""
-        self.sync_connection = mine.sync_connection
+        self.sync_connection = own.sync_connection
         """Dependency: the request's psycopg.Connection, for ``def`` endpoints."""
-        self.database = mine.database
-        """Dependency: the AsyncDatabase, whose verbs are part of the request's transaction."""
+        self.database = own.database
+        """Dependency: the AsyncDatabase, whose query methods are part of the request's transaction."""
 
     # -- the application ------------------------------------------------------------------------------------------
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        """Connect when *app* starts, failing with the server's own words, and close when it ends.
+        """Connect when *app* starts, and close when it ends.
 
-        To be given to ``FastAPI(lifespan=...)``, or entered in a lifespan of one's own.
+        Give it to ``FastAPI(lifespan=...)``, or enter it in a lifespan of your own.
+        Raises what psycopg raises when the server cannot be reached, and RuntimeError when the installed FastAPI is one
+        that this release of pgmonkey does not know.
         """
+        # First, so that an application on unknown internals does not even start.
+        await check_requests()
+        # Again after init_app(): applications may have been mounted since.
         self._install(app)
+        # The synchronous pool opens with its first query, because many applications never use it.
         await self.async_database.connect()
         try:
             yield
@@ -126,36 +145,41 @@ class PGMonkey(Generic[Row]):
             self.sync_database.close()
 
     def init_app(self, app: FastAPI, *, readiness: str | None = None) -> None:
-        """Set *app* up, around the lifespan that it has already.
+        """Set *app* up; its own lifespan runs inside `lifespan`.
 
         *readiness* is the path of a route that answers 200 when the database does, and 503 otherwise.
         """
         self._install(app)
         if readiness is not None:
             app.add_api_route(readiness, self._ready, include_in_schema=False)
-        inner: Callable[[Any], AbstractAsyncContextManager[Any]] = app.router.lifespan_context
+        own_lifespan = app.router.lifespan_context
 
         @asynccontextmanager
-        async def lifespan(app: Any) -> AsyncIterator[Any]:
-            async with self.lifespan(app), inner(app) as state:
-                yield state
+        async def lifespan(app: FastAPI) -> AsyncIterator[Mapping[str, object]]:
+            async with self.lifespan(app), own_lifespan(app) as state:
+                yield cast("Mapping[str, object]", state)  # or None: Starlette's types allow one of the two
 
         app.router.lifespan_context = lifespan
 
     def _install(self, app: FastAPI) -> None:
-        for each in _with_mounted(app):
+        # Mounted applications have exception handlers of their own, so each is set up.  All are checked before the
+        # first is changed, so that a refused application stays as it was.
+        applications = list(with_mounted(app))
+        for each in applications:
+            check_application(each)
+        for each in applications:
+            # Not where the application has a handler for it.
             for error in (PoolTimeoutError, PoolFullError):
-                each.exception_handlers.setdefault(error, _busy)
-            if not isinstance(each.router.middleware_stack, RollBackFirst):
-                each.router.middleware_stack = RollBackFirst(each.router.middleware_stack)
-        if not any(middleware.kwargs.get("pgmonkey") is self for middleware in app.user_middleware):
-            # The outermost: it sees the status that the client gets.
-            app.user_middleware.insert(0, Middleware(TransactionMiddleware, pgmonkey=self))
-            if app.middleware_stack is not None:  # the lifespan is running already
-                app.middleware_stack = app.build_middleware_stack()
+                each.exception_handlers.setdefault(error, _answer_busy)
+            if not has_innermost(each, RollbackBeforeHandlers):
+                add_innermost(each, RollbackBeforeHandlers)
+        if not has_middleware(app, "pgmonkey", self):
+            # The outermost, because it must see the status that the client gets.
+            add_outermost(app, Middleware(TransactionMiddleware, pgmonkey=self))
 
     async def _ready(self) -> JSONResponse:
         try:
+            # A busy pool could keep the probe waiting for its whole timeout.
             with anyio.fail_after(_READY_WITHIN):
                 await self.async_database.ping()
         except (Error, TimeoutError) as error:
@@ -166,40 +190,21 @@ class PGMonkey(Generic[Row]):
     # -- the request ----------------------------------------------------------------------------------------------
 
     def session_values(self, function: SessionValues) -> SessionValues:
-        """Let *function* say which configuration parameters each transaction of a request gets: a decorator.
+        """Set the configuration parameters that *function* returns, in each transaction of a request: a decorator.
 
-        It is called with the request, or the WebSocket, when a transaction of it begins.  The values hold until the
-        end of the transaction, also of those of streams and single statements: what row-level security needs.
+        *function* is called with the request, or the WebSocket, when a transaction of it begins.  The values hold until
+        the end of the transaction, also for streams and single statements.  Row-level security needs this.
         """
         self._session_values = function
         return function
 
-    def _values_now(self) -> Mapping[str, object] | None:
-        scope = current.get()
+    def _values_of_request(self) -> Mapping[str, object] | None:
+        scope = current_scope.get()
         if self._session_values is None or scope is None:
             return None
         return self._session_values(HTTPConnection(scope))
 
-    @asynccontextmanager
-    async def borrowed_in_thread(self) -> AsyncIterator[Connection[Row]]:
-        """Lend the connection of a unit of work of its own, waiting for it in none of the endpoints' threads."""
-        database = self.sync_database
-        unit = database.begin()
-        try:
-            yield await self.threads.borrow(unit, database.timeout)
-        except BaseException as error:
-            await self.threads.end(unit, unit.finish, error)
-            raise
-        await self.threads.end(unit, unit.finish, None)
 
-
-def _with_mounted(app: Starlette) -> Iterator[Starlette]:
-    yield app
-    for route in app.routes:
-        if isinstance(route, Mount) and isinstance(route.app, Starlette):
-            yield from _with_mounted(route.app)
-
-
-async def _busy(request: Request, error: Exception) -> JSONResponse:
+async def _answer_busy(request: Request, error: Exception) -> JSONResponse:
     logger.warning("%s", error)
     return JSONResponse({"detail": "The database is busy, please try again."}, 503, {"Retry-After": _RETRY_AFTER})

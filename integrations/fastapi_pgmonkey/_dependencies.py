@@ -1,12 +1,12 @@
 """What endpoints ask for with ``Depends``.
 
-FastAPI leaves dependencies of the "function" scope before the response is sent.  Those that need no end of their own,
-because the middleware ends the request's transaction, are plain functions: each more costs more than a statement does.
+A dependency with a ``yield`` costs more than a statement does.  Where the middleware ends the transaction of the
+request, dependencies have nothing to end; elsewhere they leave it to FastAPI's stack for the scope "function", which
+ends before the response is sent.  So all of them are plain functions.
 """
 
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Annotated, Any, NamedTuple
 
 from fastapi import Depends
 from psycopg import AsyncConnection, Connection
@@ -14,43 +14,50 @@ from starlette.requests import HTTPConnection
 
 from pgmonkey import AsyncDatabase, AsyncUnitOfWork
 
-from ._middleware import UNITS
+from ._compat import end_of_function
+from ._types import RequestDatabases
+from ._units import DATABASES
 
-if TYPE_CHECKING:
-    from ._app import PGMonkey
+# Applications annotate the rows that they expect; these fit all of them.
+AnyAsyncConnection = AsyncConnection[Any]
+AnyConnection = Connection[Any]
+AnyAsyncDatabase = AsyncDatabase[Any]
 
 
 class Dependencies(NamedTuple):
     """The dependencies of one database."""
 
-    connection: Callable[..., Awaitable[AsyncConnection[Any]]]
-    sync_connection: Callable[..., Awaitable[Connection[Any]]]
-    database: Callable[..., Awaitable[AsyncDatabase[Any]]]
+    connection: Callable[..., Awaitable[AnyAsyncConnection]]
+    sync_connection: Callable[..., Awaitable[AnyConnection]]
+    database: Callable[..., Awaitable[AnyAsyncDatabase]]
 
 
-def dependencies(find: Callable[[HTTPConnection], "PGMonkey[Any]"]) -> Dependencies:
+def dependencies(find: Callable[[HTTPConnection], RequestDatabases]) -> Dependencies:
     """Return the dependencies of the `PGMonkey` that *find* returns for a request."""
 
-    async def connection(request: HTTPConnection) -> AsyncConnection[Any]:
+    async def connection(request: HTTPConnection) -> AnyAsyncConnection:
         pgmonkey = find(request)
         _refuse_websockets(request)
-        unit = await _joined(pgmonkey, request)
+        unit = await _joined_unit(pgmonkey, request)
         return await unit.connection()
 
-    async def sync_connection(request: HTTPConnection) -> Connection[Any]:
+    async def sync_connection(request: HTTPConnection) -> AnyConnection:
         pgmonkey = find(request)
         _refuse_websockets(request)
         unit = pgmonkey.sync_database.current_unit()
         if unit is not None:
             return await pgmonkey.threads.borrow(unit, pgmonkey.sync_database.timeout)
-        return await _end_of_function(request).enter_async_context(pgmonkey.borrowed_in_thread())
+        borrowed = pgmonkey.threads.connection(pgmonkey.sync_database)
+        return await end_of_function(request.scope).enter_async_context(borrowed)
 
-    async def database(request: HTTPConnection) -> AsyncDatabase[Any]:
+    async def database(request: HTTPConnection) -> AnyAsyncDatabase:
         pgmonkey = find(request)
-        its = pgmonkey.async_database
-        if its.current_unit() is None and request.scope["type"] != "websocket" and pgmonkey.transaction != "statement":
-            await _joined(pgmonkey, request)
-        return its
+        found = pgmonkey.async_database
+        # In a WebSocket, and with transaction="statement", each query or transaction() borrows for itself.
+        no_unit = found.current_unit() is None
+        if no_unit and request.scope["type"] != "websocket" and pgmonkey.transaction != "statement":
+            await _joined_unit(pgmonkey, request)
+        return found
 
     return Dependencies(connection, sync_connection, database)
 
@@ -63,22 +70,17 @@ def _refuse_websockets(request: HTTPConnection) -> None:
         )
 
 
-async def _joined(pgmonkey: "PGMonkey[Any]", request: HTTPConnection) -> AsyncUnitOfWork[Any]:
-    """Return the unit of work that the middleware opened; where it opens none, one that ends with the endpoint."""
+async def _joined_unit(pgmonkey: RequestDatabases, request: HTTPConnection) -> AsyncUnitOfWork[object]:
+    """Return the unit of work that the middleware opened, or else a new one that ends with the endpoint."""
     unit = pgmonkey.async_database.current_unit()
     if unit is not None:
         return unit
-    return await _end_of_function(request).enter_async_context(pgmonkey.async_database.unit_of_work())
+    return await end_of_function(request.scope).enter_async_context(pgmonkey.async_database.unit_of_work())
 
 
-def _end_of_function(request: HTTPConnection) -> AsyncExitStack:
-    """Return what FastAPI leaves, as dependencies of the scope "function", when the endpoint has returned."""
-    stack: AsyncExitStack = request.scope["fastapi_function_astack"]
-    return stack
-
-
-def _of_application(request: HTTPConnection) -> "PGMonkey[Any]":
-    databases: list[PGMonkey[Any]] = list(request.scope.get(UNITS, ()))
+def _only_database(request: HTTPConnection) -> RequestDatabases:
+    served: Iterable[RequestDatabases] = request.scope.get(DATABASES, ())
+    databases = list(served)
     if len(databases) == 1:
         return databases[0]
     if databases:
@@ -89,11 +91,11 @@ def _of_application(request: HTTPConnection) -> "PGMonkey[Any]":
     )
 
 
-_current = dependencies(_of_application)
+_of_only_database = dependencies(_only_database)
 
-RequestConnection = Annotated[AsyncConnection[Any], Depends(_current.connection)]
-"""The request's connection, for ``async def`` endpoints of an application that has one database."""
-RequestSyncConnection = Annotated[Connection[Any], Depends(_current.sync_connection)]
-"""The request's connection, for ``def`` endpoints of an application that has one database."""
-RequestDatabase = Annotated[AsyncDatabase[Any], Depends(_current.database)]
-"""The database, its verbs part of the request's transaction, of an application that has one."""
+RequestConnection = Annotated[AnyAsyncConnection, Depends(_of_only_database.connection)]
+"""The connection of the request, for ``async def`` endpoints of an application with one database."""
+RequestSyncConnection = Annotated[AnyConnection, Depends(_of_only_database.sync_connection)]
+"""The connection of the request, for ``def`` endpoints of an application with one database."""
+RequestDatabase = Annotated[AnyAsyncDatabase, Depends(_of_only_database.database)]
+"""The database of an application with one; its query methods are part of the transaction of the request."""

@@ -5,7 +5,7 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("flask_pgmonkey needs Flask: pip install 'pgmonkey[flask]'", name=error.name) from error
 
-from ._bound import BoundDatabase
+from ._database import BoundDatabase
 from ._extension import PGMonkey
 
 __all__ = ["BoundDatabase", "PGMonkey"]

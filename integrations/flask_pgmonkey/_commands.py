@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import NamedTuple
 
 import click
 import psycopg
@@ -14,7 +14,7 @@ from psycopg.rows import tuple_row
 
 from pgmonkey import Database, PgmonkeyError
 
-from ._bound import EXTENSION
+from ._database import EXTENSION
 
 _SERVER = (
     "SELECT current_setting('server_version'), current_database(), current_user,"
@@ -22,16 +22,31 @@ _SERVER = (
     " (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')"
 )
 
+
+class Server(NamedTuple):
+    """What a server says of itself: version, database, user, connections that it allows, and that are in use."""
+
+    version: str
+    dbname: str
+    user: str
+    allowed: int
+    used: int
+
+
 commands = AppGroup("pgmonkey", help="The databases of this application.")
 
 
 @commands.command()
 def ping() -> None:
-    """Connect to each database and tell how long it takes to answer."""
+    """Connect to each database and show how long it takes to answer."""
     for name, database in _databases():
         with _reported(name):
-            version, dbname, user, *_ = _ask(database)
-            click.echo(f"{name}: PostgreSQL {version}, {dbname} as {user}, answers in {database.ping() * 1000:.1f} ms")
+            server = _ask(database)
+            milliseconds = database.ping() * 1000
+            click.echo(
+                f"{name}: PostgreSQL {server.version}, {server.dbname} as {server.user},"
+                f" answers in {milliseconds:.1f} ms"
+            )
 
 
 @commands.command()
@@ -39,8 +54,8 @@ def stats() -> None:
     """Show the counters of each pool, and how many connections its server has."""
     for name, database in _databases():
         with _reported(name):
-            *_, allowed, used = _ask(database)
-            click.echo(f"{name}: {used} of {allowed} connections of the server are in use")
+            server = _ask(database)
+            click.echo(f"{name}: {server.used} of {server.allowed} connections of the server are in use")
             for counter, value in database.stats().items():
                 click.echo(f"  {counter:<20} {value}")
 
@@ -50,22 +65,23 @@ def check() -> None:
     """Check each database's configuration against its server; exit with status 1 where something is wrong."""
     for name, database in _databases():
         with _reported(name):
-            *_, allowed, _used = _ask(database)
+            allowed = _ask(database).allowed
             largest = database.stats()["pool_max"]
             if largest > allowed:
                 raise PgmonkeyError(f"max_size is {largest}, but the server allows {allowed} connections")
             click.echo(f"{name}: fine; at most {largest} connections a process, the server allows {allowed}")
 
 
-def _databases() -> Iterator[tuple[str, Database[Any]]]:
+def _databases() -> Iterator[tuple[str, Database[object]]]:
     for key, database in current_app.extensions[EXTENSION].items():
         yield key or "default", database
 
 
-def _ask(database: Database[Any]) -> tuple[Any, ...]:
+def _ask(database: Database[object]) -> Server:
     with database.connection() as connection:
-        row: Any = connection.cursor(row_factory=tuple_row).execute(_SERVER).fetchone()
-        return tuple(row)
+        # Not the application's own rows, which may be of any kind.
+        (row,) = connection.cursor(row_factory=tuple_row).execute(_SERVER)
+    return Server(*row)
 
 
 @contextmanager

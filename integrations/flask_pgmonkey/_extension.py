@@ -1,8 +1,8 @@
-"""The Flask extension.  It keeps no application: what belongs to one lives in ``app.extensions``."""
+"""The Flask extension.  It keeps no reference to an application: the state of each is in ``app.extensions``."""
 
 from __future__ import annotations
 
-from typing import Any, overload
+from typing import cast, overload
 
 import click
 from flask import Flask, current_app
@@ -10,12 +10,13 @@ from psycopg.rows import Row, RowFactory, TupleRow
 
 from pgmonkey import ConfigError, Database, PoolFullError, PoolTimeoutError
 
-from ._bound import EXTENSION, BoundDatabase
 from ._commands import commands
-from ._requests import Requests
+from ._compat import check, has_error_handler
+from ._database import EXTENSION, BoundDatabase
+from ._middleware import TransactionMiddleware
 from ._settings import Settings, read
 
-_RETRY_AFTER = "1"
+_RETRY_AFTER = "1"  # seconds
 
 
 class PGMonkey(BoundDatabase[Row]):
@@ -25,10 +26,10 @@ class PGMonkey(BoundDatabase[Row]):
     mapping), ``PGMONKEY_RESOLVE_ENV``, ``PGMONKEY_ALLOW_SENSITIVE_DEFAULTS``, ``PGMONKEY_TRANSACTION``, and
     ``PGMONKEY_BINDS``, which names further databases: ``{"reports": "reports.yaml"}`` is ``db["reports"]``.
 
-    With ``PGMONKEY_TRANSACTION = "request"``, the default, a request is one transaction on one connection, borrowed
-    when a verb first needs it.  It is committed before the response leaves when the status is below 400, and rolled
-    back otherwise; a COMMIT that fails is an exception for the application's error handlers.  With ``"statement"``
-    each statement stands for itself.  Outside a request each statement stands for itself too.
+    With ``PGMONKEY_TRANSACTION = "request"``, the default, a request is one transaction on one connection, borrowed for
+    its first query.  It is committed before the response leaves when the status is below 400, and rolled back
+    otherwise; a COMMIT that fails is an exception for the application's error handlers.  With ``"statement"``, and
+    outside of requests, each statement is its own transaction (autocommit).
 
     *row_factory* is psycopg's; rows are tuples by default.
     """
@@ -39,7 +40,7 @@ class PGMonkey(BoundDatabase[Row]):
     @overload
     def __init__(self, app: Flask | None = None, *, row_factory: RowFactory[Row]) -> None: ...
 
-    def __init__(self, app: Flask | None = None, *, row_factory: RowFactory[Any] | None = None) -> None:
+    def __init__(self, app: Flask | None = None, *, row_factory: RowFactory[Row] | None = None) -> None:
         super().__init__(None)
         self._row_factory = row_factory
         self._binds: dict[str, BoundDatabase[Row]] = {}
@@ -48,39 +49,48 @@ class PGMonkey(BoundDatabase[Row]):
 
     def __getitem__(self, key: str) -> BoundDatabase[Row]:
         """Return the database that PGMONKEY_BINDS names *key*."""
+        # Not looked up in the settings: views are defined before init_app() reads those.
         return self._binds.setdefault(key, BoundDatabase(key))
 
     def init_app(self, app: Flask) -> None:
-        """Set *app* up to use its databases; raise `pgmonkey.ConfigError` when its configuration is wrong."""
+        """Set *app* up to use its databases.
+
+        Raises `pgmonkey.ConfigError` when its configuration is wrong, and RuntimeError when it is set up already, or
+        the installed Flask is one that this release of pgmonkey does not know.
+        """
         if EXTENSION in app.extensions:
             raise RuntimeError(f"a PGMonkey is set up on {app.name!r} already; call init_app() once per application")
+        # Before anything is changed, so that a refused application stays as it was.
+        check(app)
         try:
             settings = read(app)
-            databases = {key: self._database(key, its) for key, its in settings.items()}
+            databases = {key: self._database(key, own) for key, own in settings.items()}
         except ConfigError as error:
             if click.get_current_context(silent=True) is None:
                 raise
-            raise click.ClickException(str(error)) from None  # which the flask command shows without a traceback
+            raise click.ClickException(str(error)) from None  # the flask command shows it without a traceback
         app.extensions[EXTENSION] = databases
-        app.wsgi_app = Requests(app, {key: its.scope for key, its in settings.items()})  # type: ignore[method-assign]
-        handlers = app.error_handler_spec[None][None]
+        TransactionMiddleware(app, {key: own.scope for key, own in settings.items()})
         for kind in (PoolTimeoutError, PoolFullError):
-            if kind not in handlers:
-                app.register_error_handler(kind, _busy)
+            # An application's own handler, registered before or after, takes precedence.
+            if not has_error_handler(app, kind):
+                app.register_error_handler(kind, _answer_busy)
         app.shell_context_processor(lambda: {"db": self})
         app.cli.add_command(commands)
 
-    def _database(self, key: str | None, settings: Settings) -> Database[Any]:
+    def _database(self, key: str | None, settings: Settings) -> Database[Row]:
         bound = self if key is None else self[key]
+        # With None the rows are tuples, which the overloads have told type checkers already.
+        row_factory = cast("RowFactory[Row]", self._row_factory)
         return Database(
             settings.config,
             resolve_env=settings.resolve_env,
             allow_sensitive_defaults=settings.allow_sensitive_defaults,
-            row_factory=self._row_factory,
-            session_values=bound.values_now,
+            row_factory=row_factory,
+            session_values=bound.values_of_request,
         )
 
 
-def _busy(error: Exception) -> tuple[str, int, dict[str, str]]:
+def _answer_busy(error: Exception) -> tuple[str, int, dict[str, str]]:
     current_app.logger.warning("%s", error)
     return "The database is busy, please try again.", 503, {"Retry-After": _RETRY_AFTER}

@@ -1,11 +1,11 @@
-"""What ``app.config`` says, checked.  Values may come from the environment (``app.config.from_prefixed_env()``)."""
+"""The settings in ``app.config``, checked.  They may come from the environment: ``app.config.from_prefixed_env()``."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from flask import Flask
 
@@ -21,14 +21,15 @@ _KEYS = ("config", "resolve_env", "allow_sensitive_defaults", "transaction")
 class Settings:
     """How one database of an application is set up."""
 
-    config: str | Mapping[str, Any]
+    config: str | Mapping[str, object]
     resolve_env: bool
     allow_sensitive_defaults: bool
     scope: Scope
 
 
 def read(app: Flask) -> dict[str | None, Settings]:
-    """Return the settings of each database of *app*, by its key in PGMONKEY_BINDS; None is the one without a key."""
+    """Return the settings of each database of *app*, by its key in PGMONKEY_BINDS; None is that of PGMONKEY_CONFIG."""
+    # All but PGMONKEY_CONFIG apply to the databases of PGMONKEY_BINDS too, unless these have a key of their own.
     common = {key: app.config.get(f"PGMONKEY_{key.upper()}") for key in _KEYS[1:]}
     config = app.config.get("PGMONKEY_CONFIG")
     binds = app.config.get("PGMONKEY_BINDS") or {}
@@ -40,13 +41,14 @@ def read(app: Flask) -> dict[str | None, Settings]:
     if config is not None:
         settings[None] = _settings(app, "PGMONKEY_CONFIG", {"config": config}, common)
     for key, value in binds.items():
+        # A mapping without "config" is itself the configuration of a database.
         own = value if isinstance(value, Mapping) and "config" in value else {"config": value}
         settings[key] = _settings(app, f"PGMONKEY_BINDS[{key!r}]", own, common)
     return settings
 
 
-def check_scope(where: str, scope: Any) -> Scope:
-    """Return *scope*; raise `pgmonkey.ConfigError` when it is none."""
+def check_scope(where: str, scope: object) -> Scope:
+    """Return *scope*; raise `pgmonkey.ConfigError` when it is unknown.  *where* begins the message."""
     if scope == "request":
         return "request"
     if scope == "statement":
@@ -54,7 +56,7 @@ def check_scope(where: str, scope: Any) -> Scope:
     raise ConfigError(f"{where}: {scope!r} is neither 'request' nor 'statement'")
 
 
-def _settings(app: Flask, where: str, own: Mapping[str, Any], common: Mapping[str, Any]) -> Settings:
+def _settings(app: Flask, where: str, own: Mapping[str, object], common: Mapping[str, object]) -> Settings:
     unknown = [key for key in own if key not in _KEYS]
     if unknown:
         raise ConfigError(f"{app.name}: {where}: unknown key {unknown[0]!r}; there are {', '.join(_KEYS)}")
@@ -64,7 +66,7 @@ def _settings(app: Flask, where: str, own: Mapping[str, Any], common: Mapping[st
     elif not isinstance(config, Mapping):
         raise ConfigError(f"{app.name}: {where}: expected the path of a YAML file, or a mapping, got {config!r}")
 
-    def value(key: str) -> tuple[str, Any]:
+    def value(key: str) -> tuple[str, object]:
         if key in own:
             return f"{app.name}: {where}: {key}", own[key]
         return f"{app.name}: PGMONKEY_{key.upper()}", common[key]
@@ -78,8 +80,8 @@ def _settings(app: Flask, where: str, own: Mapping[str, Any], common: Mapping[st
     )
 
 
-def _boolean(where: str, value: Any) -> bool:
-    # What is no JSON, such as "True", comes from the environment as it stands.
+def _boolean(where: str, value: object) -> bool:
+    # from_prefixed_env() leaves what is not JSON, such as "True", a string.
     known = None if value is None else _BOOLEANS.get(str(value).lower())
     if known is None and value is not None:
         raise ConfigError(f"{where}: {value!r} is neither true nor false")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser
 from time import perf_counter
-from typing import Any
+from typing import NamedTuple
 
 import yaml
 from django.core.exceptions import ImproperlyConfigured
@@ -12,7 +12,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import connections
 from django.db.utils import Error
 
-from django_pgmonkey.base import DatabaseWrapper
+from django_pgmonkey._wrapper import PooledWrapper
 from pgmonkey import redact_config
 
 _SERVER = (
@@ -22,51 +22,62 @@ _SERVER = (
 )
 
 
-class Command(BaseCommand):
-    """Look at the databases of this project."""
+class Server(NamedTuple):
+    """What a server says of itself: version, database, user, connections that it allows, and that are in use."""
 
-    help = "Look at the databases of this project: ping them, count their connections, show their configuration."
+    version: str
+    dbname: str
+    user: str
+    allowed: int
+    used: int
+
+
+class Command(BaseCommand):
+    """Show the databases of this project."""
+
+    help = "Show the databases of this project: ping them, count their connections, print their configuration."
     requires_system_checks = ()
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """Add what, and which database."""
+        """Add the subcommand and the option ``--database``."""
         parser.add_argument("what", choices=["ping", "stats", "config"])
         parser.add_argument("--database", help="the alias of one database; all by default")
 
-    def handle(self, *args: Any, what: str, database: str | None, **options: Any) -> None:
+    def handle(self, *args: object, what: str, database: str | None, **options: object) -> None:
         """Run the command."""
         wrappers = [connections[alias] for alias in ([database] if database else connections)]
         for wrapper in wrappers:
-            if isinstance(wrapper, DatabaseWrapper):
+            if isinstance(wrapper, PooledWrapper):
                 try:
                     getattr(self, f"_{what}")(wrapper)
                 except (Error, ImproperlyConfigured) as error:
                     raise CommandError(f"{wrapper.alias}: {' '.join(str(error).split())}") from None
             elif database:
-                raise CommandError(f"{database}: its ENGINE is not django_pgmonkey")
+                raise CommandError(f"the ENGINE of {database} is not django_pgmonkey")
 
-    def _ping(self, wrapper: DatabaseWrapper) -> None:
-        version, dbname, user, *_ = self._ask(wrapper)
+    def _ping(self, wrapper: PooledWrapper) -> None:
+        server = self._ask(wrapper)
         started = perf_counter()
         self._ask(wrapper)
         milliseconds = (perf_counter() - started) * 1000
         self.stdout.write(
-            f"{wrapper.alias}: PostgreSQL {version}, {dbname} as {user}, answers in {milliseconds:.1f} ms"
+            f"{wrapper.alias}: PostgreSQL {server.version}, {server.dbname} as {server.user},"
+            f" answers in {milliseconds:.1f} ms"
         )
 
-    def _stats(self, wrapper: DatabaseWrapper) -> None:
-        *_, allowed, used = self._ask(wrapper)
-        self.stdout.write(f"{wrapper.alias}: {used} of {allowed} connections of the server are in use")
+    def _stats(self, wrapper: PooledWrapper) -> None:
+        server = self._ask(wrapper)
+        self.stdout.write(f"{wrapper.alias}: {server.used} of {server.allowed} connections of the server are in use")
         for counter, value in (wrapper.pool.stats() if wrapper.pool is not None else {}).items():
             self.stdout.write(f"  {counter:<20} {value}")
 
-    def _config(self, wrapper: DatabaseWrapper) -> None:
+    def _config(self, wrapper: PooledWrapper) -> None:
         self.stdout.write(f"# {wrapper.alias}")
         self.stdout.write(
             yaml.safe_dump(redact_config(wrapper.settings.config(wrapper.timezone_name)), sort_keys=False)
         )
 
-    def _ask(self, wrapper: DatabaseWrapper) -> Any:
+    def _ask(self, wrapper: PooledWrapper) -> Server:
         with wrapper.cursor() as cursor:
             cursor.execute(_SERVER)
-            return cursor.fetchone()
+            return Server(*cursor.fetchone())

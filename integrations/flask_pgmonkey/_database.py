@@ -1,54 +1,64 @@
-"""One database of the current application: the verbs, the request's connection, and what a view may choose."""
+"""One database of the current application: its query methods, the request's connection, and choices for views."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypedDict, TypeVar
 
-from flask import current_app, has_request_context
+from flask import has_request_context
 from psycopg import Connection, IsolationLevel
 from psycopg.rows import Row
 
 from pgmonkey import Database, Params, Statement
 
+from ._compat import get_app
 from ._settings import Scope, check_scope
 
-# Of a proxy, the object is asked for once: each of its attributes would look for it again.
-_current_app: Any = current_app
-
 EXTENSION = "pgmonkey"
-_CHOICE = "__pgmonkey__"
+"""The key in ``app.extensions`` under which the databases of the application are."""
+# The attribute of a view that holds its choices.
+_CHOICES = "__pgmonkey__"
 
 T = TypeVar("T")
-View = TypeVar("View", bound=Callable[..., Any])
+View = TypeVar("View", bound=Callable[..., object])
 SessionValues = Callable[[], Mapping[str, object] | None]
-Choice = tuple[Scope, dict[str, Any]]
+
+
+class TransactionOptions(TypedDict, total=False):
+    """The options of `pgmonkey.Database.transaction`."""
+
+    isolation: IsolationLevel | str | None
+    read_only: bool | None
+    deferrable: bool | None
+
+
+Choice = tuple[Scope, TransactionOptions]
 
 
 class BoundDatabase(Generic[Row]):
-    """A database of whichever Flask application is the current one.
+    """A database of the Flask application that is the current one when it is used.
 
-    In a request its verbs are part of the request's transaction; elsewhere each stands for itself.
+    In a request its query methods are part of the request's transaction.  Elsewhere each statement is its own
+    transaction (autocommit).
     """
 
     def __init__(self, key: str | None) -> None:
         self.key = key
-        """The name in PGMONKEY_BINDS, None for the database of PGMONKEY_CONFIG."""
+        """The name in PGMONKEY_BINDS; None for the database of PGMONKEY_CONFIG."""
         self._session_values: SessionValues | None = None
 
     @property
     def database(self) -> Database[Row]:
         """The database of the current application; raises RuntimeError outside one."""
         try:
-            app = _current_app._get_current_object()
+            app = get_app()
         except RuntimeError:
             raise RuntimeError("there is no current Flask application; use 'with app.app_context():'") from None
         databases: dict[str | None, Database[Row]] | None = app.extensions.get(EXTENSION)
         if databases is None:
             raise RuntimeError(
-                f"no PGMonkey is set up on {app.name!r}; call db.init_app(app), "
-                "and see that one instance is used everywhere"
+                f"no PGMonkey is set up on {app.name!r}; call db.init_app(app), and use the same instance everywhere"
             )
         database = databases.get(self.key)
         if database is None:
@@ -59,26 +69,26 @@ class BoundDatabase(Generic[Row]):
 
     @property
     def connection(self) -> Connection[Row]:
-        """The connection of the current request, borrowed at the first use; the end of the request gives it back."""
+        """The connection of the current request: borrowed at the first use, given back when the response starts."""
         unit = self.database.current_unit()
         if unit is None:
-            where = "this request" if has_request_context() else "here: there is no request"
+            where = "in this request" if has_request_context() else "outside of a request"
             raise RuntimeError(f"there is no transaction {where}; use 'with db.transaction() as connection:'")
         return unit.connection()
 
-    # -- what the application may choose --------------------------------------------------------------------------
+    # -- choices of the application -------------------------------------------------------------------------------
 
     def session_values(self, function: SessionValues) -> SessionValues:
-        """Let *function* say which configuration parameters each transaction of a request gets: a decorator.
+        """Set the configuration parameters that *function* returns, in each transaction of a request: a decorator.
 
-        They hold until the end of the transaction, also of those of streams and single statements: what row-level
-        security needs.  *function* is called in the request, when its transaction begins.
+        *function* is called in the request, when a transaction of it begins.  The values hold until the end of the
+        transaction, also for streams and single statements.  Row-level security needs this.
         """
         self._session_values = function
         return function
 
-    def values_now(self) -> Mapping[str, object] | None:
-        """Return the session values of the current request, None outside one."""
+    def values_of_request(self) -> Mapping[str, object] | None:
+        """Return the session values of the current request; None outside of a request."""
         if self._session_values is None or not has_request_context():
             return None
         return self._session_values()
@@ -91,20 +101,21 @@ class BoundDatabase(Generic[Row]):
         read_only: bool | None = None,
         deferrable: bool | None = None,
     ) -> Callable[[View], View]:
-        """Choose for one view what PGMONKEY_TRANSACTION chooses for all, ``"request"`` or ``"statement"``: a decorator.
+        """Override PGMONKEY_TRANSACTION for one view, with ``"request"`` or ``"statement"``: a decorator.
 
-        The options are those of `transaction`, for the request's transaction.
+        The options are those of `transaction`; they apply to the transaction of the request.
         """
-        options = {"isolation": isolation, "read_only": read_only, "deferrable": deferrable}
+        options: TransactionOptions = {"isolation": isolation, "read_only": read_only, "deferrable": deferrable}
         choice = check_scope("transaction_per()", scope), options
 
         def choose(view: View) -> View:
-            setattr(view, _CHOICE, {**choices(view), self.key: choice})
+            # On the view itself, because functools.wraps() copies it to decorators further out.
+            setattr(view, _CHOICES, {**choices_of(view), self.key: choice})
             return view
 
         return choose
 
-    # -- the verbs ------------------------------------------------------------------------------------------------
+    # -- query methods --------------------------------------------------------------------------------------------
 
     def fetch_one(self, query: Statement, params: Params = None) -> Row | None:
         """Return the first row of *query*, or None when there is none."""
@@ -127,7 +138,7 @@ class BoundDatabase(Generic[Row]):
         return self.database.execute_many(query, params_seq)
 
     def stream(self, query: Statement, params: Params = None, *, size: int = 1000) -> Iterator[Row]:
-        """Return an iterator over the rows of *query* on a connection of its own, also after the view has returned."""
+        """Return an iterator over the rows of *query*, on a connection of its own: it works after the view returned."""
         return self.database.stream(query, params, size=size)
 
     def transaction(
@@ -137,15 +148,25 @@ class BoundDatabase(Generic[Row]):
         read_only: bool | None = None,
         deferrable: bool | None = None,
     ) -> AbstractContextManager[Connection[Row]]:
-        """Run a block in a transaction; in a request, in a savepoint.  See `pgmonkey.Database.transaction`."""
+        """Run a block in a transaction; in a request, in a savepoint of it.  See `pgmonkey.Database.transaction`."""
         return self.database.transaction(isolation=isolation, read_only=read_only, deferrable=deferrable)
 
-    def retry(self, function: Callable[[], T], *, attempts: int = 5, **options: Any) -> T:
-        """Run *function* in a transaction of its own until it can be serialised.  See `pgmonkey.Database.retry`."""
-        return self.database.retry(function, attempts=attempts, **options)
+    def retry(
+        self,
+        function: Callable[[], T],
+        *,
+        attempts: int = 5,
+        isolation: IsolationLevel | str | None = None,
+        read_only: bool | None = None,
+        deferrable: bool | None = None,
+    ) -> T:
+        """Run *function* in a transaction of its own until it is serialised.  See `pgmonkey.Database.retry`."""
+        return self.database.retry(
+            function, attempts=attempts, isolation=isolation, read_only=read_only, deferrable=deferrable
+        )
 
     def ping(self) -> float:
-        """Ask the server for a sign of life; return the seconds it took."""
+        """Run ``SELECT 1``; return the seconds it took."""
         return self.database.ping()
 
     def stats(self) -> dict[str, int]:
@@ -153,7 +174,7 @@ class BoundDatabase(Generic[Row]):
         return self.database.stats()
 
 
-def choices(view: Any) -> dict[str | None, Choice]:
-    """Return what `BoundDatabase.transaction_per` chose for *view*, by database."""
-    chosen: dict[str | None, Choice] = getattr(view, _CHOICE, {})
+def choices_of(view: object) -> dict[str | None, Choice]:
+    """Return what `BoundDatabase.transaction_per` chose for *view*, by the key of the database."""
+    chosen: dict[str | None, Choice] = getattr(view, _CHOICES, {})
     return chosen
