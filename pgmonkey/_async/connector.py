@@ -19,6 +19,7 @@ from .._driver.lending import keep_begin, lendable
 from .._pool.pooled import Pooled
 from ..errors import ConfigError
 from .guard import AsyncGuard, OnError
+from .psycopg_types import AsyncAnyConnection
 from .waiting import Lock, ask
 from .watcher import Watcher
 
@@ -28,7 +29,7 @@ logger = logging.getLogger("pgmonkey")
 # would otherwise never have a connection.
 _LEAST = 0.75
 
-AsyncPooledConnection: TypeAlias = Pooled[AsyncConnection[Any], Watcher]
+AsyncPooledConnection: TypeAlias = Pooled[AsyncAnyConnection, Watcher]
 
 
 class AsyncConnector:
@@ -85,14 +86,14 @@ class AsyncConnector:
         finally:
             state["command_timeout"] = self._blueprint.command_timeout
 
-    async def _connect(self) -> AsyncConnection[Any]:
+    async def _connect(self) -> AsyncAnyConnection:
         credentials = self._current_credentials()
         while True:
             given = {key: await ask(value) if callable(value) else value for key, value in credentials.items()}
             try:
                 # The pooled object is always in autocommit; what is lent over it has the mode that was asked for.
                 arguments = {**self._blueprint.connect, **given, "autocommit": True}
-                connection: AsyncConnection[Any] = await self._class.connect(**arguments)
+                connection: AsyncAnyConnection = await self._class.connect(**arguments)
             except psycopg.OperationalError:
                 # The credentials may have changed since they were read.
                 previous, credentials = credentials, self._current_credentials()

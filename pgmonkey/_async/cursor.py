@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 from psycopg import AsyncCursor
 from psycopg.abc import Params
@@ -15,16 +14,17 @@ from .._driver.plan import begin_statement
 from .._driver.sql import Statement, is_one_plain
 from .connector import AsyncPooledConnection
 from .fastpath import execute_plan, execute_text
+from .psycopg_types import AsyncAnyCursor
 
 
 async def _execute(
-    self: AsyncCursor[Any],
+    self: AsyncAnyCursor,
     query: Statement,
     params: Params | None = None,
     *,
     prepare: bool | None = None,
     binary: bool | None = None,
-) -> AsyncCursor[Any]:
+) -> AsyncAnyCursor:
     """Do as psycopg; a prepared statement takes one round trip, also where a transaction begins with it."""
     connection = self.connection
     pooled: AsyncPooledConnection | None = connection.__dict__.get("pooled")
@@ -44,13 +44,13 @@ async def _execute(
 
 
 async def _execute_merged(
-    self: AsyncCursor[Any],
+    self: AsyncAnyCursor,
     query: Statement,
     params: Params | None = None,
     *,
     prepare: bool | None = None,
     binary: bool | None = None,
-) -> AsyncCursor[Any]:
+) -> AsyncAnyCursor:
     """Do as psycopg's client-side cursors, in one round trip with the BEGIN that is needed."""
     connection = self.connection
     pooled: AsyncPooledConnection | None = connection.__dict__.get("pooled")
@@ -66,6 +66,6 @@ async def _execute_merged(
 
 
 @lru_cache
-def shortened(cursor_class: type[AsyncCursor[Any]]) -> type[AsyncCursor[Any]]:
+def shortened(cursor_class: type[AsyncAnyCursor]) -> type[AsyncAnyCursor]:
     """Return the subclass of a class of cursors that takes the short way; the class itself where there is none."""
     return short_class(cursor_class, AsyncCursor.execute, _execute, _execute_merged)

@@ -165,9 +165,11 @@ class AsyncDatabase(Generic[Row]):
         if fast is not None:
             unit = self.current_unit() if units.get() else None
             read = read_one
-            found = await (fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read))
+            found: Row | None = await (
+                fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read)
+            )
             if found is not MISS:
-                return found  # type: ignore[no-any-return]
+                return found
         async with self._run(query, params) as cursor:
             return await cursor.fetchone()
 
@@ -177,9 +179,11 @@ class AsyncDatabase(Generic[Row]):
         if fast is not None:
             unit = self.current_unit() if units.get() else None
             read = read_all
-            found = await (fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read))
+            found: list[Row] = await (
+                fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read)
+            )
             if found is not MISS:
-                return found  # type: ignore[no-any-return]
+                return found
         async with self._run(query, params) as cursor:
             return await cursor.fetchall()
 
@@ -203,9 +207,11 @@ class AsyncDatabase(Generic[Row]):
         if fast is not None:
             unit = self.current_unit() if units.get() else None
             read = read_count
-            found = await (fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read))
+            found: int = await (
+                fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read)
+            )
             if found is not MISS:
-                return found  # type: ignore[no-any-return]
+                return found
         async with self._run(query, params) as cursor:
             return cursor.rowcount
 

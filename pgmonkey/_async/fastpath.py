@@ -8,7 +8,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 import psycopg
-from psycopg import AsyncConnection, AsyncCursor, rows
+from psycopg import rows
 from psycopg.abc import Params
 from psycopg.errors import ReadOnlySqlTransaction, error_from_result
 from psycopg.pq import ExecStatus, TransactionStatus
@@ -18,6 +18,7 @@ from psycopg.rows import tuple_row
 from .._driver.compat import SHORT_WAY, PostgresQuery
 from .._driver.plan import MISS, Plan, Read, adapters_of, begin_statement, is_plain, read_count
 from .._driver.prepared import is_outdated
+from .._driver.psycopg_types import RowFactory
 from .._driver.sql import Statement
 from .._driver.wire import (
     ask_and_send,
@@ -29,6 +30,7 @@ from .._driver.wire import (
 from .connector import AsyncPooledConnection
 from .guard import after_error
 from .pool import AsyncPool
+from .psycopg_types import AsyncAnyConnection, AsyncAnyCursor
 from .waiting import current_loop, try_acquire
 
 _LARGEST = 200
@@ -88,11 +90,11 @@ class Borrowed(Protocol):
     """A borrowed connection; the psycopg connection over it is made only when the borrower asks for it."""
 
     refusal: psycopg.Error | None
-    lent: AsyncConnection[Any] | None
+    lent: AsyncAnyConnection | None
     pooled: AsyncPooledConnection | None
 
     @property
-    def connection(self) -> AsyncConnection[Any]:
+    def connection(self) -> AsyncAnyConnection:
         """The psycopg connection."""
         ...
 
@@ -100,7 +102,9 @@ class Borrowed(Protocol):
 class AsyncFastPath:
     """The short way through one pool, for rows of one kind."""
 
-    def __init__(self, pool: AsyncPool, row_factory: Any, session_values: Callable[[], object] | None) -> None:
+    def __init__(
+        self, pool: AsyncPool, row_factory: RowFactory | None, session_values: Callable[[], object] | None
+    ) -> None:
         blueprint = pool.blueprint
         settings = blueprint.settings
         self.pool = pool
@@ -125,7 +129,7 @@ class AsyncFastPath:
         )
 
     def learn(
-        self, connection: AsyncConnection[Any], statement: Statement, params: Params | None, cursor: AsyncCursor[Any]
+        self, connection: AsyncAnyConnection, statement: Statement, params: Params | None, cursor: AsyncAnyCursor
     ) -> None:
         """Remember how *cursor* has executed *statement*, if it is prepared and nothing is unusual."""
         pooled: AsyncPooledConnection | None = connection.__dict__.get("pooled")

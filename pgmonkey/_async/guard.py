@@ -9,7 +9,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import psycopg
-from psycopg import AsyncConnection, AsyncTransaction
+from psycopg import AsyncTransaction
 from psycopg.abc import PQGen
 from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus, TransactionStatus
@@ -21,6 +21,7 @@ from .._driver.lending import LendableConnection
 from .._driver.prepared import Prepared
 from .._driver.wire import fetching
 from ..errors import CommandTimeoutError
+from .psycopg_types import AsyncAnyConnection
 from .waiting import INTERRUPTS, wait_for
 from .watcher import Watcher
 
@@ -28,7 +29,7 @@ T = TypeVar("T")
 
 if TYPE_CHECKING:
 
-    class _Base(LendableConnection, AsyncConnection[Any]):
+    class _Base(LendableConnection, AsyncAnyConnection):
         """What a guard is mixed into."""
 else:
     _Base = object
@@ -72,7 +73,7 @@ class AsyncGuard(_Base):
             raise
         return result
 
-    async def after(self, error: BaseException, gen: PQGen[Any]) -> None:
+    async def after(self, error: BaseException, gen: PQGen[object]) -> None:
         """Do what is to be done after *error* has ended the wait for *gen*."""
         pgconn, state = self.pgconn, self.__dict__
         if isinstance(error, psycopg.Error):
@@ -88,7 +89,7 @@ class AsyncGuard(_Base):
 
     def cursor(self, *arguments: Any, **options: Any) -> Any:
         """Return what psycopg returns, but of the class that takes the short way."""
-        cursor: Any = super().cursor(*arguments, **options)
+        cursor = super().cursor(*arguments, **options)
         shortened: Callable[[type], type] | None = self.__dict__.get("shortened")
         if shortened is not None:
             cursor.__class__ = shortened(cursor.__class__)
@@ -146,12 +147,12 @@ class AsyncGuard(_Base):
         return watcher
 
 
-async def after_error(connection: AsyncConnection[Any], error: BaseException) -> None:
+async def after_error(connection: AsyncAnyConnection, error: BaseException) -> None:
     """Do what is to be done after *error* has ended the wait for an answer on a pooled *connection*."""
     await cast("AsyncGuard", connection).after(error, fetching(connection.pgconn))
 
 
-async def _stop(gen: PQGen[Any], pgconn: PGconn, watcher: Watcher) -> None:
+async def _stop(gen: PQGen[object], pgconn: PGconn, watcher: Watcher) -> None:
     """End the statement that *gen* waits for; close the connection when that cannot be done at once."""
     deadline = monotonic() + _PATIENCE
     cancelled = request_cancel(pgconn)

@@ -6,20 +6,20 @@ import inspect
 import logging
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
 from time import monotonic
-from types import CoroutineType, FrameType, TracebackType
-from typing import Any, cast
+from types import FrameType, TracebackType
+from typing import Any
 from weakref import WeakMethod
 
 import psycopg
-from psycopg import AsyncConnection
 from psycopg.abc import AdaptContext
 
 from .._config.blueprint import blueprint
 from .._config.schema import Config, Kind
+from .._driver.psycopg_types import RowFactory
 from .._pool.cache import Key, cache
 from .._pool.open_blocks import OpenBlocks
 from .._pool.place import Label
@@ -27,6 +27,7 @@ from ..errors import PgmonkeyError
 from .fastpath import AsyncFastPath
 from .lease import AsyncLease
 from .pool import AsyncPool
+from .psycopg_types import AsyncAnyConnection
 from .waiting import current_loop, is_over, loop_id, sleep
 
 logger = logging.getLogger("pgmonkey")
@@ -102,7 +103,7 @@ class AsyncConnectionHandle:
     @asynccontextmanager
     async def connection(
         self, *, timeout: float | None = None, autocommit: bool | None = None
-    ) -> AsyncIterator[AsyncConnection[Any]]:
+    ) -> AsyncIterator[AsyncAnyConnection]:
         """Lend a connection for a block, as ``async with handle`` does, with the options of `borrow`."""
         lease = await self.borrow(timeout=timeout, autocommit=autocommit)
         try:
@@ -112,18 +113,16 @@ class AsyncConnectionHandle:
             raise
         await lease.finish()
 
-    def __aenter__(self) -> CoroutineType[Any, Any, AsyncConnection[Any]]:
+    def __aenter__(self) -> Coroutine[Any, Any, AsyncAnyConnection]:
         # Not an async function: the caller's frame is the block's only until something is awaited.
-        entering: CoroutineType[Any, Any, AsyncConnection[Any]] = cast(Any, self._enter(sys._getframe(1)))
-        return entering
+        return self._enter(sys._getframe(1))
 
     def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> CoroutineType[Any, Any, None]:
-        exiting: CoroutineType[Any, Any, None] = cast(Any, self._exit(self._open_blocks.pop(sys._getframe(1)), exc))
-        return exiting
+    ) -> Coroutine[Any, Any, None]:
+        return self._exit(self._open_blocks.pop(sys._getframe(1)), exc)
 
-    async def _enter(self, frame: FrameType) -> AsyncConnection[Any]:
+    async def _enter(self, frame: FrameType) -> AsyncAnyConnection:
         outer = self._outer() if self._blueprint.single else None
         entry = await self.borrow() if outer is None else await _Nested.begin(outer)
         if isinstance(entry, AsyncLease) and self._blueprint.single:
@@ -131,7 +130,7 @@ class AsyncConnectionHandle:
         self._open_blocks.push(frame, entry)
         return entry.connection
 
-    async def _exit(self, entry: AsyncLease | _Nested, error: BaseException | None) -> Any:
+    async def _exit(self, entry: AsyncLease | _Nested, error: BaseException | None) -> None:
         await entry.finish(error)
 
     def _outer(self) -> AsyncLease | None:
@@ -177,7 +176,9 @@ class AsyncConnectionHandle:
         """Return counters named as in psycopg_pool: sizes in connections, times in milliseconds."""
         return self._pool.stats()
 
-    def fast_path(self, row_factory: Any, session_values: Callable[[], object] | None) -> AsyncFastPath | None:
+    def fast_path(
+        self, row_factory: RowFactory | None, session_values: Callable[[], object] | None
+    ) -> AsyncFastPath | None:
         """Return the short way for statements with rows as *row_factory* makes them.
 
         A statement outside a transaction does not take it while *session_values* returns some.  None where the
@@ -218,7 +219,7 @@ _blocks: ContextVar[tuple[AsyncLease, ...]] = ContextVar("pgmonkey_blocks", defa
 class _Nested:
     """A block inside a block of the same single connection: a savepoint."""
 
-    def __init__(self, connection: AsyncConnection[Any], stack: AsyncExitStack) -> None:
+    def __init__(self, connection: AsyncAnyConnection, stack: AsyncExitStack) -> None:
         self.connection = connection
         self._stack = stack
 

@@ -21,6 +21,7 @@ from .._pool.place import Label
 from ..errors import CancelledUnitError, GivenBackError
 from .fastpath import AsyncFastPath
 from .lease import AsyncLease
+from .psycopg_types import AsyncAnyConnection
 from .waiting import Lock, cannot_wait, try_acquire
 
 SessionValues = Mapping[str, object]
@@ -300,14 +301,14 @@ class AsyncTransactionBlock(AbstractAsyncContextManager["AsyncConnection[Row]"],
         return None
 
 
-async def set_values(connection: AsyncConnection[Any], values: SessionValues) -> None:
+async def set_values(connection: AsyncAnyConnection, values: SessionValues) -> None:
     """Set configuration parameters until the end of the transaction."""
     query = cast("Statement", "SELECT " + ", ".join(["set_config(%s, %s, true)"] * len(values)))
     params = [part for name, value in values.items() for part in (name, None if value is None else str(value))]
     await connection.execute(query, params)
 
 
-async def _set_mode(connection: AsyncConnection[Any], mode: TransactionMode) -> None:
+async def _set_mode(connection: AsyncAnyConnection, mode: TransactionMode) -> None:
     await connection.set_isolation_level(mode.isolation)
     await connection.set_read_only(mode.read_only)
     await connection.set_deferrable(mode.deferrable)

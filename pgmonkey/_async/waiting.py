@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from contextvars import Context
 from inspect import isawaitable
 from time import monotonic
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from .._config.schema import Kind
 
@@ -47,7 +47,7 @@ class Lock(asyncio.Lock):
     """asyncio's, without a coroutine where no other task wants it.  See `try_acquire`."""
 
     _locked: bool
-    _waiters: deque[asyncio.Future[Any]] | None
+    _waiters: deque[asyncio.Future[bool]] | None
 
     def release(self) -> None:
         """Release the lock."""
@@ -73,7 +73,7 @@ class Caller:
 
     def __init__(self) -> None:
         task = asyncio.current_task()
-        self._task: Callable[[], asyncio.Task[Any] | None] = (lambda: None) if task is None else weakref.ref(task)
+        self._task: Callable[[], asyncio.Task[object] | None] = (lambda: None) if task is None else weakref.ref(task)
 
     @staticmethod
     def current() -> Caller:
@@ -105,7 +105,7 @@ async def acquire(lock: asyncio.Lock, timeout: float) -> bool:
         return False
 
 
-async def ask(function: Callable[[], Any]) -> Any:
+async def ask(function: Callable[[], T | Awaitable[T]]) -> T:
     """Return what *function* returns, which may be a coroutine function or one that blocks."""
     answer = await asyncio.to_thread(function)
     return await answer if isawaitable(answer) else answer
@@ -163,7 +163,7 @@ class Queue(deque[Waiter[T]]):
             self._timer.cancel()
         self._due = when
         loop, wait = asyncio.get_running_loop(), max(0.0, when - monotonic())
-        this: weakref.ref[Queue[Any]] = weakref.ref(self)
+        this: weakref.ref[Queue[T]] = weakref.ref(self)
         # The timer keeps the context it is made in, and with the waiter's context it would keep a whole request alive.
         self._timer = loop.call_later(wait, _wake_late_ones, this, context=Context())
 
@@ -179,7 +179,7 @@ class Queue(deque[Waiter[T]]):
             self._look(max(min(later), now + _GRAIN))
 
 
-def _wake_late_ones(queue: weakref.ref[Queue[Any]]) -> None:
+def _wake_late_ones(queue: weakref.ref[Queue[T]]) -> None:
     if (this := queue()) is not None:
         this.wake_late_ones()
 
@@ -191,7 +191,7 @@ class Ticker:
     """
 
     def __init__(self, method: Callable[[], Awaitable[float | None]]) -> None:
-        self._method: Any = weakref.WeakMethod(method)
+        self._method = weakref.WeakMethod(method)
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = self._loop.call_later(0, self._tick)
         self._task: asyncio.Task[None] | None = None

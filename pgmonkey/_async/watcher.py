@@ -8,7 +8,7 @@ from asyncio import get_running_loop
 from collections.abc import Awaitable
 from contextlib import suppress
 from contextvars import Context
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import psycopg
 from psycopg import waiting
@@ -21,6 +21,9 @@ from .._driver.deadlines import INTERVAL, limited, too_slow
 from .._driver.liveness import Arrived, watch
 from .._driver.wire import fetching, has_error, read_results
 from .._pool.forks import just_forked
+
+T = TypeVar("T")
+_Answer: TypeAlias = "asyncio.Future[Any]"
 
 _READ, _WRITE = int(Wait.R), int(Wait.W)
 
@@ -47,8 +50,8 @@ class Watcher:
         """Tells whether something has arrived, without reading it."""
         self._loop = get_running_loop()
         self._reading = self._writing = False
-        self._waits: PQGen[Any] | None = None
-        self._answer: asyncio.Future[Any] | None = None
+        self._waits: PQGen[object] | None = None
+        self._answer: _Answer | None = None
         self._results: list[PGresult] = []
         self._context: Context | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -60,7 +63,7 @@ class Watcher:
         self._waits, self._results = None, []
         return self._answered(limit)
 
-    def run(self, waits: PQGen[Any], limit: float | None, context: Context | None = None) -> Awaitable[Any]:
+    def run(self, waits: PQGen[T], limit: float | None, context: Context | None = None) -> Awaitable[T]:
         """Return what to await for the end of *waits*; it raises `CommandTimeoutError` after *limit* seconds.
 
         *waits* runs in *context*, if that is given.
@@ -77,7 +80,7 @@ class Watcher:
         self._waits, self._context = waits, context
         return self._answered(limit)
 
-    def _answered(self, limit: float | None) -> asyncio.Future[Any]:
+    def _answered(self, limit: float | None) -> _Answer:
         if not self._reading:
             self._want(_READ)
         self._answer = answer = self._loop.create_future()
@@ -85,7 +88,7 @@ class Watcher:
             self._timer = self._loop.call_later(limit, self._late, answer, limit)
         return answer
 
-    async def run_as_psycopg(self, waits: PQGen[Any], limit: float | None, **options: Any) -> Any:
+    async def run_as_psycopg(self, waits: PQGen[T], limit: float | None, **options: float) -> T:
         """Run *waits* as psycopg does, in whatever event loop is running, with the *options* of its ``wait()``."""
         self._forget()
         if get_running_loop() is self._loop:  # else what it watches ends itself, at the next answer
@@ -94,7 +97,7 @@ class Watcher:
             waits = limited(waits, self.pgconn, limit)
         return await waiting.wait_async(waits, self._socket, **{"interval": INTERVAL, **options})
 
-    def _fetch(self, answer: asyncio.Future[Any]) -> None:
+    def _fetch(self, answer: _Answer) -> None:
         """Do without a generator, whose resumption costs more than what it does."""
         results = self._results
         try:
@@ -132,7 +135,7 @@ class Watcher:
         if self.pgconn.status != ConnStatus.OK:
             self._stop()  # before anybody gets the number of the socket that libpq may have closed
 
-    def _late(self, answer: asyncio.Future[Any], limit: float) -> None:
+    def _late(self, answer: _Answer, limit: float) -> None:
         if answer.done():
             return
         if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
@@ -202,7 +205,7 @@ def _ready(this: weakref.ref[Watcher], how: Ready) -> None:
             self._want(wanted)
 
 
-def _resumed(waits: PQGen[Any], wanted: Wait, stop: StopIteration | None = None) -> PQGen[Any]:
+def _resumed(waits: PQGen[T], wanted: Wait, stop: StopIteration | None = None) -> PQGen[T]:
     """Return what goes on with *waits*, which is waiting for what is *wanted*, or has come to a *stop*."""
     try:
         while stop is None:
@@ -210,4 +213,5 @@ def _resumed(waits: PQGen[Any], wanted: Wait, stop: StopIteration | None = None)
             wanted = waits.send(ready)
     except StopIteration as end:
         stop = end
-    return stop.value
+    result: T = stop.value
+    return result

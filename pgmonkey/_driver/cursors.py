@@ -10,7 +10,8 @@ from psycopg.adapt import Transformer
 from psycopg.pq.abc import PGresult
 
 from .compat import SHORT_WAY, PostgresClientQuery, PostgresQuery
-from .plan import AnyCursor, Plan, Plans, is_plain
+from .plan import Plan, Plans, is_plain
+from .psycopg_types import AnyCursor
 from .sql import Statement
 
 K = TypeVar("K", bound=AnyCursor)

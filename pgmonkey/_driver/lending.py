@@ -23,13 +23,14 @@ from psycopg.pq import ExecStatus, PipelineStatus, TransactionStatus
 from ..errors import GivenBackError, PgmonkeyError
 from .compat import LENDING_ERROR, SHORT_WAY
 from .deadlines import connecting_until, limited_connecting
+from .psycopg_types import AnyConnection
 
 if TYPE_CHECKING:
-    _Base = BaseConnection[Any]
+    _Base = AnyConnection
 else:
     _Base = object
 
-C = TypeVar("C", bound="BaseConnection[Any]")
+C = TypeVar("C", bound="AnyConnection")
 
 # As plain numbers, which are faster to compare than members of an enumeration.
 _IDLE, _INTRANS = int(TransactionStatus.IDLE), int(TransactionStatus.INTRANS)
@@ -92,7 +93,7 @@ class LendableConnection(_Base):
         """Have psycopg know that ``close()`` was called."""
         self._closed = True
 
-    when_taken_back: type[BaseConnection[Any]]
+    when_taken_back: type[AnyConnection]
     """What the class of a lent connection becomes when it is given back."""
 
     def __del__(self, *_: object) -> None:
@@ -159,7 +160,7 @@ def lend(pooled: C, *, autocommit: bool, prepare_threshold: int | None, context:
     return lent
 
 
-def route_notices(lent: BaseConnection[Any]) -> None:
+def route_notices(lent: AnyConnection) -> None:
     """Let *lent* have the notices and notifications that come on its libpq connection."""
     # psycopg hands them to the object that the libpq connection names here.
     reference = weakref.ref(lent)
@@ -167,7 +168,7 @@ def route_notices(lent: BaseConnection[Any]) -> None:
     lent.pgconn.notify_handler = partial(BaseConnection._notify_handler, reference)
 
 
-def take_back(lent: BaseConnection[Any]) -> None:
+def take_back(lent: AnyConnection) -> None:
     """Make *lent*, and every cursor made from it, unusable."""
     state = lent.__dict__
     pgconn = state.get("pgconn")
@@ -178,6 +179,6 @@ def take_back(lent: BaseConnection[Any]) -> None:
             state.pop(name, None)
 
 
-def keep_begin(connection: BaseConnection[Any]) -> None:
+def keep_begin(connection: AnyConnection) -> None:
     """Have psycopg build the BEGIN of *connection* now: every connection lent over it copies what is built."""
     connection._get_tx_start_command()

@@ -7,21 +7,20 @@ answer pass through psycopg.  Where a plan does not fit, psycopg's own way is ta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeAlias
 
 import psycopg
-from psycopg import AsyncCursor, BaseConnection, Cursor
-from psycopg.abc import Params
+from psycopg.abc import Buffer, Params
 from psycopg.adapt import AdaptersMap, PyFormat, Transformer
 from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
 
 from .compat import SHORT_WAY, PostgresQuery
 from .prepared import Prepared
+from .psycopg_types import AnyConnection, AnyCursor, RowFactory
 from .sql import Statement, is_harmless, leaves_state, only_reads
 
-AnyCursor: TypeAlias = "Cursor[Any] | AsyncCursor[Any]"
 MISS: Any = object()
 """The answer of the short way when it did nothing: take the usual way."""
 
@@ -31,13 +30,13 @@ _MOST = 200
 _IDLE, _OK = int(TransactionStatus.IDLE), int(ConnStatus.OK)
 
 
-def begin_statement(connection: BaseConnection[Any]) -> bytes | None:
+def begin_statement(connection: AnyConnection) -> bytes | None:
     """Return the BEGIN that the next statement on *connection* needs; None where it needs none."""
     idle = connection.pgconn.transaction_status == _IDLE
     return connection._get_tx_start_command() if idle and not connection._autocommit else None
 
 
-def is_plain(connection: BaseConnection[Any]) -> bool:
+def is_plain(connection: AnyConnection) -> bool:
     """Tell whether nothing about the lent *connection* asks for psycopg's own way."""
     state = connection.__dict__
     return (
@@ -51,7 +50,7 @@ def is_plain(connection: BaseConnection[Any]) -> bool:
     )
 
 
-def adapters_of(connection: BaseConnection[Any] | None) -> AdaptersMap:
+def adapters_of(connection: AnyConnection | None) -> AdaptersMap:
     """Return the type adapters of *connection*: psycopg's global ones as long as it has none of its own."""
     return (connection is not None and connection._adapters) or psycopg.adapters
 
@@ -59,7 +58,7 @@ def adapters_of(connection: BaseConnection[Any] | None) -> AdaptersMap:
 class _Context:
     """What psycopg makes a Transformer from: a connection, and the types that are registered globally now."""
 
-    def __init__(self, connection: BaseConnection[Any]) -> None:
+    def __init__(self, connection: AnyConnection) -> None:
         self.connection = connection
         self.adapters = AdaptersMap(psycopg.adapters)
 
@@ -79,7 +78,7 @@ class Plan:
         name: bytes,
         query: PostgresQuery,
         cursor: AnyCursor,
-        row_factory: Callable[[Any], Callable[..., Any]],
+        row_factory: RowFactory,
     ) -> None:
         self.name = name
         self.transformer = query._tx
@@ -92,7 +91,7 @@ class Plan:
         self.send = pgconn.send_query_prepared
         # psycopg copies these maps before it changes them, so a type registered later is seen as another map.
         self.dumpers, self.loaders = psycopg.adapters._dumpers[_AUTO], psycopg.adapters._loaders[0]
-        self.params: Any = None
+        self.params: Sequence[Buffer | None] | None = None
         self.formats = query.formats
         query.params = None
         self._query = query
@@ -134,7 +133,7 @@ class Plan:
 class Plans:
     """The plans of one connection, by statement; there are at most as many as fit."""
 
-    def __init__(self, connection: BaseConnection[Any], prepared: Prepared) -> None:
+    def __init__(self, connection: AnyConnection, prepared: Prepared) -> None:
         self._connection = connection
         self._prepared = prepared
         self._plans: dict[Hashable, Plan] = {}
@@ -154,7 +153,7 @@ class Plans:
         statement: Statement,
         params: Params | None,
         cursor: AnyCursor,
-        row_factory: Callable[[Any], Callable[..., Any]],
+        row_factory: RowFactory,
     ) -> Plan | None:
         """Remember how *cursor* has executed *statement*; None where it is not prepared or something is unusual."""
         connection, prepared = self._connection, self._prepared
@@ -182,7 +181,7 @@ Read: TypeAlias = Callable[[Plan, PGresult], Any]
 """Makes the answer of a query method from a result."""
 
 
-def read_one(plan: Plan, result: PGresult) -> Any:
+def read_one(plan: Plan, result: PGresult) -> object:
     """Return the first row, None when there is none."""
     if not result.ntuples:
         return None
@@ -193,22 +192,22 @@ def read_one(plan: Plan, result: PGresult) -> Any:
     return row
 
 
-def read_value(plan: Plan, result: PGresult) -> Any:
+def read_value(plan: Plan, result: PGresult) -> object:
     """Return the first column of the first row, None when there is none."""
     if not result.ntuples:
         return None
     transformer = plan.transformer
     transformer.set_pgresult(result, set_loaders=False)
-    row: Any = transformer.load_row(0, tuple)
+    row: tuple[object, ...] = transformer.load_row(0, tuple)
     transformer.set_pgresult(None, set_loaders=False)
     return row[0]
 
 
-def read_all(plan: Plan, result: PGresult) -> list[Any]:
+def read_all(plan: Plan, result: PGresult) -> list[object]:
     """Return all rows."""
     transformer = plan.transformer
     transformer.set_pgresult(result, set_loaders=False)
-    found: list[Any] = transformer.load_rows(0, result.ntuples, plan.make_row)
+    found: list[object] = transformer.load_rows(0, result.ntuples, plan.make_row)
     transformer.set_pgresult(None, set_loaders=False)
     return found
 

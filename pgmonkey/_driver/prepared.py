@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 import psycopg
-from psycopg import BaseConnection
 
 from .compat import PRIVATE, PostgresQuery, Prepare, PrepareManager
+from .psycopg_types import AnyConnection
 from .sql import is_harmless
 
 Key = tuple[bytes, tuple[int, ...]]
@@ -55,7 +55,7 @@ class Prepared(PrepareManager):
         """
 
     @classmethod
-    def watch(cls, connection: BaseConnection[object]) -> Prepared:
+    def watch(cls, connection: AnyConnection) -> Prepared:
         """Replace *connection*'s own bookkeeping, which is still empty."""
         prepared = cls()
         prepared.prepare_threshold = connection.prepare_threshold

@@ -16,6 +16,7 @@ from psycopg.pq.abc import PGconn, PGresult
 from psycopg.waiting import Wait
 
 from .compat import MISSING
+from .psycopg_types import AnyConnection
 
 _Params: TypeAlias = Sequence[Buffer | None] | None
 # As plain numbers, which are faster to compare than members of an enumeration.
@@ -104,7 +105,7 @@ def has_error(results: list[PGresult]) -> bool:
     return any(result.status == _FATAL for result in results)
 
 
-def check_results(results: list[PGresult], connection: psycopg.BaseConnection[object]) -> None:
+def check_results(results: list[PGresult], connection: AnyConnection) -> None:
     """Raise the error among *results*, if there is one, and pass on the notifications that came with them."""
     for result in results:
         if result.status == _FATAL:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from time import monotonic
 from types import FrameType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
-from psycopg import BaseConnection
 from psycopg.pq import TransactionStatus
 
 from .._driver.cancel import request_cancel
 from .._driver.liveness import Arrived
 from .._driver.plan import Plans
 from .._driver.prepared import Prepared
+from .._driver.psycopg_types import AnyConnection
 from . import forks
 from .place import Label, Place
 
@@ -34,7 +34,7 @@ class Watching(Protocol):
         ...
 
 
-C = TypeVar("C", bound=BaseConnection[Any])
+C = TypeVar("C", bound=AnyConnection)
 W = TypeVar("W", bound=Watching)
 
 

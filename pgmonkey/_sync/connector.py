@@ -21,6 +21,7 @@ from .._driver.lending import keep_begin, lendable
 from .._pool.pooled import Pooled
 from ..errors import ConfigError
 from .guard import Guard, OnError
+from .psycopg_types import AnyConnection
 from .waiting import Lock, ask
 from .watcher import Watcher
 
@@ -30,7 +31,7 @@ logger = logging.getLogger("pgmonkey")
 # would otherwise never have a connection.
 _LEAST = 0.75
 
-PooledConnection: TypeAlias = Pooled[Connection[Any], Watcher]
+PooledConnection: TypeAlias = Pooled[AnyConnection, Watcher]
 
 
 class Connector:
@@ -87,14 +88,14 @@ class Connector:
         finally:
             state["command_timeout"] = self._blueprint.command_timeout
 
-    def _connect(self) -> Connection[Any]:
+    def _connect(self) -> AnyConnection:
         credentials = self._current_credentials()
         while True:
             given = {key: ask(value) if callable(value) else value for key, value in credentials.items()}
             try:
                 # The pooled object is always in autocommit; what is lent over it has the mode that was asked for.
                 arguments = {**self._blueprint.connect, **given, "autocommit": True}
-                connection: Connection[Any] = self._class.connect(**arguments)
+                connection: AnyConnection = self._class.connect(**arguments)
             except psycopg.OperationalError:
                 # The credentials may have changed since they were read.
                 previous, credentials = credentials, self._current_credentials()

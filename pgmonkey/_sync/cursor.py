@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 from psycopg import Cursor
 from psycopg.abc import Params
@@ -17,16 +16,17 @@ from .._driver.plan import begin_statement
 from .._driver.sql import Statement, is_one_plain
 from .connector import PooledConnection
 from .fastpath import execute_plan, execute_text
+from .psycopg_types import AnyCursor
 
 
 def _execute(
-    self: Cursor[Any],
+    self: AnyCursor,
     query: Statement,
     params: Params | None = None,
     *,
     prepare: bool | None = None,
     binary: bool | None = None,
-) -> Cursor[Any]:
+) -> AnyCursor:
     """Do as psycopg; a prepared statement takes one round trip, also where a transaction begins with it."""
     connection = self.connection
     pooled: PooledConnection | None = connection.__dict__.get("pooled")
@@ -46,13 +46,13 @@ def _execute(
 
 
 def _execute_merged(
-    self: Cursor[Any],
+    self: AnyCursor,
     query: Statement,
     params: Params | None = None,
     *,
     prepare: bool | None = None,
     binary: bool | None = None,
-) -> Cursor[Any]:
+) -> AnyCursor:
     """Do as psycopg's client-side cursors, in one round trip with the BEGIN that is needed."""
     connection = self.connection
     pooled: PooledConnection | None = connection.__dict__.get("pooled")
@@ -68,6 +68,6 @@ def _execute_merged(
 
 
 @lru_cache
-def shortened(cursor_class: type[Cursor[Any]]) -> type[Cursor[Any]]:
+def shortened(cursor_class: type[AnyCursor]) -> type[AnyCursor]:
     """Return the subclass of a class of cursors that takes the short way; the class itself where there is none."""
     return short_class(cursor_class, Cursor.execute, _execute, _execute_merged)

@@ -167,9 +167,11 @@ class Database(Generic[Row]):
         if fast is not None:
             unit = self.current_unit() if units.get() else None
             read = read_one
-            found = fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read)
+            found: Row | None = (
+                fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read)
+            )
             if found is not MISS:
-                return found  # type: ignore[no-any-return]
+                return found
         with self._run(query, params) as cursor:
             return cursor.fetchone()
 
@@ -179,9 +181,9 @@ class Database(Generic[Row]):
         if fast is not None:
             unit = self.current_unit() if units.get() else None
             read = read_all
-            found = fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read)
+            found: list[Row] = fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read)
             if found is not MISS:
-                return found  # type: ignore[no-any-return]
+                return found
         with self._run(query, params) as cursor:
             return cursor.fetchall()
 
@@ -205,9 +207,9 @@ class Database(Generic[Row]):
         if fast is not None:
             unit = self.current_unit() if units.get() else None
             read = read_count
-            found = fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read)
+            found: int = fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read)
             if found is not MISS:
-                return found  # type: ignore[no-any-return]
+                return found
         with self._run(query, params) as cursor:
             return cursor.rowcount
 

@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 import psycopg
-from psycopg import Connection, Cursor, rows
+from psycopg import rows
 from psycopg.abc import Params
 from psycopg.errors import ReadOnlySqlTransaction, error_from_result
 from psycopg.pq import ExecStatus, TransactionStatus
@@ -20,6 +20,7 @@ from psycopg.rows import tuple_row
 from .._driver.compat import SHORT_WAY, PostgresQuery
 from .._driver.plan import MISS, Plan, Read, adapters_of, begin_statement, is_plain, read_count
 from .._driver.prepared import is_outdated
+from .._driver.psycopg_types import RowFactory
 from .._driver.sql import Statement
 from .._driver.wire import (
     ask_and_send,
@@ -31,6 +32,7 @@ from .._driver.wire import (
 from .connector import PooledConnection
 from .guard import after_error
 from .pool import Pool
+from .psycopg_types import AnyConnection, AnyCursor
 from .waiting import current_loop, try_acquire
 
 _LARGEST = 200
@@ -90,11 +92,11 @@ class Borrowed(Protocol):
     """A borrowed connection; the psycopg connection over it is made only when the borrower asks for it."""
 
     refusal: psycopg.Error | None
-    lent: Connection[Any] | None
+    lent: AnyConnection | None
     pooled: PooledConnection | None
 
     @property
-    def connection(self) -> Connection[Any]:
+    def connection(self) -> AnyConnection:
         """The psycopg connection."""
         ...
 
@@ -102,7 +104,7 @@ class Borrowed(Protocol):
 class FastPath:
     """The short way through one pool, for rows of one kind."""
 
-    def __init__(self, pool: Pool, row_factory: Any, session_values: Callable[[], object] | None) -> None:
+    def __init__(self, pool: Pool, row_factory: RowFactory | None, session_values: Callable[[], object] | None) -> None:
         blueprint = pool.blueprint
         settings = blueprint.settings
         self.pool = pool
@@ -126,9 +128,7 @@ class FastPath:
             and not {"cursor_factory", "row_factory", "context"}.intersection(blueprint.connect)
         )
 
-    def learn(
-        self, connection: Connection[Any], statement: Statement, params: Params | None, cursor: Cursor[Any]
-    ) -> None:
+    def learn(self, connection: AnyConnection, statement: Statement, params: Params | None, cursor: AnyCursor) -> None:
         """Remember how *cursor* has executed *statement*, if it is prepared and nothing is unusual."""
         pooled: PooledConnection | None = connection.__dict__.get("pooled")
         if pooled is None or not isinstance(statement, str):

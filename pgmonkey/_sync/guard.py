@@ -11,7 +11,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import psycopg
-from psycopg import Connection, Transaction
+from psycopg import Transaction
 from psycopg.abc import PQGen
 from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus, TransactionStatus
@@ -23,6 +23,7 @@ from .._driver.lending import LendableConnection
 from .._driver.prepared import Prepared
 from .._driver.wire import fetching
 from ..errors import CommandTimeoutError
+from .psycopg_types import AnyConnection
 from .waiting import INTERRUPTS, wait_for
 from .watcher import Watcher
 
@@ -30,7 +31,7 @@ T = TypeVar("T")
 
 if TYPE_CHECKING:
 
-    class _Base(LendableConnection, Connection[Any]):
+    class _Base(LendableConnection, AnyConnection):
         """What a guard is mixed into."""
 else:
     _Base = object
@@ -74,7 +75,7 @@ class Guard(_Base):
             raise
         return result
 
-    def after(self, error: BaseException, gen: PQGen[Any]) -> None:
+    def after(self, error: BaseException, gen: PQGen[object]) -> None:
         """Do what is to be done after *error* has ended the wait for *gen*."""
         pgconn, state = self.pgconn, self.__dict__
         if isinstance(error, psycopg.Error):
@@ -90,7 +91,7 @@ class Guard(_Base):
 
     def cursor(self, *arguments: Any, **options: Any) -> Any:
         """Return what psycopg returns, but of the class that takes the short way."""
-        cursor: Any = super().cursor(*arguments, **options)
+        cursor = super().cursor(*arguments, **options)
         shortened: Callable[[type], type] | None = self.__dict__.get("shortened")
         if shortened is not None:
             cursor.__class__ = shortened(cursor.__class__)
@@ -148,12 +149,12 @@ class Guard(_Base):
         return watcher
 
 
-def after_error(connection: Connection[Any], error: BaseException) -> None:
+def after_error(connection: AnyConnection, error: BaseException) -> None:
     """Do what is to be done after *error* has ended the wait for an answer on a pooled *connection*."""
     cast("Guard", connection).after(error, fetching(connection.pgconn))
 
 
-def _stop(gen: PQGen[Any], pgconn: PGconn, watcher: Watcher) -> None:
+def _stop(gen: PQGen[object], pgconn: PGconn, watcher: Watcher) -> None:
     """End the statement that *gen* waits for; close the connection when that cannot be done at once."""
     deadline = monotonic() + _PATIENCE
     cancelled = request_cancel(pgconn)

@@ -13,15 +13,14 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from time import monotonic
 from types import FrameType, TracebackType
-from typing import Any, cast
 from weakref import WeakMethod
 
 import psycopg
-from psycopg import Connection
 from psycopg.abc import AdaptContext
 
 from .._config.blueprint import blueprint
 from .._config.schema import Config, Kind
+from .._driver.psycopg_types import RowFactory
 from .._pool.cache import Key, cache
 from .._pool.open_blocks import OpenBlocks
 from .._pool.place import Label
@@ -29,6 +28,7 @@ from ..errors import PgmonkeyError
 from .fastpath import FastPath
 from .lease import Lease
 from .pool import Pool
+from .psycopg_types import AnyConnection
 from .waiting import current_loop, is_over, loop_id, sleep
 
 logger = logging.getLogger("pgmonkey")
@@ -102,7 +102,7 @@ class ConnectionHandle:
         return Lease(self._pool, pooled, autocommit, context)
 
     @contextmanager
-    def connection(self, *, timeout: float | None = None, autocommit: bool | None = None) -> Iterator[Connection[Any]]:
+    def connection(self, *, timeout: float | None = None, autocommit: bool | None = None) -> Iterator[AnyConnection]:
         """Lend a connection for a block, as ``with handle`` does, with the options of `borrow`."""
         lease = self.borrow(timeout=timeout, autocommit=autocommit)
         try:
@@ -112,18 +112,16 @@ class ConnectionHandle:
             raise
         lease.finish()
 
-    def __enter__(self) -> Connection[Any]:
+    def __enter__(self) -> AnyConnection:
         # Not an async function: the caller's frame is the block's only until something is awaited.
-        entering: Connection[Any] = cast(Any, self._enter(sys._getframe(1)))
-        return entering
+        return self._enter(sys._getframe(1))
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        exiting: None = cast(Any, self._exit(self._open_blocks.pop(sys._getframe(1)), exc))
-        return exiting
+        return self._exit(self._open_blocks.pop(sys._getframe(1)), exc)
 
-    def _enter(self, frame: FrameType) -> Connection[Any]:
+    def _enter(self, frame: FrameType) -> AnyConnection:
         outer = self._outer() if self._blueprint.single else None
         entry = self.borrow() if outer is None else _Nested.begin(outer)
         if isinstance(entry, Lease) and self._blueprint.single:
@@ -131,7 +129,7 @@ class ConnectionHandle:
         self._open_blocks.push(frame, entry)
         return entry.connection
 
-    def _exit(self, entry: Lease | _Nested, error: BaseException | None) -> Any:
+    def _exit(self, entry: Lease | _Nested, error: BaseException | None) -> None:
         entry.finish(error)
 
     def _outer(self) -> Lease | None:
@@ -177,7 +175,7 @@ class ConnectionHandle:
         """Return counters named as in psycopg_pool: sizes in connections, times in milliseconds."""
         return self._pool.stats()
 
-    def fast_path(self, row_factory: Any, session_values: Callable[[], object] | None) -> FastPath | None:
+    def fast_path(self, row_factory: RowFactory | None, session_values: Callable[[], object] | None) -> FastPath | None:
         """Return the short way for statements with rows as *row_factory* makes them.
 
         A statement outside a transaction does not take it while *session_values* returns some.  None where the
@@ -218,7 +216,7 @@ _blocks: ContextVar[tuple[Lease, ...]] = ContextVar("pgmonkey_blocks", default=(
 class _Nested:
     """A block inside a block of the same single connection: a savepoint."""
 
-    def __init__(self, connection: Connection[Any], stack: ExitStack) -> None:
+    def __init__(self, connection: AnyConnection, stack: ExitStack) -> None:
         self.connection = connection
         self._stack = stack
 

@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import logging
 from time import monotonic
-from typing import Any, cast
+from typing import cast
 
 import psycopg
-from psycopg import Connection
 from psycopg.abc import AdaptContext
 from psycopg.errors import InFailedSqlTransaction, error_from_result
 from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
@@ -17,12 +16,14 @@ from psycopg.pq.abc import PGresult
 
 from .._driver.cancel import hang_up, request_cancel
 from .._driver.lending import lend, route_notices, take_back
+from .._driver.psycopg_types import RowFactory
 from .._pool.place import Place
 from ..errors import GivenBackError
 from .connector import PooledConnection
 from .cursor import shortened
 from .guard import after_error
 from .pool import Pool
+from .psycopg_types import AnyConnection
 from .waiting import Caller, acquire, cannot_wait, try_acquire, wait_for
 
 logger = logging.getLogger("pgmonkey")
@@ -43,7 +44,7 @@ _INTERRUPTED_TIMEOUT = 0.75
 class Lease:
     """A borrowed connection.  The borrower calls `finish`; a lease that is merely dropped is abandoned."""
 
-    lent: Connection[Any] | None = None
+    lent: AnyConnection | None = None
     """The psycopg connection, once the borrower has asked for it."""
     pooled: PooledConnection | None = None
     """What is borrowed; None after it was given back."""
@@ -54,7 +55,7 @@ class Lease:
         self.pool = pool
         self.refusal: psycopg.Error | None = None
         """What every statement raises from now on."""
-        self.row_factory: Any = None
+        self.row_factory: RowFactory | None = None
         """How rows are made, if not as psycopg does."""
         self.in_unit = False
         """Whether it belongs to a unit of work, whose end alone commits."""
@@ -63,11 +64,11 @@ class Lease:
         self._context = context
 
     @property
-    def connection(self) -> Connection[Any]:
+    def connection(self) -> AnyConnection:
         """The psycopg connection; unusable once the lease is finished."""
         return self.lent or self._lend()
 
-    def _lend(self) -> Connection[Any]:
+    def _lend(self) -> AnyConnection:
         pooled, blueprint = self.pooled, self.pool.blueprint
         if pooled is None:
             raise GivenBackError("the connection of this lease was given back to its pool; borrow another one")
@@ -89,7 +90,7 @@ class Lease:
         if blueprint.settings.close_returns:
             state["close"] = self.finish
         # Another thread of the borrower may do the same at this moment, or finish the lease: the first one counts.
-        connection = cast("Connection[Any]", self.__dict__.setdefault("lent", connection))
+        connection = cast("AnyConnection", self.__dict__.setdefault("lent", connection))
         route_notices(connection)
         if self.pooled is None:
             take_back(connection)

@@ -23,6 +23,7 @@ from .._pool.place import Label
 from ..errors import CancelledUnitError, GivenBackError
 from .fastpath import FastPath
 from .lease import Lease
+from .psycopg_types import AnyConnection
 from .waiting import Lock, cannot_wait, try_acquire
 
 SessionValues = Mapping[str, object]
@@ -302,14 +303,14 @@ class TransactionBlock(AbstractContextManager["Connection[Row]"], Generic[Row]):
         return None
 
 
-def set_values(connection: Connection[Any], values: SessionValues) -> None:
+def set_values(connection: AnyConnection, values: SessionValues) -> None:
     """Set configuration parameters until the end of the transaction."""
     query = cast("Statement", "SELECT " + ", ".join(["set_config(%s, %s, true)"] * len(values)))
     params = [part for name, value in values.items() for part in (name, None if value is None else str(value))]
     connection.execute(query, params)
 
 
-def _set_mode(connection: Connection[Any], mode: TransactionMode) -> None:
+def _set_mode(connection: AnyConnection, mode: TransactionMode) -> None:
     connection.set_isolation_level(mode.isolation)
     connection.set_read_only(mode.read_only)
     connection.set_deferrable(mode.deferrable)

@@ -8,7 +8,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from .._config.schema import Kind
 
@@ -82,7 +82,7 @@ def acquire(lock: threading.Lock, timeout: float) -> bool:
     return lock.acquire(timeout=timeout)
 
 
-def ask(function: Callable[[], Any]) -> Any:
+def ask(function: Callable[[], T]) -> T:
     """Return what *function* returns."""
     return function()
 
@@ -119,7 +119,7 @@ class Ticker:
     """Call a method of an object again and again in a daemon thread, until it returns None or the object is gone."""
 
     def __init__(self, method: Callable[[], float | None]) -> None:
-        self._method: Any = weakref.WeakMethod(method)
+        self._method = weakref.WeakMethod(method)
         self._stopped = False
         self._wake = threading.Event()
         threading.Thread(target=self._run, name="pgmonkey-upkeep", daemon=True).start()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextvars import Context
-from typing import Any
+from typing import TypeVar
 
 import psycopg
 from psycopg import waiting
@@ -13,6 +13,8 @@ from psycopg.pq.abc import PGconn, PGresult
 from .._driver.deadlines import INTERVAL, limited
 from .._driver.liveness import Arrived, watch
 from .._driver.wire import fetching, has_error, read_results
+
+T = TypeVar("T")
 
 
 class Watcher:
@@ -37,13 +39,13 @@ class Watcher:
                 raise
         return results
 
-    def run(self, waits: PQGen[Any], limit: float | None, context: Context | None = None) -> Any:
+    def run(self, waits: PQGen[T], limit: float | None, context: Context | None = None) -> T:
         """Run *waits* to its end; raise `CommandTimeoutError` after *limit* seconds."""
         if limit is not None:
             waits = limited(waits, self.pgconn, limit)
         return waiting.wait(waits, self.pgconn.socket, INTERVAL)
 
-    def run_as_psycopg(self, waits: PQGen[Any], limit: float | None, **options: Any) -> Any:
+    def run_as_psycopg(self, waits: PQGen[T], limit: float | None, **options: float) -> T:
         """Run *waits* with the *options* of psycopg's ``wait()``."""
         if limit is not None:
             waits = limited(waits, self.pgconn, limit)
