@@ -351,5 +351,5 @@ def test_nothing_large_is_kept(config: dict[str, Any], short_ways: Way) -> None:
     for plan in plans._plans.values():
         assert plan.transformer.pgresult is None
         assert plan.params is None
-        assert plan._query.params is None
+        assert plan._converter.params is None
     database.close()

@@ -349,5 +349,5 @@ async def test_nothing_large_is_kept(config: dict[str, Any], short_ways: Way) ->
     for plan in plans._plans.values():
         assert plan.transformer.pgresult is None
         assert plan.params is None
-        assert plan._query.params is None
+        assert plan._converter.params is None
     await database.close()

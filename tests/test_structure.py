@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import pkgutil
+import re
 import types
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import pgmonkey
+from pgmonkey._driver.compat import PRIVATE, PRIVATE_NAMES
 
 PACKAGES = ("pgmonkey", "flask_pgmonkey", "fastapi_pgmonkey", "django_pgmonkey")
 
@@ -55,8 +59,53 @@ def test_every_public_thing_has_a_docstring(name: str) -> None:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_modules_stay_small_and_packages_are_typed(package: str) -> None:
-    folder = Path(importlib.import_module(package).__path__[0])
-    assert (folder / "py.typed").exists()
-    for path in folder.rglob("*.py"):
-        assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path
+def test_packages_are_typed(package: str) -> None:
+    assert (Path(importlib.import_module(package).__path__[0]) / "py.typed").exists()
+
+
+# -- the one door to psycopg's insides --------------------------------------------------------------------------------
+
+PRIVATE_OF_PSYCOPG = {name for name in PRIVATE_NAMES if name.startswith("_")}
+
+
+def files(package: str) -> list[Path]:
+    return sorted(Path(importlib.import_module(package).__path__[0]).rglob("*.py"))
+
+
+def names_in(path: Path) -> Iterator[str]:
+    """Yield the attributes, the texts and the modules that a file names."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield from (node.module or "").split(".")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_only_the_driver_uses_what_is_private_of_psycopg(package: str) -> None:
+    names = PRIVATE_OF_PSYCOPG - {"_pool"}  # handles have a pool of that name
+    for path in files(package):
+        if path.parent.name != "_driver":
+            assert names.isdisjoint(names_in(path)), path
+
+
+def test_the_driver_uses_the_private_names_that_compat_lists_and_no_others() -> None:
+    used: set[str] = set()
+    own: set[str] = set()
+    text = ""
+    for path in files("pgmonkey._driver"):
+        if path.name == "compat.py":
+            continue
+        text += path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and re.match("_[a-z]", node.attr):
+                used.add(node.attr)
+                if isinstance(node.ctx, ast.Store):
+                    own.add(node.attr)
+            elif isinstance(node, ast.FunctionDef):
+                own.add(node.name)
+    assert used - own <= PRIVATE_OF_PSYCOPG
+    listed = PRIVATE_OF_PSYCOPG - set(PRIVATE["Connection (generators)"]) - {"_preparing", "_queries"}
+    assert {name for name in listed if not re.search(rf"\b{name}\b", text)} == set()

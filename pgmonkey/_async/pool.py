@@ -57,7 +57,7 @@ class AsyncPool(Ledger[AsyncPooledConnection, Queue[_Delivery]]):
 
     async def _checkout(self, timeout: float) -> AsyncPooledConnection:
         deadline = monotonic() + timeout
-        self._counts["requests_num"] += 1
+        self._counters["requests_num"] += 1
         scavenge = self.scavenge()
         while True:
             waiter: Waiter[_Delivery] | None = None
@@ -98,12 +98,12 @@ class AsyncPool(Ledger[AsyncPooledConnection, Queue[_Delivery]]):
             self._leave_queue(waiter)
             raise
         finally:
-            self._counts["requests_wait_ms"] += int((monotonic() - started) * 1000)
+            self._counters["requests_wait_ms"] += int((monotonic() - started) * 1000)
         return self._delivery(waiter, timeout)
 
     async def _connect(self, deadline: float | None) -> AsyncPooledConnection:
         """Make a connection for which there is room already, and count it as lent."""
-        self._counts["connections_num"] += 1
+        self._counters["connections_num"] += 1
         started = monotonic()
         try:
             pooled = await self._connector.connect(deadline)

@@ -67,7 +67,7 @@ class Plan:
     """How one connection executes one statement that is prepared on it."""
 
     __slots__ = (
-        *("_count", "_key", "_prepared", "_query", "_types", "_wanted", "dumpers", "formats", "harmless"),
+        *("_count", "_key", "_bookkeeping", "_converter", "_types", "_wanted", "dumpers", "formats", "harmless"),
         *("has_rows", "loaders", "make_row", "name", "params", "reads", "send", "transformer"),
     )
 
@@ -94,8 +94,8 @@ class Plan:
         self.params: Sequence[Buffer | None] | None = None
         self.formats = query.formats
         query.params = None
-        self._query = query
-        self._prepared = prepared
+        self._converter = query
+        self._bookkeeping = prepared
         self._key = (query.query, query.types)
         self._types, self._wanted = query.types, query._want_formats
         self._count = len(self._wanted or ()) if query._order is None else None
@@ -106,7 +106,7 @@ class Plan:
             return False
         if params is not None and (adapters._dumpers[_AUTO] is not self.dumpers or not self._dump(params)):
             return False
-        prepared = self._prepared
+        prepared = self._bookkeeping
         if prepared.stale or prepared._names.get(self._key) is not self.name or prepared.prepare_threshold is None:
             return False
         prepared._names.move_to_end(self._key)  # used last, so evicted last
@@ -123,7 +123,7 @@ class Plan:
             self.params = transformer.dump_sequence(params, wanted)  # type: ignore[arg-type]
             self.formats = transformer.formats
             return transformer.types == self._types
-        query = self._query
+        query = self._converter
         query.dump(params)
         self.params, self.formats = query.params, query.formats
         query.params = None
@@ -135,7 +135,7 @@ class Plans:
 
     def __init__(self, connection: AnyConnection, prepared: Prepared) -> None:
         self._connection = connection
-        self._prepared = prepared
+        self._bookkeeping = prepared
         self._plans: dict[Hashable, Plan] = {}
 
     def find(self, key: Hashable, params: Params | None, adapters: AdaptersMap) -> Plan | None:
@@ -156,7 +156,7 @@ class Plans:
         row_factory: RowFactory,
     ) -> Plan | None:
         """Remember how *cursor* has executed *statement*; None where it is not prepared or something is unusual."""
-        connection, prepared = self._connection, self._prepared
+        connection, prepared = self._connection, self._bookkeeping
         # Cursors keep the query of what they did not prepare.
         if not SHORT_WAY or not prepared._names or cursor.pgresult is None or cursor._query is not None:
             return None

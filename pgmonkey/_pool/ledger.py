@@ -85,12 +85,12 @@ class Ledger(Generic[P, Q]):
         self._max_size = blueprint.max_size
         self._new_queue = new_queue
         self._upkeep = upkeep
-        self._counts: dict[str, float] = dict.fromkeys(_COUNTS, 0)
+        self._counters: dict[str, float] = dict.fromkeys(_COUNTS, 0)
         self._last_error: str | None = None
-        self._reset()
+        self._start_empty()
         forks.watch(self)
 
-    def _reset(self) -> None:
+    def _start_empty(self) -> None:
         self._lock = threading.Lock()
         self._dropped: deque[P] = deque()
         self._idle: list[P] = []
@@ -110,13 +110,13 @@ class Ledger(Generic[P, Q]):
                 return None
             pooled = self._idle.pop()
             self._lent.add(pooled)
-            self._counts["requests_num"] += 1
+            self._counters["requests_num"] += 1
             pooled.borrowed_at, pooled.frame = now, frame
         certain = not pooled.arrived(0) and now < pooled.expires
         if not certain:
             with self._lock:
                 self._lent.discard(pooled)
-                self._counts["requests_num"] -= 1
+                self._counters["requests_num"] -= 1
                 pooled.frame = None
                 self._idle.append(pooled)
         if self._dropped:
@@ -153,9 +153,9 @@ class Ledger(Generic[P, Q]):
         """Count one more borrower that waits; raise `PoolFullError` when there may not be more."""
         limit = self._settings.max_waiting
         if limit and len(self._waiters) >= limit:
-            self._counts["requests_errors"] += 1
+            self._counters["requests_errors"] += 1
             raise PoolFullError(f"{self.name}: {limit} borrowers are waiting already (max_waiting); {self._load()}")
-        self._counts["requests_queued"] += 1
+        self._counters["requests_queued"] += 1
 
     def _delivery(self, waiter: Waiter[P], timeout: float) -> P | Signal:
         """Return what *waiter* got in its *timeout* seconds; raise `PoolTimeoutError` or `PoolClosedError`."""
@@ -163,7 +163,7 @@ class Ledger(Generic[P, Q]):
             result = waiter.result
             if result is None:
                 self._waiters.remove(waiter)
-                self._counts["requests_errors"] += 1
+                self._counters["requests_errors"] += 1
                 load = self._load()
         self._take_dropped()
         if result is None:
@@ -199,7 +199,7 @@ class Ledger(Generic[P, Q]):
         now = monotonic()
         with self._lock:
             self._lent.discard(pooled)
-            self._counts["usage_ms"] += (now - pooled.borrowed_at) * 1000
+            self._counters["usage_ms"] += (now - pooled.borrowed_at) * 1000
             keep = fit and not self.close_reason and now < pooled.expires
             if keep:
                 pooled.lent_at = pooled.frame = pooled.label = None
@@ -211,7 +211,7 @@ class Ledger(Generic[P, Q]):
                     pooled.idle_since = now
                     self._idle.append(pooled)
             else:
-                self._counts["returns_bad"] += not fit
+                self._counters["returns_bad"] += not fit
         if self._dropped:
             self._take_dropped()
         if not keep:
@@ -245,7 +245,7 @@ class Ledger(Generic[P, Q]):
 
     def _add(self, pooled: P, seconds: float) -> None:
         """Count a new connection, for which there was room, as lent; it took *seconds* to make."""
-        self._counts["connections_ms"] += int(seconds * 1000)
+        self._counters["connections_ms"] += int(seconds * 1000)
         with self._lock:
             self._lent.add(pooled)
         self.opened, self._last_error = True, None
@@ -255,7 +255,7 @@ class Ledger(Generic[P, Q]):
         """Free the room for a connection that could not be made because of *error*."""
         if isinstance(error, psycopg.Error):
             self._last_error = str(error)
-        self._counts["connections_errors"] += 1
+        self._counters["connections_errors"] += 1
         self._free_room()
         if isinstance(error, psycopg.OperationalError):
             self._review()
@@ -289,7 +289,7 @@ class Ledger(Generic[P, Q]):
         lost = len(self._idle) - len(kept)
         self._idle = kept
         self._size -= lost
-        self._counts["connections_lost"] += lost
+        self._counters["connections_lost"] += lost
 
     def replenish(self) -> None:
         """Have connections made in the place of those that were lost."""
@@ -333,7 +333,7 @@ class Ledger(Generic[P, Q]):
         """Start empty: what was open belongs to the parent, and must not be ended from here."""
         for pooled in [*self._idle, *self._lent]:
             pooled.disown()
-        self._reset()
+        self._start_empty()
         self._upkeep.reset()
 
     # -- what there is ----------------------------------------------------------------------------------------------
@@ -355,7 +355,7 @@ class Ledger(Generic[P, Q]):
             sizes = {"pool_min": self._settings.min_size, "pool_max": self._max_size, "pool_size": self._size}
             sizes.update(pool_available=len(self._idle), requests_waiting=len(self._waiters))
         self._take_dropped()
-        return {**sizes, **{name: int(count) for name, count in self._counts.items()}}
+        return {**sizes, **{name: int(count) for name, count in self._counters.items()}}
 
     def _load(self) -> str:
         """Return how busy the pool is, with what, and why it may not grow."""

@@ -60,7 +60,7 @@ class Lease:
         self.in_unit = False
         """Whether it belongs to a unit of work, whose end alone commits."""
         self.pooled = pooled
-        self._autocommit = autocommit
+        self._in_autocommit = autocommit
         self._context = context
 
     @property
@@ -74,7 +74,7 @@ class Lease:
             raise GivenBackError("the connection of this lease was given back to its pool; borrow another one")
         connection = lend(
             pooled.connection,
-            autocommit=self._autocommit,
+            autocommit=self._in_autocommit,
             prepare_threshold=blueprint.connect.get("prepare_threshold", 5),
             context=self._context,
         )

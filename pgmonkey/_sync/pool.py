@@ -59,7 +59,7 @@ class Pool(Ledger[PooledConnection, Queue[_Delivery]]):
 
     def _checkout(self, timeout: float) -> PooledConnection:
         deadline = monotonic() + timeout
-        self._counts["requests_num"] += 1
+        self._counters["requests_num"] += 1
         scavenge = self.scavenge()
         while True:
             waiter: Waiter[_Delivery] | None = None
@@ -100,12 +100,12 @@ class Pool(Ledger[PooledConnection, Queue[_Delivery]]):
             self._leave_queue(waiter)
             raise
         finally:
-            self._counts["requests_wait_ms"] += int((monotonic() - started) * 1000)
+            self._counters["requests_wait_ms"] += int((monotonic() - started) * 1000)
         return self._delivery(waiter, timeout)
 
     def _connect(self, deadline: float | None) -> PooledConnection:
         """Make a connection for which there is room already, and count it as lent."""
-        self._counts["connections_num"] += 1
+        self._counters["connections_num"] += 1
         started = monotonic()
         try:
             pooled = self._connector.connect(deadline)
