@@ -18,7 +18,7 @@ from psycopg import sql
 import pgmonkey
 from pgmonkey.embedded import Server
 
-from . import django_projects
+from .django import projects
 
 ROOT = Path(__file__).resolve().parent.parent
 ON_CI = bool(os.environ.get("CI"))
@@ -168,7 +168,7 @@ def backends(observer: psycopg.Connection[Any]) -> Callable[[], list[tuple[int, 
 @pytest.fixture
 def project(config: dict[str, Any], tmp_path: Path) -> Path:
     """A folder with a Django project in it."""
-    django_projects.make(tmp_path, config)
+    projects.make(tmp_path, config)
     return tmp_path
 
 
