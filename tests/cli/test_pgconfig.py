@@ -14,14 +14,15 @@ from typing import Any
 import pytest
 import yaml
 
+from .. import programs
 from ..conftest import REFUSED
 
 SECRET = "hunter2-very-secret"
 
 
 def pgmonkey(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "error", "-m", "pgmonkey", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, **(env or {})})
+    """Run ``python -W error -m pgmonkey``."""
+    return programs.run(module="pgmonkey", arguments=arguments, folder=Path("/"), environ={**os.environ, **(env or {})})
 
 
 def failed(finished: subprocess.CompletedProcess[str], *parts: str) -> None:
@@ -40,7 +41,8 @@ def test_the_installed_command_is_the_module() -> None:
     for help_of in ([], ["pgconfig"], ["pgconfig", "test"]):
         installed = subprocess.run([command, *help_of, "--help"], capture_output=True, text=True)
         assert installed.returncode == 0
-        assert installed.stdout == pgmonkey(*help_of, "--help").stdout
+        module = [sys.executable, "-W", "error", "-m", "pgmonkey", *help_of, "--help"]
+        assert installed.stdout == subprocess.run(module, capture_output=True, text=True).stdout
 
 
 @pytest.mark.parametrize(
@@ -62,11 +64,7 @@ def test_create_writes_a_private_file_that_loads(option: str, tmp_path: Path) ->
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     config = yaml.safe_load(path.read_text())
     assert config["connection_type"] == "normal"
-    loaded = subprocess.run(
-        [sys.executable, "-W", "error", "-c", f"import pgmonkey; pgmonkey.load_config({str(path)!r})"],
-        capture_output=True,
-        text=True,
-    )
+    loaded = programs.run(code=f"import pgmonkey; pgmonkey.load_config({str(path)!r})", folder=tmp_path)
     assert (loaded.returncode, loaded.stderr) == (0, "")
 
 
@@ -129,11 +127,8 @@ def test_references_are_resolved_only_when_asked(config: dict[str, Any], config_
 
 def test_the_deprecated_wrapper_warns_in_one_line(config: dict[str, Any], config_file: Path) -> None:
     config_file.write_text(yaml.safe_dump({"postgresql": config}))
-    finished = subprocess.run(
-        [sys.executable, "-m", "pgmonkey", "pgconfig", "test", "--connconfig", config_file],
-        capture_output=True,
-        text=True,
-    )
+    arguments = ["pgconfig", "test", "--connconfig", config_file]
+    finished = programs.run(module="pgmonkey", arguments=arguments, folder=Path("/"), flags=())
     assert finished.returncode == 0
     assert finished.stderr.startswith("pgmonkey: warning: ")
     assert finished.stderr.count("\n") == 1
@@ -156,23 +151,15 @@ def test_generated_code_is_nothing_but_code_and_runs(
         config[section]["check_on_checkout"] = True
     path = tmp_path / "it's config.yaml"
     path.write_text(yaml.safe_dump({"postgresql": config} if wrapped else config))
-    env = {"PGM_USER": "postgres"}
+    environ = {**os.environ, "PGM_USER": "postgres"}
     arguments = ["--connconfig", str(path), "--connection-type", kind, "--library", library, "--resolve-env"]
-    printed = subprocess.run(
-        [sys.executable, "-m", "pgmonkey", "pgconfig", "generate-code", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **env},
-    )
+    command = ["pgconfig", "generate-code", *arguments]
+    printed = programs.run(module="pgmonkey", arguments=command, folder=tmp_path, environ=environ, flags=())
     assert printed.returncode == 0, printed.stderr
     assert secret.read_text().strip() not in printed.stdout
     assert ("pgmonkey" in printed.stdout) == (library == "pgmonkey")
-    script = tmp_path / "script.py"
-    script.write_text(printed.stdout)
-    flags = [] if wrapped else ["-W", "error"]
-    finished = subprocess.run(
-        [sys.executable, *flags, script], capture_output=True, text=True, env={**os.environ, **env}, timeout=60
-    )
+    flags = () if wrapped else ("-W", "error")
+    finished = programs.run(code=printed.stdout, folder=tmp_path, environ=environ, flags=flags)
     assert (finished.returncode, finished.stderr) == (0, "")
     assert "PostgreSQL" in finished.stdout
 
@@ -180,5 +167,5 @@ def test_generated_code_is_nothing_but_code_and_runs(
 def test_generated_code_holds_no_literal_secret(config_file: Path, config: dict[str, Any]) -> None:
     finished = pgmonkey("pgconfig", "generate-code", "--connconfig", config_file, "--library", "psycopg")
     assert config["connection_settings"]["password"] not in finished.stdout
-    ran = subprocess.run([sys.executable, "-c", finished.stdout], capture_output=True, text=True)
+    ran = programs.run(code=finished.stdout, folder=Path("/"))
     assert "PostgreSQL" in ran.stdout, json.dumps(ran.stderr)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from .. import programs
 
 SETTINGS = """
 import os
@@ -80,15 +81,25 @@ def make(folder: Path, config: dict[str, Any]) -> None:
     (shop / "tests.py").write_text(TESTS)
 
 
+# What most of the programs import, as far as it can be imported without settings.
+IMPORTS = (
+    "django.core.management.commands.check",
+    "django.core.management.commands.migrate",
+    "django.db.models",
+    "django.test",
+    "django_pgmonkey.base",
+    "django_pgmonkey.middleware",
+)
+
+
 def run(project: Path, *arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
+    """Run *code* in the project, or ``python -m django`` with *arguments*, in a process of its own."""
     environ = {**os.environ, "DJANGO_SETTINGS_MODULE": "settings", "CONFIG": str(project / "config.yaml")}
-    if code:
-        (project / "program.py").write_text("import django\ndjango.setup()\n" + code)
-        command = [sys.executable, "-W", "error", "program.py"]
-    else:
-        command = [sys.executable, "-W", "error", "-m", "django", *arguments]
     environ["PYTHONPATH"] = str(project)
-    return subprocess.run(command, cwd=project, env=environ, capture_output=True, text=True, timeout=90)
+    if code:
+        (project / "program.py").write_text(code := "import django\ndjango.setup()\n" + code)
+        return programs.run(code=code, file="program.py", folder=project, environ=environ, imports=IMPORTS)
+    return programs.run(module="django", arguments=arguments, folder=project, environ=environ, imports=IMPORTS)
 
 
 def ok(finished: subprocess.CompletedProcess[str]) -> str:

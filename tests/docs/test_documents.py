@@ -13,6 +13,8 @@ import psycopg
 import pytest
 import yaml
 
+from .. import programs
+
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -43,14 +45,7 @@ def environ(config: dict[str, Any]) -> dict[str, str]:
 
 def run(folder: Path, environ: dict[str, str], code: str) -> str:
     (folder / "program.py").write_text(code)
-    finished = subprocess.run(
-        [sys.executable, "-W", "error", "program.py"],
-        cwd=folder,
-        env=environ,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    finished = programs.run(code=code, file="program.py", folder=folder, environ=environ)
     assert (finished.returncode, finished.stderr) == (0, ""), finished.stderr
     return finished.stdout
 
