@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from .conftest import App
 
 CUT = {
-    "flask": ["GET /slow?sleep=0.02&a=", "POST /write?status=201&a=", "GET /stream?rows=2000&a="],
-    "django": ["GET /slow?sleep=0.02&a=", "POST /write?status=201&a=", "GET /stream?rows=2000&a="],
+    "flask": ["GET /slow?sleep=0.02&a=", "POST /write?status=201&a=", "GET /stream?rows=500&a="],
+    "django": ["GET /slow?sleep=0.02&a=", "POST /write?status=201&a=", "GET /stream?rows=500&a="],
     "fastapi": [
         *("GET /slow?sleep=0.02&a=", "GET /slow-sync?sleep=0.02&a=", "POST /write?status=201&a="),
-        *("GET /stream?rows=2000&a=", "GET /bare?sleep=0.02&who="),
+        *("GET /stream?rows=500&a=", "GET /bare?sleep=0.02&who="),
     ],
 }
 
