@@ -396,7 +396,7 @@ def test_an_exhausted_pool_names_the_route(
     message = caplog.records[-1].getMessage()
     assert "1 of at most 1 in use, 0 waiting; held longest: 0." in message
     assert "borrowed for GET /orders/<int:number>, at " in message
-    assert "test_flask_requests.py:" in message
+    assert "test_requests.py:" in message
     assert "7" not in message.partition("borrowed for")[2].partition(", at")[0]
 
 
