@@ -240,7 +240,7 @@ async def test_notifications_do_not_make_an_idle_connection_suspect(config: dict
         assert connection.info.backend_pid == pid
 
 
-async def test_an_exhausted_pool_says_why(config: dict[str, Any]) -> None:
+async def test_an_exhausted_pool_names_who_holds_its_connections(config: dict[str, Any]) -> None:
     pool = await get({**config, "pool_settings": {"max_size": 1}, "async_pool_settings": {"max_size": 1}})
     async with pool:
         with pytest.raises(PoolTimeoutError) as caught:
@@ -248,7 +248,7 @@ async def test_an_exhausted_pool_says_why(config: dict[str, Any]) -> None:
     message = str(caught.value)
     assert "1 of at most 1 in use, 0 waiting" in message
     assert Path(__file__).name in message
-    assert "test_an_exhausted_pool_says_why" in message
+    assert "test_an_exhausted_pool_names_who_holds_its_connections" in message
     async with pool as connection:
         assert await value(connection, "SELECT 1") == 1
 
@@ -328,7 +328,7 @@ async def test_exit_stacks_and_wrapping_classes_exit_what_they_entered(
     assert rows(observer) == [1, 2, 3]
 
 
-async def test_an_exit_that_cannot_be_told_is_an_error(config: dict[str, Any]) -> None:
+async def test_an_exit_that_fits_several_blocks_is_an_error(config: dict[str, Any]) -> None:
     pool = await get(config)
 
     async def enter() -> Any:
@@ -358,7 +358,7 @@ async def test_a_closed_pool_says_so_and_lets_work_finish(
     assert pool.stats()["pool_size"] == 0
 
 
-async def test_settings_reach_the_server_in_no_round_trip_and_survive(config: dict[str, Any]) -> None:
+async def test_session_settings_cost_no_round_trip_and_survive_cleaning(config: dict[str, Any]) -> None:
     parameters = {
         "search_path": ["a b", "c\\d", "public"],
         "statement_timeout": "30s",
@@ -401,7 +401,7 @@ async def test_functions_of_the_pool_settings_are_called(config: dict[str, Any])
     assert calls == ["configure", "check", "reset"]
 
 
-async def test_closing_can_mean_giving_back(config: dict[str, Any]) -> None:
+async def test_close_returns_gives_back_instead_of_closing(config: dict[str, Any]) -> None:
     settings = {"close_returns": True, "max_size": 1}
     pool = await get({**config, "pool_settings": settings, "async_pool_settings": settings})
     lease = await pool.borrow()

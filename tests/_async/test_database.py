@@ -176,7 +176,7 @@ async def test_a_connection_block_is_a_transaction_of_its_own(database: AsyncDat
     assert rows(observer) == [2]
 
 
-async def test_two_databases_do_not_join_each_other(database: AsyncDatabase, config: dict[str, Any]) -> None:
+async def test_two_databases_have_transactions_of_their_own(database: AsyncDatabase, config: dict[str, Any]) -> None:
     other = AsyncDatabase(config)
     async with database.transaction():
         await database.execute("INSERT INTO t VALUES (1)")

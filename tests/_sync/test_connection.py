@@ -238,7 +238,7 @@ def test_notifications_do_not_make_an_idle_connection_suspect(config: dict[str, 
         assert connection.info.backend_pid == pid
 
 
-def test_an_exhausted_pool_says_why(config: dict[str, Any]) -> None:
+def test_an_exhausted_pool_names_who_holds_its_connections(config: dict[str, Any]) -> None:
     pool = get({**config, "pool_settings": {"max_size": 1}, "async_pool_settings": {"max_size": 1}})
     with pool:
         with pytest.raises(PoolTimeoutError) as caught:
@@ -246,7 +246,7 @@ def test_an_exhausted_pool_says_why(config: dict[str, Any]) -> None:
     message = str(caught.value)
     assert "1 of at most 1 in use, 0 waiting" in message
     assert Path(__file__).name in message
-    assert "test_an_exhausted_pool_says_why" in message
+    assert "test_an_exhausted_pool_names_who_holds_its_connections" in message
     with pool as connection:
         assert value(connection, "SELECT 1") == 1
 
@@ -326,7 +326,7 @@ def test_exit_stacks_and_wrapping_classes_exit_what_they_entered(
     assert rows(observer) == [1, 2, 3]
 
 
-def test_an_exit_that_cannot_be_told_is_an_error(config: dict[str, Any]) -> None:
+def test_an_exit_that_fits_several_blocks_is_an_error(config: dict[str, Any]) -> None:
     pool = get(config)
 
     def enter() -> Any:
@@ -356,7 +356,7 @@ def test_a_closed_pool_says_so_and_lets_work_finish(
     assert pool.stats()["pool_size"] == 0
 
 
-def test_settings_reach_the_server_in_no_round_trip_and_survive(config: dict[str, Any]) -> None:
+def test_session_settings_cost_no_round_trip_and_survive_cleaning(config: dict[str, Any]) -> None:
     parameters = {
         "search_path": ["a b", "c\\d", "public"],
         "statement_timeout": "30s",
@@ -399,7 +399,7 @@ def test_functions_of_the_pool_settings_are_called(config: dict[str, Any]) -> No
     assert calls == ["configure", "check", "reset"]
 
 
-def test_closing_can_mean_giving_back(config: dict[str, Any]) -> None:
+def test_close_returns_gives_back_instead_of_closing(config: dict[str, Any]) -> None:
     settings = {"close_returns": True, "max_size": 1}
     pool = get({**config, "pool_settings": settings, "async_pool_settings": settings})
     lease = pool.borrow()

@@ -178,7 +178,7 @@ def test_a_connection_block_is_a_transaction_of_its_own(database: Database, obse
     assert rows(observer) == [2]
 
 
-def test_two_databases_do_not_join_each_other(database: Database, config: dict[str, Any]) -> None:
+def test_two_databases_have_transactions_of_their_own(database: Database, config: dict[str, Any]) -> None:
     other = Database(config)
     with database.transaction():
         database.execute("INSERT INTO t VALUES (1)")

@@ -97,7 +97,7 @@ GOOD = yaml.safe_dump(
 
 @MANY
 @given(start=st.integers(0, len(GOOD)), length=st.integers(0, 12), put=st.text(max_size=8) | st.just("\t"))
-def test_any_slip_in_a_sound_configuration(start: int, length: int, put: str) -> None:
+def test_any_slip_in_a_valid_configuration(start: int, length: int, put: str) -> None:
     load(GOOD[:start] + put + GOOD[start + length :], resolve_env=True)
 
 

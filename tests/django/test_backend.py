@@ -49,7 +49,7 @@ def test_checks_that_fail(project: Path, extra: str, options: dict[str, Any], me
     assert "Traceback" not in finished.stderr
 
 
-def test_a_sound_project_has_nothing_to_check(project: Path) -> None:
+def test_a_valid_project_has_no_findings(project: Path) -> None:
     (project / "config.yaml").chmod(0o640)
     configure(project, sslmode="prefer", server_side_binding=True, pool={"max_size": 2})
     assert "no issues" in ok(run(project, "check", "--database", "default", "--fail-level", "WARNING"))
@@ -163,7 +163,7 @@ def test_persistent_connections_are_refused_in_the_words_of_django(project: Path
     assert "ImproperlyConfigured: Pooling doesn't support persistent connections." in finished.stderr
 
 
-def test_a_pool_that_is_exhausted_tells_who_has_what(project: Path, config: dict[str, Any]) -> None:
+def test_an_exhausted_pool_names_who_holds_its_connections(project: Path, config: dict[str, Any]) -> None:
     config["pool_settings"] = {"min_size": 1, "max_size": 1, "timeout": 0.05}
     (project / "config.yaml").write_text(yaml.safe_dump(config))
     code = """

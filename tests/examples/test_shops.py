@@ -91,14 +91,14 @@ def test_what_is_not_in_stock_is_refused_and_leaves_nothing(
         b'{"customer": "A", "lines": [{"product_id": 99999999999999999999, "quantity": 1}]}',
     ],
 )
-def test_nonsense_is_a_422(body: bytes, shop: httpx.Client, database: psycopg.Connection[Any]) -> None:
+def test_a_malformed_order_is_a_422(body: bytes, shop: httpx.Client, database: psycopg.Connection[Any]) -> None:
     answer = shop.post("/api/orders", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 422
     assert answer.json()["detail"]
     assert database.execute("SELECT count(*) FROM purchase").fetchone() == (0,)
 
 
-def test_what_is_missing_is_a_404(shop: httpx.Client) -> None:
+def test_an_unknown_order_is_a_404(shop: httpx.Client) -> None:
     assert shop.get("/orders/12345").status_code == 404
     assert shop.get("/api/orders/12345").status_code == 404
 

@@ -83,7 +83,9 @@ async def call(app: FastAPI, path: str, gone: asyncio.Event) -> list[dict[str, A
 
 
 @pytest.mark.parametrize("how", ["connection", "query", "sync-connection", "sync-query", "between", "after", "none"])
-async def test_a_client_that_leaves_is_not_worked_for(app: FastAPI, db: PGMonkey, observer: Observer, how: str) -> None:
+async def test_a_client_that_leaves_has_its_query_cancelled(
+    app: FastAPI, db: PGMonkey, observer: Observer, how: str
+) -> None:
     gone, errors = asyncio.Event(), []
 
     async def leave() -> None:

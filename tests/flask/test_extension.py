@@ -182,7 +182,7 @@ def test_an_exception_that_propagates_to_a_test_rolls_back(
         assert db.stats()["pool_available"] == 1
 
 
-def test_a_stream_outlives_the_view_and_gives_back_when_the_client_goes(
+def test_a_stream_outlives_the_view_and_gives_back_when_the_client_leaves(
     config: dict[str, Any], observer: Observer
 ) -> None:
     db = PGMonkey()

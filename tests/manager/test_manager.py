@@ -94,7 +94,7 @@ def test_clearing_closes_what_nobody_else_holds(config: dict[str, Any], backends
     wait_until(lambda: backends() == [])
 
 
-def test_who_let_go_and_asks_again_holds_again(config: dict[str, Any]) -> None:
+def test_a_manager_that_cleared_its_cache_holds_again_what_it_asks_for(config: dict[str, Any]) -> None:
     one, other = PGConnectionManager(), PGConnectionManager()
     pool = one.get_database_connection_from_dict(config, "pool")
     other.get_database_connection_from_dict(config, "pool")
