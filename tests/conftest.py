@@ -18,13 +18,16 @@ from psycopg import sql
 import pgmonkey
 from pgmonkey.embedded import Server
 
-from . import django_projects
+from .django import projects
 
 ROOT = Path(__file__).resolve().parent.parent
 ON_CI = bool(os.environ.get("CI"))
 # libpq's words for a port that nobody listens on. The others are those of a busy machine: psycopg polls before the
 # kernel has heard of the refusal, and libpq takes the connection for made and then for ended.
 REFUSED = "Connection refused|server closed the connection unexpectedly"
+# What drives commands, servers and projects from outside is run on the oldest and on the newest Python only.  What can
+# differ between them and on no other is how processes fork and end, garbage, event loops, threads and what calls cost.
+PROGRAMS = {"cli", "contract", "django", "docs", "examples", "seed", "test_embedded.py"}
 _SERVERS = "(?:flask|fastapi|django)(?:-sync|-gthread|-uvloop|-hypercorn)?"
 _numbers = itertools.count(1)
 _server: Server | None = None
@@ -44,6 +47,7 @@ class GivenServer(Server):
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every-python", action="store_true", help="leave out what need not run on every Python")
     faults = parser.getgroup("faults")
     faults.addoption("--faults", action="store_true", help="collect the fault suite too, which takes its time")
     faults.addoption("--short", action="store_true", help="keep the outages, the failovers and the soak short")
@@ -51,8 +55,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave the fault suite out unless it is asked for."""
-    return True if collection_path.name == "faults" and not config.getoption("--faults") else None
+    """Leave the fault suite out unless it is asked for, and with ``--every-python`` the programs."""
+    if collection_path.parent != ROOT / "tests":
+        return None
+    if collection_path.name == "faults" and not config.getoption("--faults"):
+        return True
+    return True if collection_path.name in PROGRAMS and config.getoption("--every-python") else None
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -168,7 +176,7 @@ def backends(observer: psycopg.Connection[Any]) -> Callable[[], list[tuple[int, 
 @pytest.fixture
 def project(config: dict[str, Any], tmp_path: Path) -> Path:
     """A folder with a Django project in it."""
-    django_projects.make(tmp_path, config)
+    projects.make(tmp_path, config)
     return tmp_path
 
 

@@ -19,9 +19,9 @@ import pytest
 
 from pgmonkey import AsyncDatabase, Database, PGConnectionManager
 
+from .configs import prepared
 from .conftest import ROOT
-from .django_projects import ok, run
-from .test_fast_async import prepared
+from .django.projects import ok, run
 
 pytestmark = pytest.mark.skipif(
     psycopg.pq.__impl__ == "python", reason="the limits are for psycopg in C: in Python it calls more"
@@ -59,7 +59,7 @@ LIMITS = {
 
 
 @pytest.mark.parametrize("name", LIMITS)
-def test_threads(name: str, config: dict[str, Any]) -> None:
+def test_calls_in_threads(name: str, config: dict[str, Any]) -> None:
     database = Database(prepared(config))
 
     def unit() -> None:
@@ -84,7 +84,7 @@ def test_threads(name: str, config: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", LIMITS)
-def test_tasks(name: str, config: dict[str, Any]) -> None:
+def test_calls_in_tasks(name: str, config: dict[str, Any]) -> None:
     database = AsyncDatabase(prepared(config))
 
     async def unit() -> None:
@@ -116,7 +116,7 @@ def test_tasks(name: str, config: dict[str, Any]) -> None:
     assert found <= LIMITS[name][1]
 
 
-def test_a_cached_connection(config_file: Any) -> None:
+def test_calls_for_a_cached_connection(config_file: Any) -> None:
     manager = PGConnectionManager()
     manager.get_database_connection(config_file, "pool")
     found = calls(lambda: manager.get_database_connection(config_file, "pool"))
@@ -124,7 +124,7 @@ def test_a_cached_connection(config_file: Any) -> None:
     assert found <= 18
 
 
-def test_a_borrow_of_django(project: Path) -> None:
+def test_calls_for_a_borrow_of_django(project: Path) -> None:
     code = f"""
 import sys
 from django.db import connections

@@ -1,8 +1,8 @@
 """Write the synchronous twin of every asynchronous source: ``python tools/twins.py``, or ``--check`` to only compare.
 
-A file in a folder ``_async`` is the source; its twin has the same name in the folder ``_sync`` beside it.  The pairs
-in BY_HAND are written by hand.  The check fails on a twin that is stale, on one whose source is gone, and on a rule
-that nothing uses.
+Every file in a folder ``_async`` is a source; its twin has the same name in the folder ``_sync`` beside it. The pairs
+in BY_HAND are written by hand. The check fails on a twin that is stale, on one that has no source, and on a rule or a
+pair by hand that nothing uses.
 """
 
 from __future__ import annotations
@@ -13,9 +13,14 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("pgmonkey",)
-BY_HAND = {"pgmonkey/_async/waiting.py", "pgmonkey/_async/watcher.py"}
-HEADER = "# Generated from ../_async/{source} by tools/twins.py: change that file, then run the tool.\n"
+FOLDERS = ("pgmonkey", "tests")
+BY_HAND = {
+    "pgmonkey/_async/__init__.py",
+    "pgmonkey/_async/waiting.py",
+    "pgmonkey/_async/watcher.py",
+    "tests/_async/concurrency.py",
+}
+HEADER = "# Generated from {source} by tools/twins.py: change that file, then run the tool.\n"
 
 RULES = {
     r"\basync (def|with|for)\b": r"\1",
@@ -67,26 +72,34 @@ def main(arguments: list[str]) -> int:
     """Write or check every twin; return the exit status."""
     problems: list[str] = []
     used: set[str] = set()
-    twins: set[Path] = set()
-    for folder in FOLDERS:
-        for source in sorted((ROOT / folder).rglob("_async/*.py")):
-            if source.name == "__init__.py" or source.relative_to(ROOT).as_posix() in BY_HAND:
-                continue
-            target = source.parent.with_name("_sync") / source.name
-            twins.add(target)
-            header = HEADER.format(source=source.name)
-            text = tidy(target, header + "\n" + twin(source.read_text(), used))
-            if "--check" not in arguments:
-                target.write_text(text)
-            elif not target.exists() or target.read_text() != text:
-                problems.append(f"{target.relative_to(ROOT)} is stale: run python tools/twins.py")
-    for folder in FOLDERS:
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            if path not in twins and path.read_text().startswith(HEADER[:15]):
-                problems.append(f"{path.relative_to(ROOT)} has no source any more: delete it")
+    twins: set[str] = set()
+    paired: set[str] = set()
+    for source in _python_files("_async"):
+        name = source.relative_to(ROOT).as_posix()
+        target = source.parents[1] / "_sync" / source.name
+        paired.add(target.relative_to(ROOT).as_posix())
+        if name in BY_HAND:
+            continue
+        twins.add(name)
+        text = tidy(target, HEADER.format(source=name) + "\n" + twin(source.read_text(), used))
+        if "--check" not in arguments:
+            target.parent.mkdir(exist_ok=True)
+            target.write_text(text)
+        elif not target.exists() or target.read_text() != text:
+            problems.append(f"{target.relative_to(ROOT)} is stale: run python tools/twins.py")
+    existing = {path.relative_to(ROOT).as_posix() for path in _python_files("_sync")}
+    problems += [f"{path} has no source: delete it" for path in sorted(existing - paired)]
+    for name in sorted(BY_HAND):
+        if not (ROOT / name).exists() or name.replace("/_async/", "/_sync/") not in existing:
+            problems.append(f"{name} is not a pair: correct BY_HAND")
     problems += [f"the rule {rule} is not used: delete it" for rule in RULES if rule not in used]
     print("\n".join(problems) or f"{len(twins)} twins are fresh")
     return 1 if problems else 0
+
+
+def _python_files(folder_name: str) -> list[Path]:
+    """Return the Python files in folders of that name."""
+    return sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob(f"{folder_name}/*.py"))
 
 
 if __name__ == "__main__":

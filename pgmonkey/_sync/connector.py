@@ -1,4 +1,4 @@
-# Generated from ../_async/connector.py by tools/twins.py: change that file, then run the tool.
+# Generated from pgmonkey/_async/connector.py by tools/twins.py: change that file, then run the tool.
 
 """Make the connections of a pool, with the credentials as they are now, within a deadline."""
 

@@ -1,4 +1,4 @@
-# Generated from ../_async/cursor.py by tools/twins.py: change that file, then run the tool.
+# Generated from pgmonkey/_async/cursor.py by tools/twins.py: change that file, then run the tool.
 
 """The cursors of lent connections: psycopg's, which take the short way where nothing unusual is asked for."""
 

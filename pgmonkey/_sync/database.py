@@ -1,4 +1,4 @@
-# Generated from ../_async/database.py by tools/twins.py: change that file, then run the tool.
+# Generated from pgmonkey/_async/database.py by tools/twins.py: change that file, then run the tool.
 
 """`Database`: the query methods, transactions and units of work that applications use."""
 

@@ -1,4 +1,4 @@
-# Generated from ../_async/fastpath.py by tools/twins.py: change that file, then run the tool.
+# Generated from pgmonkey/_async/fastpath.py by tools/twins.py: change that file, then run the tool.
 
 """The short way: execute a plan, alone on a connection borrowed for it or inside a transaction."""
 

@@ -1,4 +1,4 @@
-# Generated from ../_async/guard.py by tools/twins.py: change that file, then run the tool.
+# Generated from pgmonkey/_async/guard.py by tools/twins.py: change that file, then run the tool.
 
 """What a pooled connection does differently from psycopg's own while it waits for the server."""
 

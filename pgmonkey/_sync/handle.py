@@ -1,4 +1,4 @@
-# Generated from ../_async/handle.py by tools/twins.py: change that file, then run the tool.
+# Generated from pgmonkey/_async/handle.py by tools/twins.py: change that file, then run the tool.
 
 """The handle that `get_database_connection` returns: ``with handle as conn`` lends a connection."""
 

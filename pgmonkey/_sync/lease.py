@@ -1,4 +1,4 @@
-# Generated from ../_async/lease.py by tools/twins.py: change that file, then run the tool.
+# Generated from pgmonkey/_async/lease.py by tools/twins.py: change that file, then run the tool.
 
 """A lease: one connection in the hands of one borrower, given back exactly once and clean."""
 

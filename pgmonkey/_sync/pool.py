@@ -1,4 +1,4 @@
-# Generated from ../_async/pool.py by tools/twins.py: change that file, then run the tool.
+# Generated from pgmonkey/_async/pool.py by tools/twins.py: change that file, then run the tool.
 
 """The pool: borrowers wait here, and here connections are made.  `pgmonkey._pool.ledger` keeps the books.
 

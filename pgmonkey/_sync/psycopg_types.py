@@ -1,4 +1,4 @@
-# Generated from ../_async/psycopg_types.py by tools/twins.py: change that file, then run the tool.
+# Generated from pgmonkey/_async/psycopg_types.py by tools/twins.py: change that file, then run the tool.
 
 """psycopg's types where the kind of rows does not matter."""
 

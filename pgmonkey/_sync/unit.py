@@ -1,4 +1,4 @@
-# Generated from ../_async/unit.py by tools/twins.py: change that file, then run the tool.
+# Generated from pgmonkey/_async/unit.py by tools/twins.py: change that file, then run the tool.
 
 """A unit of work: what a request, or a transaction block, does on one connection, committed or rolled back as one."""
 

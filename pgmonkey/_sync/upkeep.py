@@ -1,4 +1,4 @@
-# Generated from ../_async/upkeep.py by tools/twins.py: change that file, then run the tool.
+# Generated from pgmonkey/_async/upkeep.py by tools/twins.py: change that file, then run the tool.
 
 """What a pool does in the background: fill up, close what is old, report failures and leaks."""
 

@@ -190,7 +190,7 @@ def app_elsewhere(served_otherwise: App) -> App:
     return _fresh(served_otherwise)
 
 
-@pytest.fixture(params=FRAMEWORKS)
+@pytest.fixture(scope="session", params=FRAMEWORKS)
 def small_app(request: pytest.FixtureRequest, server: Server) -> Iterator[App]:
     """The application of each framework with a pool of two that may be waited for one second."""
     pool = {"min_size": 1, "max_size": 2, "timeout": 1}

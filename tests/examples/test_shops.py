@@ -1,9 +1,10 @@
-"""The same order desk three times over one database."""
+"""The same order desk three times over one database, by HTTP and in a real browser."""
 
 from __future__ import annotations
 
 import csv
 import io
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,20 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import psycopg
 import pytest
+from playwright.sync_api import Browser, expect, sync_playwright
+
+from ..conftest import ON_CI
 
 if TYPE_CHECKING:
     from .conftest import Demo
 
 SHOPS = ("Flask", "FastAPI", "Django")
 COFFEE, TEAPOT, MUG, UMBRELLA = 1, 2, 3, 4
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+]
 STOCK = {COFFEE: 1000, TEAPOT: 25, MUG: 500, UMBRELLA: 1}
 
 
@@ -82,14 +91,14 @@ def test_what_is_not_in_stock_is_refused_and_leaves_nothing(
         b'{"customer": "A", "lines": [{"product_id": 99999999999999999999, "quantity": 1}]}',
     ],
 )
-def test_nonsense_is_a_422(body: bytes, shop: httpx.Client, database: psycopg.Connection[Any]) -> None:
+def test_a_malformed_order_is_a_422(body: bytes, shop: httpx.Client, database: psycopg.Connection[Any]) -> None:
     answer = shop.post("/api/orders", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 422
     assert answer.json()["detail"]
     assert database.execute("SELECT count(*) FROM purchase").fetchone() == (0,)
 
 
-def test_what_is_missing_is_a_404(shop: httpx.Client) -> None:
+def test_an_unknown_order_is_a_404(shop: httpx.Client) -> None:
     assert shop.get("/orders/12345").status_code == 404
     assert shop.get("/api/orders/12345").status_code == 404
 
@@ -130,3 +139,41 @@ def test_the_last_umbrella_is_sold_once(demo: Demo, database: psycopg.Connection
     assert sorted(set(statuses)) == [201, 409]
     assert statuses.count(201) == 1
     assert database.execute("SELECT count(*) FROM purchase").fetchone() == (1,)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None and not ON_CI:
+        pytest.skip("no Chromium here; Debian: apt install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+def test_an_order_placed_on_each_shop_is_seen_on_the_other_two(browser: Browser, demo: Demo) -> None:
+    with psycopg.connect(demo.dsn, autocommit=True) as connection:
+        connection.execute("TRUNCATE purchase, line RESTART IDENTITY")
+    page = browser.new_page()
+    errors: list[Any] = []
+    page.on("pageerror", lambda error: errors.append(error))
+    for shop, url in demo.urls.items():
+        page.goto(url)
+        expect(page.get_by_text(f"served by {shop}")).to_be_visible()
+        page.get_by_label("Mug").fill("2")
+        page.get_by_label("Your name").fill(f"Customer of {shop}")
+        page.get_by_role("button", name="Place the order").click()
+        expect(page.get_by_role("heading", name="Order ")).to_be_visible()
+        expect(page.get_by_role("row", name="Total")).to_contain_text("24.00")
+        number = page.url.rpartition("/")[2]
+        for other in demo.urls.values():
+            page.goto(other)
+            expect(page.get_by_role("row", name=f"Customer of {shop}")).to_contain_text("24.00")
+            page.get_by_role("link", name=number, exact=True).click()
+            expect(page.get_by_text(f"For Customer of {shop}, placed")).to_be_visible()
+    page.goto(demo.urls["Flask"])
+    page.get_by_label("Last umbrella").fill("9")
+    page.get_by_label("Your name").fill("Somebody")
+    page.get_by_role("button", name="Place the order").click()
+    expect(page.get_by_role("alert")).to_contain_text("There are not 9 of product 4 left.")
+    assert errors == []

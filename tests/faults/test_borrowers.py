@@ -200,4 +200,4 @@ async def test_tables_that_change_under_a_warm_pool(
         await asyncio.gather(*(async_fetch() for _ in range(20)))
     assert failed == []
     await async_database.close()
-    figure("ALTER TABLE under a warm pool: added, retyped, dropped", f"{len(failed)} of {2 * calls} verbs fail")
+    figure("ALTER TABLE under a warm pool: added, retyped, dropped", f"{len(failed)} of {2 * calls} queries fail")

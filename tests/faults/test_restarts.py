@@ -32,8 +32,8 @@ def requests(request: pytest.FixtureRequest, config: dict[str, Any]) -> Iterator
 class Requests:
     """Requests one after another, over a pool of threads' or tasks' connections that is full and idle."""
 
-    def __init__(self, colour: str, config: dict[str, Any]) -> None:
-        self.colour = colour
+    def __init__(self, kind: str, config: dict[str, Any]) -> None:
+        self.kind = kind
         self._database = Database(config)
         self._async = AsyncDatabase(config)
         self._loop = asyncio.new_event_loop()
@@ -49,12 +49,12 @@ class Requests:
         self._loop.close()
 
     def request(self) -> Any:
-        if self.colour == "sync":
+        if self.kind == "sync":
             return self._database.fetch_value("SELECT 1")
         return self._loop.run_until_complete(self._async.fetch_value("SELECT 1"))
 
     def stats(self) -> dict[str, int]:
-        if self.colour == "sync":
+        if self.kind == "sync":
             return self._database.stats()
         self._loop.run_until_complete(asyncio.sleep(0.002))
         return self._async.stats()
@@ -93,7 +93,7 @@ def test_an_idle_pool_serves_the_next_request(
     assert failed == 0
     assert first < 0.1
     row = "Server restarted (fast, immediate), all backends terminated, idle timeout; 8 idle connections"
-    figure(row, f"{fault}, {requests.colour}: {failed} of 100 fail, first answer after {first * 1000:.0f} ms")
+    figure(row, f"{fault}, {requests.kind}: {failed} of 100 fail, first answer after {first * 1000:.0f} ms")
 
 
 def test_liveness_costs_no_round_trip(proxied: dict[str, Any], proxy: FaultProxy, figure: Figure) -> None:
@@ -135,7 +135,7 @@ def test_a_server_that_is_away(
     assert full < 1
     figure(
         f"Server away for {away} s, then back",
-        f"{requests.colour}: slowest refusal {slowest * 1000:.0f} ms, in the server's words; "
+        f"{requests.kind}: slowest refusal {slowest * 1000:.0f} ms, in the server's words; "
         f"first success after {first * 1000:.0f} ms, full size after {full * 1000:.0f} ms",
     )
 

@@ -32,7 +32,7 @@ def test_soak(
     request: pytest.FixtureRequest,
 ) -> None:
     short = request.config.getoption("--short")
-    seconds, growth = (90, 1.1) if short else (600, 1.02)
+    seconds, growth = (45, 1.1) if short else (600, 1.02)
     proxied["connection_settings"]["command_timeout"] = 3
     journal = tmp_path / "journal"
     with (tmp_path / "errors").open("w") as errors:
@@ -111,7 +111,7 @@ def test_soak(
     assert after["descriptors"] == before["descriptors"]
     assert after["memory"] < before["memory"] * growth
     figure(
-        f"{'90-second' if short else '10-minute'} soak with faults at random",
+        f"{'45-second' if short else '10-minute'} soak with faults at random",
         f"{len(faults)} faults, {after['failures']} writes refused, {len(acknowledged)} acknowledged, "
         f"{len(acknowledged - rows)} lost; threads {before['threads']} → {after['threads']}, "
         f"descriptors {before['descriptors']} → {after['descriptors']}, "

@@ -13,6 +13,8 @@ import psycopg
 import pytest
 import yaml
 
+from .. import programs
+
 RECIPES = Path(__file__).parent / "recipes"
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -39,16 +41,15 @@ def run(folder: Path) -> Run:
             code = (RECIPES / recipe).read_text().replace("/path/to/config.yaml", str(folder / "config.yaml")) + code
         # FastAPI itself deprecates the on_event() of the seed's recipe.
         quiet = "import warnings\nwarnings.filterwarnings('ignore', r'\\s*on_event is deprecated')\n"
-        arguments = ["-c", quiet + before + code] if code else ["-m", *command.split()]
         environ = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-        return subprocess.run(
-            [sys.executable, "-W", "error", *arguments],
-            cwd=folder,
-            env={**environ, **(env or {})},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        environ |= env or {}
+        if before:  # which is not before anything in a process that has imported pgmonkey
+            command_line = [sys.executable, "-W", "error", "-c", before + code]
+            return subprocess.run(command_line, cwd=folder, env=environ, capture_output=True, text=True, timeout=60)
+        if code:
+            return programs.run(code=quiet + code, folder=folder, environ=environ)
+        module, *arguments = command.split()
+        return programs.run(module=module, arguments=arguments, folder=folder, environ=environ)
 
     return run
 

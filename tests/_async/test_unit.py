@@ -1,0 +1,314 @@
+"""Units of work, retries and session values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import IsolationLevel
+from psycopg.errors import DeadlockDetected, SerializationFailure
+
+from pgmonkey import AsyncDatabase, CancelledUnitError, PoolTimeoutError
+from pgmonkey._driver import prepared as bookkeeping
+
+Observer = psycopg.Connection[Any]
+
+DEADLOCK = "DO $$ BEGIN RAISE EXCEPTION 'deadlock' USING ERRCODE = '40P01'; END $$"
+
+
+@pytest.fixture
+def database(config: dict[str, Any], observer: Observer) -> AsyncDatabase:
+    observer.execute("CREATE TABLE t (a int)")
+    return AsyncDatabase(config)
+
+
+def rows(observer: Observer) -> list[int]:
+    return [row[0] for row in observer.execute("SELECT a FROM t ORDER BY a").fetchall()]
+
+
+async def test_a_commit_stands_when_the_session_cannot_be_cleaned(
+    database: AsyncDatabase, observer: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bookkeeping, "_CLEAN", b"SELECT 1 / 0")
+    async with database.transaction() as connection:
+        pid = connection.info.backend_pid
+        await connection.execute("SET work_mem = '1MB'")
+        await connection.execute("INSERT INTO t VALUES (1)")
+    assert rows(observer) == [1]
+    assert await database.fetch_value("SELECT pg_backend_pid()") != pid
+    await database.close()
+
+
+async def test_a_transaction_that_begins_a_unit_of_work_does_not_end_it(
+    database: AsyncDatabase, observer: Observer
+) -> None:
+    unit = database.begin()
+    async with database.transaction():
+        await database.execute("INSERT INTO t VALUES (1)")
+    assert rows(observer) == []
+    await unit.finish(ZeroDivisionError())
+    assert rows(observer) == []
+
+
+async def test_psycopgs_transaction_block_does_not_end_a_unit_of_work(
+    database: AsyncDatabase, observer: Observer
+) -> None:
+    unit = database.begin()
+    connection = await unit.connection()
+    async with connection.transaction():
+        await connection.execute("INSERT INTO t VALUES (1)")
+    with pytest.raises(ZeroDivisionError):
+        async with connection.transaction("named"):
+            await connection.execute("INSERT INTO t VALUES (2)")
+            raise ZeroDivisionError
+    async with connection.transaction(force_rollback=True):
+        await connection.execute("INSERT INTO t VALUES (3)")
+    assert rows(observer) == []
+    await unit.finish()
+    assert rows(observer) == [1]
+
+
+async def test_after_a_unit_of_work_psycopgs_transaction_block_commits_again(
+    database: AsyncDatabase, observer: Observer
+) -> None:
+    async with database.unit_of_work() as unit:
+        await unit.connection()
+    async with database.connection() as connection:
+        async with connection.transaction():
+            await connection.execute("INSERT INTO t VALUES (1)")
+        assert rows(observer) == [1]
+
+
+async def test_a_unit_of_work_takes_a_mode_until_it_begins(database: AsyncDatabase) -> None:
+    async with database.unit_of_work() as unit:
+        async with database.transaction(isolation="serializable", read_only=True):
+            assert await database.fetch_value("SHOW transaction_isolation") == "serializable"
+        assert await database.fetch_value("SHOW transaction_read_only") == "on"
+    async with database.unit_of_work() as unit:
+        await unit.connection()
+        async with database.transaction(isolation=IsolationLevel.REPEATABLE_READ):
+            assert await database.fetch_value("SHOW transaction_isolation") == "repeatable read"
+    unit = database.begin(isolation="serializable", read_only=True, deferrable=True)
+    assert await database.fetch_value("SHOW transaction_deferrable") == "on"
+    await unit.finish()
+    assert await database.fetch_value("SHOW transaction_isolation") == "read committed"
+
+
+async def test_a_unit_of_work_goes_on_after_a_roll_back(database: AsyncDatabase, observer: Observer) -> None:
+    async with database.unit_of_work() as unit:
+        await database.execute("INSERT INTO t VALUES (1)")
+        with pytest.raises(psycopg.errors.UndefinedTable) as caught:
+            await database.execute("SELECT * FROM missing")
+        await unit.roll_back(caught.value)
+        assert not unit.borrowed
+        await database.execute("INSERT INTO t VALUES (2)")
+    assert rows(observer) == [2]
+
+
+async def test_a_cancelled_unit_of_work_refuses_all_that_follows(database: AsyncDatabase, observer: Observer) -> None:
+    unit = database.begin()
+    await database.execute("INSERT INTO t VALUES (1)")
+    await unit.cancel("the client is gone")
+    assert database.stats()["pool_available"] == 1
+    with pytest.raises(CancelledUnitError, match="the client is gone"):
+        await database.execute("INSERT INTO t VALUES (2)")
+    with pytest.raises(CancelledUnitError):
+        async with database.transaction():
+            pass
+    with pytest.raises(CancelledUnitError):
+        await unit.finish()
+    assert rows(observer) == []
+    await database.execute("INSERT INTO t VALUES (3)")
+    assert rows(observer) == [3]
+
+
+async def test_a_unit_of_work_cancelled_before_it_borrowed(database: AsyncDatabase) -> None:
+    async with database.unit_of_work() as unit:
+        await unit.cancel("the client is gone")
+        with pytest.raises(CancelledUnitError):
+            await database.fetch_value("SELECT 1")
+        await unit.finish(ZeroDivisionError())
+    assert database.stats() == {}
+
+
+async def test_a_pool_timeout_names_who_borrowed(config: dict[str, Any]) -> None:
+    config["pool_settings"] = config["async_pool_settings"] = {"max_size": 1, "timeout": 0.01}
+    database = AsyncDatabase(config)
+    unit = database.begin(label=lambda: "GET /slow")
+    await unit.connection()
+    with pytest.raises(
+        PoolTimeoutError, match=r"borrowed for GET /slow, at .*test_unit\w*\.py:\d+ \(test_a_pool_timeout"
+    ):
+        async with database.connection():
+            pass
+    with pytest.raises(PoolTimeoutError, match=r"within 0\.02 s"):
+        async with database.connection(timeout=0.02):
+            pass
+    await unit.finish()
+
+
+async def test_on_borrow_is_called_once_a_borrow(database: AsyncDatabase) -> None:
+    told: list[int] = []
+    unit = database.begin(on_borrow=lambda: told.append(1))
+    assert told == []
+    await database.fetch_value("SELECT 1")
+    await database.fetch_value("SELECT 1")
+    assert told == [1]
+    await unit.finish()
+
+
+# -- retries ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_transaction_that_cannot_be_serialised_is_tried_again(
+    database: AsyncDatabase, observer: Observer
+) -> None:
+    observer.execute("INSERT INTO t VALUES (0)")
+    tries: list[int] = []
+
+    async def add_one() -> str:
+        tries.append(await database.fetch_value("SELECT a FROM t"))
+        if len(tries) < 3:
+            observer.execute("UPDATE t SET a = a + 10")
+        await database.execute("UPDATE t SET a = %s", [tries[-1] + 1])
+        return "done"
+
+    assert await database.retry(add_one, isolation="repeatable read") == "done"
+    assert tries == [0, 10, 20]
+    assert rows(observer) == [21]
+
+
+async def test_a_transaction_whose_commit_fails_is_tried_again(database: AsyncDatabase, observer: Observer) -> None:
+    observer.execute("CREATE SEQUENCE s")
+    observer.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " IF nextval('s') < 3 THEN RAISE EXCEPTION 'not yet' USING ERRCODE = '40001'; END IF; RETURN NULL; END $$"
+    )
+    observer.execute(
+        "CREATE CONSTRAINT TRIGGER c AFTER INSERT ON t DEFERRABLE INITIALLY DEFERRED"
+        " FOR EACH ROW EXECUTE FUNCTION refuse()"
+    )
+
+    async def insert() -> int:
+        return await database.execute("INSERT INTO t VALUES (1)")
+
+    assert await database.retry(insert) == 1
+    assert rows(observer) == [1]
+    assert observer.execute("SELECT last_value FROM s").fetchone() == (3,)
+
+
+async def test_retries_end_after_the_given_attempts(database: AsyncDatabase, observer: Observer) -> None:
+    tries: list[int] = []
+
+    async def fail() -> None:
+        tries.append(1)
+        await database.execute("INSERT INTO t VALUES (1)")
+        await database.execute(DEADLOCK)
+
+    with pytest.raises(DeadlockDetected):
+        await database.retry(fail, attempts=3)
+    assert len(tries) == 3
+    assert rows(observer) == []
+    stats = database.stats()
+    assert stats["pool_available"] == stats["pool_size"] == 1
+
+
+async def test_other_errors_are_not_retried(database: AsyncDatabase) -> None:
+    tries: list[int] = []
+
+    async def fail() -> None:
+        tries.append(1)
+        await database.execute("SELECT 1 / 0")
+
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        await database.retry(fail)
+    assert len(tries) == 1
+
+
+async def test_a_retry_in_a_transaction_that_has_begun_is_refused(database: AsyncDatabase, observer: Observer) -> None:
+    async def insert() -> int:
+        return await database.execute("INSERT INTO t VALUES (1)")
+
+    unit = database.begin()
+    assert await database.retry(insert) == 1
+    assert rows(observer) == [1], "committed by itself"
+    await database.execute("INSERT INTO t VALUES (2)")
+    with pytest.raises(psycopg.ProgrammingError, match="call it first"):
+        await database.retry(insert)
+    await unit.finish(SerializationFailure())
+    assert rows(observer) == [1]
+
+
+# -- session values ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tenant(config: dict[str, Any], observer: Observer, dbname: str) -> Iterator[dict[str, Any]]:
+    """The values that the next transaction gets, for a table whose rows only their tenant sees."""
+    observer.execute("CREATE TABLE notes (tenant int, note text)")
+    observer.execute("INSERT INTO notes VALUES (1, 'one'), (2, 'two')")
+    observer.execute("ALTER TABLE notes ENABLE ROW LEVEL SECURITY")
+    observer.execute(
+        "CREATE POLICY own ON notes USING (tenant = nullif(current_setting('app.tenant', true), '')::int)"
+        " WITH CHECK (tenant = nullif(current_setting('app.tenant', true), '')::int)"
+    )
+    observer.execute("ALTER TABLE notes FORCE ROW LEVEL SECURITY")
+    observer.execute(f"CREATE ROLE member_{dbname}; GRANT ALL ON notes TO member_{dbname}".encode())
+    config["sync_settings"] = config["async_settings"] = {"role": f"member_{dbname}"}
+    yield {}
+    observer.execute(f"DROP OWNED BY member_{dbname}; DROP ROLE member_{dbname}".encode())
+
+
+async def test_session_values_hold_wherever_a_statement_runs(config: dict[str, Any], tenant: dict[str, Any]) -> None:
+    config["pool_settings"] = config["async_pool_settings"] = {"max_size": 2}
+    database = AsyncDatabase(config, session_values=lambda: tenant)
+    query = "SELECT note FROM notes"
+    assert await database.fetch_all(query) == []
+    for tenant["app.tenant"], note in ((1, "one"), (2, "two"), (None, None)):
+        seen = [(note,)] if note else []
+        assert await database.fetch_all(query) == seen
+        async with database.transaction():
+            assert await database.fetch_all(query) == seen
+        async with database.unit_of_work() as unit:
+            connection = await unit.connection()
+            cursor = await connection.execute(query)
+            assert await cursor.fetchall() == seen
+        async with database.connection() as connection:
+            cursor = await connection.execute(query)
+            assert await cursor.fetchall() == seen
+        assert [row async for row in database.stream(query)] == seen
+    tenant["app.tenant"] = 1
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        await database.execute("INSERT INTO notes VALUES (2, 'not mine')")
+    assert await database.execute("INSERT INTO notes VALUES (1, 'mine')") == 1
+
+
+async def test_session_values_of_a_stream_are_those_of_the_call(config: dict[str, Any], tenant: dict[str, Any]) -> None:
+    database = AsyncDatabase(config, session_values=lambda: dict(tenant))
+    tenant["app.tenant"] = 1
+    stream = database.stream("SELECT note FROM notes")
+    tenant.clear()
+    assert [row async for row in stream] == [("one",)]
+
+
+async def test_session_values_cannot_inject(config: dict[str, Any], tenant: dict[str, Any]) -> None:
+    database = AsyncDatabase(config, session_values=lambda: tenant)
+    tenant["app.tenant"] = "1'); DROP TABLE notes; --"
+    assert await database.fetch_value("SELECT current_setting('app.tenant')") == tenant["app.tenant"]
+    tenant.clear()
+    tenant["app.tenant', '1', true); --"] = 1
+    with pytest.raises(psycopg.Error):
+        await database.fetch_value("SELECT 1")
+
+
+async def test_a_connection_that_was_cancelled_says_so(config: dict[str, Any]) -> None:
+    database = AsyncDatabase(config)
+    unit = database.begin()
+    connection = await unit.connection()
+    await connection.execute("SELECT 1")
+    await unit.cancel("the client is gone")
+    with pytest.raises(CancelledUnitError, match="the client is gone"):
+        await connection.execute("SELECT 1")
+    await database.close()

@@ -1,0 +1,210 @@
+# Generated from tests/_async/test_client_cursor.py by tools/twins.py: change that file, then run the tool.
+
+"""Client-side cursors, `commit` and autocommit of lent connections: as psycopg's, in fewer round trips."""
+
+from __future__ import annotations
+
+import datetime as dt
+from decimal import Decimal
+from functools import partial
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import ClientCursor, RawCursor, pq
+from psycopg.pq import TransactionStatus
+from psycopg.rows import dict_row
+
+from pgmonkey import Database
+from pgmonkey._async import cursor as cursors
+from pgmonkey._async import fastpath as fast
+
+from ..configs import prepared, proxied
+from ..faults.proxy import FaultProxy
+from .concurrency import run_to_end
+from .test_fast_path import Hits, Observer
+
+
+@pytest.fixture
+def fast_path_hits(monkeypatch: pytest.MonkeyPatch) -> Hits:
+    """A function that returns how many statements took the fast path so far."""
+    taken = 0
+    usual = fast.execute_text
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal taken
+        taken += 1
+        return usual(*arguments)
+
+    monkeypatch.setattr(cursors, "execute_text", counted)
+    return lambda: taken
+
+
+def with_client_cursors(config: dict[str, Any]) -> dict[str, Any]:
+    through = prepared(config)
+    for kind in ("pool_settings", "async_pool_settings"):
+        through[kind]["kwargs"] = {"cursor_factory": ClientCursor}
+    return through
+
+
+CASES: list[tuple[str, Any]] = [
+    ("SELECT %s, %s::text, 'a;b' || %s", (1, "x;y", "z")),
+    ("SELECT %s AS a, %s AS b, %s AS c", (Decimal("1.50"), dt.datetime(2026, 1, 2, 3, 4), [1, 2])),
+    ("SELECT %(a)s + %(a)s", {"a": 2}),
+    ("SELECT 5 %% 3", ()),
+    ("SELECT 5 % 3", None),
+    ("VALUES (1, NULL), (2, 'b')", None),
+    ("SELECT 1 / %s", (0,)),
+    ("SELECT nothing FROM nowhere", None),
+    ("SELECT %s", ()),
+    ("SELECT 1; SELECT 2", None),
+    ("INSERT INTO t VALUES (%s) RETURNING a", (1,)),
+    ("INSERT INTO t VALUES (%s)", ("no number",)),
+    ("UPDATE t SET a = %s WHERE false", (2,)),
+    ("SELECT a FROM t ORDER BY a", None),
+    ("", None),
+]
+
+
+def seen(connection: Any, query: str, params: Any) -> Any:
+    """Return all that a program can see of what *connection* makes of *query*."""
+    cursor = connection.execute(query, params)
+    described = None if cursor.description is None else [(c.name, c.type_code) for c in cursor.description]
+    rows = None if described is None else cursor.fetchall()
+    return rows, described, cursor.rowcount, cursor.statusmessage, cursor._query.query, cursor.nextset()
+
+
+def told(result: Any) -> Any:
+    if isinstance(result, psycopg.Error):
+        return type(result), str(result), result.sqlstate, result.diag.statement_position
+    return repr(result)
+
+
+@pytest.mark.parametrize("autocommit", [True, False])
+def test_results_and_errors_are_psycopgs(
+    autocommit: bool, config: dict[str, Any], observer: Observer, fast_path_hits: Hits
+) -> None:
+    observer.execute("CREATE TABLE t (a int)")
+    database = Database(with_client_cursors(config))
+    arguments: Any = {**config["connection_settings"], "cursor_factory": ClientCursor, "autocommit": autocommit}
+    peer = psycopg.Connection.connect(**arguments)
+    with database.connection() as connection:
+        connection.set_autocommit(autocommit)
+        assert type(connection.cursor()).__name__ == "ClientCursor"
+        assert connection.cursor_factory is ClientCursor
+        for case in CASES:
+            mine = run_to_end(partial(seen, connection, *case))
+            observer.execute("TRUNCATE t") if autocommit else connection.rollback()
+            theirs = run_to_end(partial(seen, peer, *case))
+            observer.execute("TRUNCATE t") if autocommit else peer.rollback()
+            assert told(mine) == told(theirs), case
+            assert connection.pgconn.pipeline_status == pq.PipelineStatus.OFF
+    peer.close()
+    assert fast_path_hits() == len(CASES) - 4  # not what has semicolons, or nothing, in it, or no parameters for it
+    database.close()
+
+
+def test_round_trips(config: dict[str, Any], observer: Observer) -> None:
+    observer.execute("CREATE TABLE t (a int)")
+    connect = config["connection_settings"]
+    with FaultProxy(connect["host"], int(connect["port"])) as proxy:
+        settings = proxied(with_client_cursors(config), proxy)
+        settings["pool_settings"] = with_client_cursors(config)["pool_settings"]
+        settings["async_pool_settings"] = with_client_cursors(config)["async_pool_settings"]
+        database = Database(settings)
+        with database.connection() as connection:
+            connection.execute("SELECT 1")
+            connection.commit()
+            before = proxy.round_trips
+            connection.execute("INSERT INTO t VALUES (%s)", [1])
+            assert connection.info.transaction_status == TransactionStatus.INTRANS
+            assert proxy.round_trips - before == 1
+            connection.execute("INSERT INTO t VALUES (%s)", [2])
+            connection.commit()
+            assert proxy.round_trips - before == 3
+            connection.commit()
+            connection.set_autocommit(True)
+            assert proxy.round_trips - before == 3
+            connection.execute("INSERT INTO t VALUES (%s)", [3])
+            assert observer.execute("SELECT count(*) FROM t").fetchone() == (3,)
+            connection.set_autocommit(False)
+            connection.execute("INSERT INTO t VALUES (%s)", [4])
+            with pytest.raises(psycopg.ProgrammingError):
+                connection.set_autocommit(True)
+            connection.rollback()
+        assert observer.execute("SELECT count(*) FROM t").fetchone() == (3,)
+        database.close()
+
+
+def test_commit_does_what_psycopgs_does(config: dict[str, Any], observer: Observer) -> None:
+    observer.execute("CREATE TABLE t (a int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+    database = Database(prepared(config))
+    with database.connection() as connection:
+        connection.execute("INSERT INTO t VALUES (1), (1)")
+        with pytest.raises(psycopg.errors.UniqueViolation):
+            connection.commit()
+        assert connection.info.transaction_status == TransactionStatus.IDLE
+        with connection.transaction():
+            with pytest.raises(psycopg.ProgrammingError, match="forbidden"):
+                connection.commit()
+        connection.execute("INSERT INTO t VALUES (2)")
+        connection.commit()
+        connection.execute("INSERT INTO t VALUES (3)")
+        with connection.pipeline():
+            connection.commit()
+        connection.tpc_begin("pgmonkey")
+        with pytest.raises(psycopg.ProgrammingError):
+            connection.commit()
+        connection.tpc_rollback()
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            connection.execute("SELECT 1 / 0")
+        connection.commit()  # which rolls back, as psycopg's does
+        connection.close()
+        with pytest.raises(psycopg.OperationalError):
+            connection.commit()
+    assert observer.execute("SELECT a FROM t ORDER BY a").fetchall() == [(2,), (3,)]
+    database.close()
+
+
+def test_cursors_of_other_classes(config: dict[str, Any], observer: Observer, fast_path_hits: Hits) -> None:
+    class Mine(ClientCursor[Any]):
+        """Somebody's own."""
+
+        def execute(self, query: Any, *arguments: Any, **options: Any) -> Any:
+            return super().execute(b"SELECT 42", *arguments, **options)
+
+    class Plain(ClientCursor[Any]):
+        """Somebody's own, which executes as psycopg's do."""
+
+    database = Database(prepared(config), row_factory=dict_row)
+    with database.connection() as lent:
+        connection: Any = lent
+        connection.cursor_factory = Mine
+        row: Any = (connection.execute("SELECT 1 AS a")).fetchone()
+        assert row == {"?column?": 42}
+        connection.cursor_factory = RawCursor
+        for _ in range(3):
+            row = (connection.execute("SELECT $1::int AS a", [7])).fetchone()
+            assert row == {"a": 7}
+        assert fast_path_hits() == 0
+        connection.cursor_factory = Plain
+        cursor = connection.cursor()
+        assert isinstance(cursor, Plain)
+        cursor.execute("SELECT %s AS a", [8])
+        assert cursor.fetchone() == {"a": 8}
+        assert fast_path_hits() == 1
+        cursor.close()
+        failure = run_to_end(partial(cursor.execute, "SELECT 1"))
+        assert isinstance(failure, psycopg.InterfaceError)
+    database.close()
+
+
+def test_what_they_leave_in_the_session_is_cleaned(config: dict[str, Any], observer: Observer) -> None:
+    observer.execute(
+        "CREATE FUNCTION tenant(id text) RETURNS text LANGUAGE sql AS $$ SELECT set_config('app.tenant', id, false) $$"
+    )
+    database = Database(with_client_cursors(config))
+    with database.connection() as connection:
+        connection.execute("SELECT tenant(%s)", ["mine"])
+    assert database.fetch_value("SELECT current_setting('app.tenant', true)") in (None, "")
+    database.close()

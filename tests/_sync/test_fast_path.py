@@ -1,0 +1,296 @@
+# Generated from tests/_async/test_fast_path.py by tools/twins.py: change that file, then run the tool.
+
+"""The fast path for prepared statements gives what psycopg gives."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from psycopg import Connection, sql
+from psycopg.rows import args_row, class_row, dict_row, kwargs_row, namedtuple_row, scalar_row
+
+from pgmonkey import CommandTimeoutError, Database
+from pgmonkey._async import fastpath as fast
+from pgmonkey._driver.plan import MISS
+
+from ..configs import prepared
+from ..values import VALUES, first_row, outcome, small, texts
+from .concurrency import run_to_end
+
+Observer = psycopg.Connection[Any]
+Hits = Callable[[], int]
+
+
+@pytest.fixture
+def fast_path_hits(monkeypatch: pytest.MonkeyPatch) -> Hits:
+    """A function that returns how many statements took the fast path so far; the path itself is unchanged."""
+    taken = 0
+    usual = fast.FastPath.run
+
+    def counted(self: Any, *arguments: Any) -> Any:
+        nonlocal taken
+        result = None
+        try:
+            result = usual(self, *arguments)
+        finally:
+            taken += result is not MISS
+        return result
+
+    monkeypatch.setattr(fast.FastPath, "run", counted)
+    return lambda: taken
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_every_built_in_type(name: str, config: dict[str, Any], observer: Observer, fast_path_hits: Hits) -> None:
+    database = Database(prepared(config))
+    query: Any = f"SELECT %s::{name} AS a, pg_typeof(%s)::text AS b"
+    pairs: list[tuple[Any, Any]] = []
+
+    @settings(
+        max_examples=25,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+        database=None,
+    )
+    @given(value=VALUES[name] | st.none(), other=small | st.none() | texts)
+    def collect(value: Any, other: Any) -> None:
+        pairs.append((value, other))
+
+    collect()
+    for pair in pairs:
+        expected = outcome(partial(first_row, observer, query, pair))
+        for _ in range(3):
+            found = run_to_end(partial(database.fetch_one, query, pair))
+            assert repr(found) == repr(expected), pair
+    assert fast_path_hits() > len(pairs) // 3
+    database.close()
+
+
+@dataclasses.dataclass
+class Pair:
+    a: int
+    b: str
+
+
+FACTORIES: dict[str, Any] = {
+    "tuple": None,
+    "dict": dict_row,
+    "namedtuple": namedtuple_row,
+    "class": class_row(Pair),
+    "args": args_row(lambda *values: list(values)),
+    "kwargs": kwargs_row(lambda **values: values),
+    "scalar": scalar_row,
+}
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_rows_of_every_kind(name: str, config: dict[str, Any], server: Any, dbname: str, fast_path_hits: Hits) -> None:
+    database: Database[Any] = Database(prepared(config), row_factory=FACTORIES[name])
+    query = "SELECT a, 'x' || a AS b FROM generate_series(1, %s) AS a"
+    with Connection.connect(server.dsn(dbname)) as plain:
+        if FACTORIES[name] is not None:
+            plain.row_factory = FACTORIES[name]
+        for count in (3, 0, 1, 200, 3):
+            cursor = plain.execute(query, [count])
+            expected = cursor.fetchall()
+            assert database.fetch_all(query, [count]) == expected
+            assert database.fetch_one(query, [count]) == (expected[0] if expected else None)
+    assert database.fetch_value(query, [2]) == 1
+    assert database.fetch_value(query, [0]) is None
+    assert fast_path_hits() >= 10
+    database.close()
+
+
+def test_row_counts(config: dict[str, Any], observer: Observer, fast_path_hits: Hits) -> None:
+    observer.execute("CREATE TABLE t (a int PRIMARY KEY, b text)")
+    database = Database(prepared(config))
+    for a in range(10):
+        assert database.execute("INSERT INTO t VALUES (%(a)s, %(b)s)", {"b": "x", "a": a}) == 1
+    assert database.execute("UPDATE t SET b = %s WHERE a < %s", ["y", 5]) == 5
+    assert database.execute("UPDATE t SET b = %s WHERE a < %s", ["y", 3]) == 3
+    for _ in range(3):
+        assert database.execute("SELECT * FROM t") == 10
+        assert database.fetch_all("SELECT count(*) FROM t WHERE b = 'y'") == [(5,)]
+        assert database.fetch_one("UPDATE t SET b = b WHERE a = %s RETURNING a", [4]) == (4,)
+    for _ in range(3):
+        assert database.execute("UPDATE t SET b = b") == 10
+        with pytest.raises(psycopg.ProgrammingError, match="didn't produce"):
+            database.fetch_one("UPDATE t SET b = b")
+    assert fast_path_hits() > 10
+    database.close()
+
+
+def test_errors_are_psycopgs_own(config: dict[str, Any], observer: Observer, fast_path_hits: Hits) -> None:
+    observer.execute("CREATE TABLE t (a int PRIMARY KEY)")
+    database = Database(prepared(config))
+    insert, divide = "INSERT INTO t VALUES (%s)", "SELECT 1 / %s"
+    assert database.execute(insert, [1]) == 1
+    assert database.fetch_one(divide, [1]) == (1,)
+    for _ in range(3):
+        with pytest.raises(psycopg.errors.UniqueViolation) as caught:
+            database.execute(insert, [1])
+        assert caught.value.diag.constraint_name == "t_pkey"
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            database.fetch_one(divide, [0])
+        with pytest.raises(psycopg.ProgrammingError, match="but 2 parameters"):
+            database.fetch_one(divide, [1, 2])
+        with pytest.raises(TypeError, match="require a sequence of parameters"):
+            database.fetch_one(divide, {"a": 1})
+        with pytest.raises(psycopg.ProgrammingError, match="cannot adapt type"):
+            database.fetch_one(divide, [object()])
+    assert fast_path_hits() > 0
+    stats = database.stats()
+    assert stats["pool_available"] == stats["pool_size"] == 1
+    database.close()
+
+
+def test_only_prepared_text_takes_the_fast_path(config: dict[str, Any], fast_path_hits: Hits) -> None:
+    database = Database(prepared(config, threshold=5))
+    for _ in range(6):
+        database.fetch_value("SELECT 1")
+    assert fast_path_hits() == 0
+    database.fetch_value("SELECT 1")
+    assert fast_path_hits() == 1
+    for statement in (sql.SQL("SELECT 2"), b"SELECT 3", "SELECT set_config('work_mem', '123kB', false)"):
+        for _ in range(8):
+            database.fetch_value(statement)
+    assert fast_path_hits() == 1
+    assert database.fetch_value("SHOW work_mem") == "4MB"
+    with database.transaction():
+        database.fetch_value("SELECT 1")
+    assert fast_path_hits() == 1
+    database.close()
+
+
+def test_percent_signs_and_parameters(config: dict[str, Any], fast_path_hits: Hits) -> None:
+    database = Database(prepared(config))
+    for _ in range(3):
+        assert database.fetch_value("SELECT 'a%'") == "a%"
+        assert database.fetch_value("SELECT 'a%%' || %s", ["b"]) == "a%b"
+        assert database.fetch_value("SELECT %(x)s::int + %(x)s::int", {"x": 2, "y": 3}) == 4
+        assert database.fetch_value("SELECT 'a%%'", []) == "a%"
+    assert fast_path_hits() >= 6
+    database.close()
+
+
+class Odd(int):
+    """A number with a dumper of its own."""
+
+
+def test_types_that_are_registered_later(config: dict[str, Any], fast_path_hits: Hits) -> None:
+    from psycopg.adapt import Dumper
+
+    class OddDumper(Dumper):
+        oid = 20
+
+        def dump(self, obj: Any) -> bytes:
+            return str(int(obj) * 1000).encode()
+
+    database = Database(prepared(config))
+    for _ in range(3):
+        assert database.fetch_value("SELECT %s::int8", [Odd(7)]) == 7
+    psycopg.adapters.register_dumper(Odd, OddDumper)
+    for _ in range(3):
+        assert database.fetch_value("SELECT %s::int8", [Odd(7)]) == 7000
+    assert fast_path_hits() >= 3
+    database.close()
+
+
+def test_tables_and_types_that_change(config: dict[str, Any], observer: Observer, fast_path_hits: Hits) -> None:
+    observer.execute(
+        "CREATE TYPE mood AS ENUM ('fine'); CREATE TABLE t (a int, m mood); INSERT INTO t VALUES (1, 'fine')"
+    )
+    database = Database(prepared(config))
+    query = "SELECT * FROM t"
+    for change in (
+        *("SELECT 1", "ALTER TABLE t ADD c int DEFAULT 5", "ALTER TABLE t ALTER a TYPE text", "ALTER TABLE t DROP c"),
+        "DROP TABLE t; DROP TYPE mood; CREATE TYPE mood AS ENUM ('bad');"
+        "CREATE TABLE t (m mood, z numeric); INSERT INTO t VALUES ('bad', 1.5)",
+    ):
+        observer.execute(change.encode())
+        for _ in range(4):
+            assert database.fetch_all(query) == observer.execute(query, prepare=False).fetchall()
+    assert fast_path_hits() >= 8
+    database.close()
+
+
+def test_command_timeout_holds_on_the_fast_path(config: dict[str, Any], fast_path_hits: Hits) -> None:
+    config["connection_settings"]["command_timeout"] = 0.4
+    database = Database(prepared(config))
+    for _ in range(3):
+        database.fetch_value("SELECT pg_sleep(%s)", [0.01])
+    taken = fast_path_hits()
+    assert taken > 0
+    with pytest.raises(CommandTimeoutError):
+        database.fetch_value("SELECT pg_sleep(%s)", [30.0])
+    assert database.fetch_value("SELECT 1") == 1
+    database.close()
+
+
+def test_a_slow_answer_is_complete(config: dict[str, Any], fast_path_hits: Hits) -> None:
+    database = Database(prepared(config))
+    query = "SELECT repeat('x', 1000) || pg_sleep(%s) FROM generate_series(1, 3000)"
+    for pause in (0.0, 0.0, 0.0001, 0.0):
+        rows = database.fetch_all(query, [pause])
+        assert len(rows) == 3000
+        assert {len(row[0]) for row in rows} == {1000}
+    assert fast_path_hits() >= 2
+    database.close()
+
+
+def test_a_lost_connection_on_the_fast_path(config: dict[str, Any], observer: Observer, fast_path_hits: Hits) -> None:
+    database = Database(prepared(config))
+    kill = "SELECT pg_terminate_backend(pg_backend_pid()), %s::int"
+    with pytest.raises(psycopg.OperationalError):
+        database.fetch_value(kill, [1])
+    query = "SELECT pg_sleep(%s)"
+    for _ in range(3):
+        database.fetch_value(query, [0])
+    threading.Timer(
+        0.3,
+        lambda: observer.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+            " AND datname = current_database()"
+        ),
+    ).start()
+    with pytest.raises(psycopg.errors.AdminShutdown):
+        database.fetch_value(query, [30])
+    assert database.fetch_value("SELECT 1") == 1
+    database.close()
+
+
+def test_fetch_value_leaves_the_row_factory_to_the_other_methods(config: dict[str, Any], fast_path_hits: Hits) -> None:
+    database = Database(prepared(config), row_factory=dict_row)
+    for _ in range(3):
+        assert database.fetch_value("SELECT 1 AS a") == 1
+    assert database.fetch_one("SELECT 1 AS a") == {"a": 1}
+    assert database.fetch_all("SELECT 1 AS a") == [{"a": 1}]
+    assert fast_path_hits() >= 3
+    database.close()
+
+
+def test_plans_keep_no_parameters_and_no_results(config: dict[str, Any], fast_path_hits: Hits) -> None:
+    database = Database(prepared(config))
+    for _ in range(3):
+        assert database.fetch_value("SELECT %s::text", ["x" * 100]) == "x" * 100
+        assert database.fetch_one("SELECT %(a)s::text", {"a": "x" * 100}) == ("x" * 100,)
+        assert database.fetch_all("SELECT repeat('x', 100)") == [("x" * 100,)]
+    assert fast_path_hits() == 6
+    with database.transaction() as connection:
+        cursor = connection.execute("SELECT %s::int", [1])
+        assert cursor.fetchone() == (1,)
+        plans = connection.__dict__["pooled"].plans
+    assert len(plans._plans) > 4
+    for plan in plans._plans.values():
+        assert plan.transformer.pgresult is None
+        assert plan.params is None
+        assert plan._converter.params is None
+    database.close()

@@ -1,0 +1,86 @@
+# Generated from tests/_async/test_leaks.py by tools/twins.py: change that file, then run the tool.
+
+"""Connections that are borrowed for long, or never given back."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from pgmonkey import Database, PGConnectionManager
+from pgmonkey._async.waiting import POOL_KIND, sleep
+
+from ..configs import pools
+from .concurrency import elsewhere
+
+
+def test_a_connection_that_is_borrowed_for_long_is_reported_once(
+    config: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    database = Database(pools(config, leak_detection_threshold=0.2))
+    with database.connection() as connection:
+        connection.execute("SELECT 1")
+        sleep(0.9)
+    (record,) = [record.getMessage() for record in caplog.records if "possible leak" in record.getMessage()]
+    assert Path(__file__).name in record
+    assert "test_a_connection_that_is_borrowed_for_long_is_reported_once" in record
+    assert f"by {'thread' if POOL_KIND == 'pool' else 'task'} '" in record
+    assert 0.2 <= float(record.partition("checked out for ")[2].partition(" s")[0]) < 0.9
+    caplog.clear()
+    with database.connection():
+        sleep(0.5)
+    assert len(caplog.records) == 1, "the same connection, in other hands"
+    database.close()
+
+
+def test_without_a_threshold_nothing_is_reported(config: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    database = Database(pools(config))
+    with database.connection():
+        sleep(0.5)
+    assert not caplog.records
+    database.close()
+
+
+def test_closing_reports_what_is_still_borrowed(config: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    database = Database(pools(config))
+    with database.connection() as connection:
+        database.close()
+        assert [record.levelno for record in caplog.records] == [logging.WARNING]
+        assert Path(__file__).name in caplog.text
+        assert "still out" in caplog.text
+        connection.execute("SELECT 1")
+
+
+def test_a_connection_of_an_ended_task_is_taken_back(config: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    get: Any = PGConnectionManager().get_database_connection_from_dict
+    handle = get(pools(config, timeout=2), POOL_KIND)
+
+    def forget() -> None:
+        connection = handle.__enter__()
+        connection.execute("SELECT 1")
+
+    for _ in range(5):
+        elsewhere(forget)
+        with handle as connection:
+            connection.execute("SELECT 1")
+    assert "never given back" in caplog.text
+    assert len(handle._open_blocks._by_frame) <= 2
+    assert handle.stats()["pool_size"] <= 2
+
+
+def test_a_connection_that_is_referred_to_is_not_taken_back(config: dict[str, Any]) -> None:
+    get: Any = PGConnectionManager().get_database_connection_from_dict
+    handle = get(pools(config, max_size=1, timeout=0.2), POOL_KIND)
+    kept = []
+
+    def keep() -> None:
+        kept.append(handle.__enter__())
+
+    elsewhere(keep)
+    with pytest.raises(psycopg.OperationalError, match="no connection came free"):
+        handle.borrow()
+    kept[0].execute("SELECT 1")

@@ -1,0 +1,178 @@
+# Generated from tests/_async/test_recovery.py by tools/twins.py: change that file, then run the tool.
+
+"""Timeouts, lost connections and statements that are outdated; tests/faults does the same on a larger scale."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+
+from pgmonkey import CommandTimeoutError, Database
+from pgmonkey._async.waiting import sleep
+
+from ..configs import pools
+
+Backends = Callable[[], list[tuple[int, str]]]
+Observer = psycopg.Connection[Any]
+
+
+def until(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not what():
+        assert time.monotonic() < deadline
+        sleep(0.01)
+
+
+def at_work(observer: Observer) -> int:
+    row = observer.execute(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        " AND state = 'active' AND query LIKE '%pg_sleep%'"
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def test_a_command_timeout_ends_the_statement_here_and_there(config: dict[str, Any], observer: Observer) -> None:
+    config["connection_settings"]["command_timeout"] = 0.3
+    database = Database(pools(config))
+    with pytest.raises(CommandTimeoutError, match=r"0\.3 s \(command_timeout\)"):
+        database.fetch_value("SELECT pg_sleep(30)")
+    until(lambda: at_work(observer) == 0)
+    assert database.fetch_value("SELECT 1") == 1
+    with pytest.raises(psycopg.OperationalError, match="the connection was lost"):
+        with database.connection() as connection:
+            with pytest.raises(CommandTimeoutError):
+                connection.execute("SELECT pg_sleep(30)")
+            with pytest.raises(psycopg.OperationalError):
+                connection.execute("SELECT 1")
+    until(lambda: database.stats()["pool_size"] == database.stats()["pool_available"])
+    database.close()
+
+
+def test_waiting_for_notifications_has_no_command_timeout(config: dict[str, Any], observer: Observer) -> None:
+    config["connection_settings"]["command_timeout"] = 0.2
+    database = Database(pools(config))
+    with database.connection() as connection:
+        connection.execute("LISTEN news")
+        connection.commit()
+        threading.Timer(0.6, lambda: observer.execute("NOTIFY news, 'late'")).start()
+        for notification in connection.notifies(timeout=3, stop_after=1):
+            assert notification.payload == "late"
+            break
+        else:
+            raise AssertionError("nothing came")
+    database.close()
+
+
+def test_opening_is_tried_again_until_open_timeout(
+    config: dict[str, Any], observer: Observer, caplog: pytest.LogCaptureFixture
+) -> None:
+    late = f"late_{observer.info.dbname}"
+    config["connection_settings"]["dbname"] = late
+    with pytest.raises(psycopg.OperationalError, match=late):
+        Database(pools(config)).connect()
+    started = time.monotonic()
+    with pytest.raises(psycopg.OperationalError, match=late):
+        Database(pools(config, open_timeout=0.5)).connect()
+    assert 0.1 < time.monotonic() - started < 2
+    threading.Timer(0.4, lambda: observer.execute(f"CREATE DATABASE {late}".encode())).start()
+    database = Database(pools(config, open_timeout=20))
+    try:
+        database.connect()
+        assert database.fetch_value("SELECT current_database()") == late
+    finally:
+        database.close()
+        sleep(0.1)
+        observer.execute(f"DROP DATABASE {late} WITH (FORCE)".encode())
+    assert "trying again" in caplog.text
+
+
+def test_a_shutdown_of_the_server_replaces_all_connections(config: dict[str, Any]) -> None:
+    database = Database(pools(config, min_size=2))
+    with database.connection() as first, database.connection() as second:
+        pids = {first.info.backend_pid, second.info.backend_pid}
+    with pytest.raises(psycopg.errors.AdminShutdown):
+        database.execute("DO $$ BEGIN RAISE 'going down' USING ERRCODE = 'admin_shutdown'; END $$")
+    with database.connection() as first, database.connection() as second:
+        assert not pids & {first.info.backend_pid, second.info.backend_pid}
+    database.close()
+
+
+def test_a_lost_connection_is_replaced_without_a_borrower(config: dict[str, Any], backends: Backends) -> None:
+    database = Database(pools(config, min_size=2))
+    database.fetch_value("SELECT 1")
+    until(lambda: database.stats()["pool_available"] == 2)
+    with database.connection() as connection:
+        connection.close()
+    until(lambda: database.stats()["pool_available"] == 2 == len(backends()))
+    database.close()
+
+
+def test_a_prepared_statement_of_sql_does_not_reach_the_next(config: dict[str, Any]) -> None:
+    database = Database(pools(config, max_size=1))
+    count = "SELECT count(*) FROM pg_prepared_statements WHERE from_sql"
+    for _ in range(8):
+        database.fetch_value("SELECT 1")
+    prepared = database.fetch_value("SELECT count(*) FROM pg_prepared_statements")
+    assert prepared > 0
+    with database.connection() as connection:
+        connection.execute("PREPARE left_over AS SELECT 1")
+    assert database.fetch_value(count) == 0
+    database.execute("PREPARE left_over AS SELECT 1")
+    assert database.fetch_value(count) == 0
+    assert database.fetch_value("SELECT 1") == 1
+    database.close()
+
+
+def test_cleaning_can_be_switched_off(config: dict[str, Any]) -> None:
+    database = Database(pools(config, max_size=1, clean_on_return=False))
+    with database.connection() as connection:
+        connection.execute("SET work_mem = '123kB'")
+    assert database.fetch_value("SHOW work_mem") == "123kB"
+    database.close()
+
+
+def test_a_query_survives_a_changed_table(config: dict[str, Any], observer: Observer) -> None:
+    observer.execute("CREATE TABLE t AS SELECT 1 AS a")
+    database = Database(pools(config, max_size=1))
+    for change in ("ALTER TABLE t ADD b int", "ALTER TABLE t ALTER b TYPE text", "ALTER TABLE t DROP b"):
+        for _ in range(8):
+            database.fetch_all("SELECT * FROM t")
+        observer.execute(change)
+        assert len(database.fetch_all("SELECT * FROM t")) == 1
+        for _ in range(8):
+            database.fetch_all("SELECT * FROM t")
+        observer.execute("ALTER TABLE t ADD c int; ALTER TABLE t DROP c; ALTER TABLE t ADD d int")
+        with database.transaction():
+            assert len(database.fetch_all("SELECT * FROM t")) == 1
+        observer.execute("ALTER TABLE t DROP d")
+    database.close()
+
+
+def test_a_changed_table_in_the_middle_of_a_transaction_is_an_error(config: dict[str, Any], observer: Observer) -> None:
+    observer.execute("CREATE TABLE t AS SELECT 1 AS a")
+    database = Database(pools(config, max_size=1))
+    for _ in range(8):
+        database.fetch_all("SELECT * FROM t")
+    observer.execute("ALTER TABLE t ADD b int")
+    with pytest.raises(psycopg.errors.FeatureNotSupported):
+        with database.transaction():
+            database.execute("INSERT INTO t (a) VALUES (2)")
+            database.fetch_all("SELECT * FROM t")
+    assert len(database.fetch_all("SELECT * FROM t")) == 1
+    database.close()
+
+
+def test_a_prepared_statement_that_is_gone_is_prepared_again(config: dict[str, Any]) -> None:
+    database = Database(pools(config, max_size=1))
+    for _ in range(8):
+        database.fetch_value("SELECT 1")
+    with database.connection() as connection:
+        connection.pgconn.exec_(b"DEALLOCATE ALL")
+    assert database.fetch_value("SELECT 1") == 1
+    database.close()

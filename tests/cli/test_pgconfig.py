@@ -1,0 +1,171 @@
+"""The command line ``pgmonkey pgconfig``."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from .. import programs
+from ..conftest import REFUSED
+
+SECRET = "hunter2-very-secret"
+
+
+def pgmonkey(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run ``python -W error -m pgmonkey``."""
+    return programs.run(module="pgmonkey", arguments=arguments, folder=Path("/"), environ={**os.environ, **(env or {})})
+
+
+def failed(finished: subprocess.CompletedProcess[str], *parts: str) -> None:
+    """Assert that it failed with one line on stderr that holds *parts*, and with no secret."""
+    assert finished.returncode == 1, finished
+    assert finished.stdout == ""
+    assert finished.stderr.startswith("pgmonkey: ")
+    assert finished.stderr.count("\n") == 1
+    assert SECRET not in finished.stderr
+    for part in parts:
+        assert part in finished.stderr
+
+
+def test_the_installed_command_is_the_module() -> None:
+    command = Path(sys.executable).with_name("pgmonkey")
+    for help_of in ([], ["pgconfig"], ["pgconfig", "test"]):
+        installed = subprocess.run([command, *help_of, "--help"], capture_output=True, text=True)
+        assert installed.returncode == 0
+        module = [sys.executable, "-W", "error", "-m", "pgmonkey", *help_of, "--help"]
+        assert installed.stdout == subprocess.run(module, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["pgconfig"], ["nonsense"], ["pgconfig", "test"], ["pgconfig", "test", "--connconfig", "x", "--library", "y"]],
+)
+def test_usage_errors_are_status_2(arguments: list[str]) -> None:
+    finished = pgmonkey(*arguments)
+    assert finished.returncode == 2
+    assert finished.stderr.startswith("usage: ")
+
+
+@pytest.mark.parametrize("option", ["--connconfig", "--filepath"])
+def test_create_writes_a_private_file_that_loads(option: str, tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "config.yaml"
+    finished = pgmonkey("pgconfig", "create", option, path)
+    assert finished.returncode == 0
+    assert str(path) in finished.stdout
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    config = yaml.safe_load(path.read_text())
+    assert config["connection_type"] == "normal"
+    loaded = programs.run(code=f"import pgmonkey; pgmonkey.load_config({str(path)!r})", folder=tmp_path)
+    assert (loaded.returncode, loaded.stderr) == (0, "")
+
+
+def test_create_leaves_an_existing_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("precious")
+    failed(pgmonkey("pgconfig", "create", "--filepath", path), str(path), "exists already")
+    assert path.read_text() == "precious"
+
+
+@pytest.mark.parametrize("kind", ["normal", "pool", "async", "async_pool"])
+def test_test_connects_as_each_kind(kind: str, config_file: Path, dbname: str) -> None:
+    finished = pgmonkey("pgconfig", "test", "--connconfig", config_file, "--connection-type", kind)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert f": {kind}: connected to {dbname} at 127.0.0.1" in finished.stdout
+    assert finished.stdout.count("\n") == 1
+
+
+def test_test_takes_the_kind_from_the_file(config: dict[str, Any], config_file: Path) -> None:
+    config_file.write_text(yaml.safe_dump({**config, "connection_type": "async_pool"}))
+    assert ": async_pool: " in pgmonkey("pgconfig", "test", "--connconfig", config_file).stdout
+
+
+@pytest.mark.parametrize("kind", ["normal", "pool", "async", "async_pool"])
+def test_test_fails_with_the_servers_reason(kind: str, config: dict[str, Any], config_file: Path) -> None:
+    config["connection_settings"]["password"] = SECRET
+    config_file.write_text(yaml.safe_dump(config))
+    finished = pgmonkey("pgconfig", "test", "--connconfig", config_file, "--connection-type", kind)
+    failed(finished, "password authentication failed")
+
+
+def test_test_fails_when_nobody_listens(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(f"connection_settings: {{host: 127.0.0.1, port: 1, password: {SECRET}}}")
+    finished = pgmonkey("pgconfig", "test", "--connconfig", path)
+    failed(finished, 'connection to server at "127.0.0.1", port 1 failed')
+    assert re.search(REFUSED, finished.stderr)
+
+
+@pytest.mark.parametrize("command", ["test", "generate-code"])
+def test_a_wrong_file_is_one_line(command: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    failed(pgmonkey("pgconfig", command, "--connconfig", path), str(path), "No such file")
+    path.write_text(f"connection_settings:\n  password: [{SECRET}]\n")
+    failed(pgmonkey("pgconfig", command, "--connconfig", path), f"{path}:2: connection_settings.password")
+
+
+def test_references_are_resolved_only_when_asked(config: dict[str, Any], config_file: Path) -> None:
+    password = config["connection_settings"]["password"]
+    config["connection_settings"]["password"] = "${PGM_PASSWORD:-" + password + "}"
+    config_file.write_text(yaml.safe_dump(config))
+    command = ["pgconfig", "test", "--connconfig", config_file]
+    unresolved = pgmonkey(*command)
+    assert unresolved.returncode == 1
+    assert "--resolve-env" in unresolved.stderr
+    failed(pgmonkey(*command, "--resolve-env"), "sensitive", "--allow-sensitive-defaults")
+    assert pgmonkey(*command, "--resolve-env", "--allow-sensitive-defaults").returncode == 0
+    assert pgmonkey(*command, "--resolve-env", env={"PGM_PASSWORD": password}).returncode == 0
+
+
+def test_the_deprecated_wrapper_warns_in_one_line(config: dict[str, Any], config_file: Path) -> None:
+    config_file.write_text(yaml.safe_dump({"postgresql": config}))
+    arguments = ["pgconfig", "test", "--connconfig", config_file]
+    finished = programs.run(module="pgmonkey", arguments=arguments, folder=Path("/"), flags=())
+    assert finished.returncode == 0
+    assert finished.stderr.startswith("pgmonkey: warning: ")
+    assert finished.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("library", ["pgmonkey", "psycopg"])
+@pytest.mark.parametrize("kind", ["normal", "pool", "async", "async_pool"])
+def test_generated_code_is_nothing_but_code_and_runs(
+    kind: str, library: str, wrapped: bool, config: dict[str, Any], tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret"
+    settings = config["connection_settings"]
+    secret.write_text(settings["password"] + "\n")
+    settings["password"] = {"from_file": str(secret)}
+    settings["host"] = "${PGM_HOST:-127.0.0.1}"
+    settings["user"] = {"from_env": "PGM_USER"}
+    config["sync_settings"] = config["async_settings"] = {"search_path": '"a b", public'}
+    for section in ("pool_settings", "async_pool_settings"):
+        config[section]["check_on_checkout"] = True
+    path = tmp_path / "it's config.yaml"
+    path.write_text(yaml.safe_dump({"postgresql": config} if wrapped else config))
+    environ = {**os.environ, "PGM_USER": "postgres"}
+    arguments = ["--connconfig", str(path), "--connection-type", kind, "--library", library, "--resolve-env"]
+    command = ["pgconfig", "generate-code", *arguments]
+    printed = programs.run(module="pgmonkey", arguments=command, folder=tmp_path, environ=environ, flags=())
+    assert printed.returncode == 0, printed.stderr
+    assert secret.read_text().strip() not in printed.stdout
+    assert ("pgmonkey" in printed.stdout) == (library == "pgmonkey")
+    flags = () if wrapped else ("-W", "error")
+    finished = programs.run(code=printed.stdout, folder=tmp_path, environ=environ, flags=flags)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert "PostgreSQL" in finished.stdout
+
+
+def test_generated_code_holds_no_literal_secret(config_file: Path, config: dict[str, Any]) -> None:
+    finished = pgmonkey("pgconfig", "generate-code", "--connconfig", config_file, "--library", "psycopg")
+    assert config["connection_settings"]["password"] not in finished.stdout
+    ran = programs.run(code=finished.stdout, folder=Path("/"))
+    assert "PostgreSQL" in ran.stdout, json.dumps(ran.stderr)

@@ -1,0 +1,277 @@
+"""Configuration: what loads, what is refused, and how it says so."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pgmonkey import ConfigError, EnvInterpolationError, PGConnectionManager, load_config
+
+GOOD = "connection_settings:\n  host: db.example\n  password: hunter2\n"
+
+
+def write(folder: Path, text: str | bytes) -> Path:
+    path = folder / "config.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join(['*' + a] * 10)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+# Name, text, and what the one line that is reported must hold beside the file's name.
+MALFORMED: list[tuple[str, str | bytes, list[str]]] = [
+    ("empty", "", ["empty", "pgmonkey pgconfig create"]),
+    ("only comments", "# nothing\n", ["empty"]),
+    ("list", "- a\n- b\n", ["sections", "a list"]),
+    ("scalar", "hello\n", ["sections", "text"]),
+    ("number", "42\n", ["sections", "a number"]),
+    ("tab", "connection_settings:\n\thost: x\n", [":2", "tabs"]),
+    ("duplicate key", GOOD + "  host: other\n", [":4", "connection_settings.host", "line 2"]),
+    ("duplicate section", GOOD + "connection_settings: {}\n", [":4", "duplicate"]),
+    ("unknown section", GOOD + "pool_setings: {}\n", [":4", "unknown section", "did you mean 'pool_settings'"]),
+    ("command_timeout", GOOD + "  command_timeout: 0\n", [":4", "connection_settings.command_timeout", "seconds"]),
+    ("command_timeout text", GOOD + "  command_timeout: soon\n", ["'soon'", "seconds"]),
+    ("pgbouncer", GOOD + "  pgbouncer: 1.21\n", [":4", "true or false"]),
+    ("pgbouncer options", GOOD + "  pgbouncer: true\n  options: -c a=b\n", [":5", "options", "sync_settings"]),
+    (
+        "pgbouncer autocommit",
+        GOOD + "  pgbouncer: true\n  autocommit: true\nsync_settings:\n  lock_timeout: 1s\n",
+        [":5", "autocommit", "lock_timeout", "ALTER ROLE"],
+    ),
+    ("leak threshold", GOOD + "pool_settings: {leak_detection_threshold: -1}\n", ["seconds"]),
+    ("open_timeout", GOOD + "pool_settings: {open_timeout: .inf}\n", ["seconds"]),
+    ("clean_on_return", GOOD + "pool_settings: {clean_on_return: maybe}\n", ["true or false"]),
+    ("no connection_settings", "pool_settings: {}\n", ["connection_settings", "missing"]),
+    ("section is a list", "connection_settings: [a]\n", [":1", "a list"]),
+    ("section is text", GOOD + "pool_settings: big\n", [":4", "pool_settings", "text"]),
+    ("connection type", GOOD + "connection_type: pol\n", [":4", "'pol'", "normal, pool, async, async_pool"]),
+    ("connection type is a list", GOOD + "connection_type: [pool]\n", [":4", "not one of"]),
+    ("negative size", GOOD + "pool_settings:\n  min_size: -1\n", [":5", "pool_settings.min_size", "-1"]),
+    ("min larger than max", GOOD + "pool_settings: {min_size: 9, max_size: 3}\n", ["min_size (9)", "max_size (3)"]),
+    ("size is text", GOOD + "pool_settings: {max_size: many}\n", ["pool_settings.max_size", "'many'"]),
+    ("size is true", GOOD + "pool_settings: {max_size: yes}\n", ["pool_settings.max_size", "True"]),
+    ("size zero", GOOD + "pool_settings: {max_size: 0}\n", ["pool_settings.max_size", "at least 1"]),
+    ("timeout negative", GOOD + "pool_settings: {timeout: -5}\n", ["pool_settings.timeout", "seconds"]),
+    ("timeout nan", GOOD + "pool_settings: {timeout: .nan}\n", ["pool_settings.timeout", "seconds"]),
+    ("timeout infinite", GOOD + "pool_settings: {timeout: .inf}\n", ["pool_settings.timeout", "seconds"]),
+    ("flag is text", GOOD + "pool_settings: {check_on_checkout: maybe}\n", ["check_on_checkout", "true or false"]),
+    ("function by name", GOOD + "pool_settings: {configure: os.system}\n", ["configure", "only Python"]),
+    ("port", "connection_settings: {port: 99999}\n", ["connection_settings.port", "'99999'", "65535"]),
+    ("port is text", "connection_settings: {port: http}\n", ["connection_settings.port", "'http'"]),
+    ("host is a mapping", "connection_settings: {host: {a: b}}\n", ["connection_settings.host", "a mapping"]),
+    ("password is a list", "connection_settings: {password: [s3cret]}\n", ["connection_settings.password", "a list"]),
+    ("sslmode", "connection_settings: {sslmode: on-please}\n", ["sslmode", "verify-full"]),
+    ("connect_timeout", "connection_settings: {connect_timeout: soon}\n", ["connect_timeout", "'soon'"]),
+    ("date", "connection_settings: {dbname: 2026-01-01}\n", ["connection_settings.dbname", "date"]),
+    ("conninfo", "connection_settings: {conninfo: 'host=a pass'}\n", ["connection_settings.conninfo"]),
+    (
+        "parameter name",
+        GOOD + "sync_settings: {'a; DROP TABLE x': 1}\n",
+        ["sync_settings", "name of a server parameter"],
+    ),
+    ("parameter is a mapping", GOOD + "sync_settings: {work_mem: {a: 1}}\n", ["sync_settings.work_mem", "a mapping"]),
+    ("python tag", "connection_settings: !!python/object/apply:os.system ['touch /tmp/x']\n", ["not allowed"]),
+    ("python name", "connection_settings: {host: !!python/name:os.system ''}\n", ["not allowed"]),
+    ("own tag", "connection_settings: {host: !env PGHOST}\n", ["not allowed"]),
+    ("alias bomb", BOMB + GOOD, ["too large"]),
+    ("recursive alias", "connection_settings: &a\n  host: *a\n", ["too"]),
+    ("two documents", GOOD + "---\n" + GOOD, ["not valid YAML"]),
+    ("unclosed bracket", "connection_settings: {host: x\n", ["not valid YAML"]),
+    ("not UTF-8", b"connection_settings:\n  user: m\xfcller\n", ["not UTF-8"]),
+    ("UTF-16", GOOD.encode("utf-16"), ["not UTF-8"]),
+    ("NUL", b"connection_settings:\n  host: a\0b\n", ["not valid YAML"]),
+    ("escaped NUL", 'connection_settings:\n  password: "s3cret\\0"\n', ["connection_settings.password", "NUL"]),
+    ("number as key", "connection_settings: {1: a}\n", ["a key must be text"]),
+    ("wrapper beside sections", GOOD + "postgresql: {}\n", ["postgresql", "wrapper"]),
+    ("merge of a scalar", "connection_settings:\n  <<: 3\n  host: x\n", ["merges mappings only"]),
+]
+
+
+@pytest.mark.parametrize(("text", "parts"), [row[1:] for row in MALFORMED], ids=[row[0] for row in MALFORMED])
+def test_a_malformed_file_gets_one_clear_error(text: str | bytes, parts: list[str], tmp_path: Path) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    assert "\n" not in message
+    assert "s3cret" not in message
+    assert "hunter2" not in message
+    for part in parts:
+        assert part in message
+    assert caught.value.__cause__ is None, "the cause would be printed as a second traceback"
+
+
+# Name, value of connection_settings.password, and what the error must hold; all with resolve_env.
+REFERENCES: list[tuple[str, Any, list[str]]] = [
+    ("unclosed", "'${PGM_X'", ["closing"]),
+    ("empty", "'${}'", ["not a variable reference"]),
+    ("no name", "'${:-x}'", ["not a variable reference"]),
+    ("bad name", "'${A-B}'", ["'${A-B}'"]),
+    ("nested", "'${PGM_X:-${PGM_Y}}'", ["nested"]),
+    ("missing", "'${PGM_X}'", ["PGM_X", "not set"]),
+    ("sensitive default", "'${PGM_X:-dev}'", ["sensitive", "allow_sensitive_defaults"]),
+    ("from_env missing", "{from_env: PGM_X}", ["PGM_X", "not set"]),
+    ("from_env not a name", "{from_env: 'a b'}", ["'a b'"]),
+    ("from_env not text", "{from_env: 5}", ["from_env", "int"]),
+    ("from_env empty", "{from_env: ''}", ["from_env", "non-empty"]),
+    ("two references", "{from_env: A, from_file: B}", ["stand alone"]),
+    ("from_file missing", "{from_file: /nowhere/secret}", ["/nowhere/secret", "No such file"]),
+    ("from_file directory", "{from_file: /}", ["'/'", "Is a directory"]),
+    ("from_file binary", "{from_file: BINARY}", ["not UTF-8"]),
+    ("from_file NUL", '{from_file: "a\\0b"}', ["not a valid path"]),
+]
+
+
+@pytest.mark.parametrize(("value", "parts"), [row[1:] for row in REFERENCES], ids=[row[0] for row in REFERENCES])
+def test_a_malformed_reference_gets_one_clear_error(value: str, parts: list[str], tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    value = value.replace("BINARY", str(tmp_path / "binary"))
+    path = write(tmp_path, f"connection_settings:\n  password: {value}\n")
+    with pytest.raises(EnvInterpolationError) as caught:
+        load_config(path, resolve_env=True)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: connection_settings.password: ")
+    for part in parts:
+        assert part in message
+    assert caught.value.__cause__ is None
+
+
+def test_an_unreadable_secret_file_is_named(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("x")
+    secret.chmod(0)
+    config = {"connection_settings": {"password": {"from_file": str(secret)}}}
+    effective = os.geteuid()
+    if effective == 0:
+        os.seteuid(65534)  # root may read every file
+    try:
+        with pytest.raises(EnvInterpolationError, match=r"secret.*Permission denied"):
+            PGConnectionManager().load(config, resolve_env=True)
+    finally:
+        os.seteuid(effective)
+
+
+@pytest.mark.parametrize("name", ["missing.yaml", "", "a\0b"])
+def test_a_file_that_cannot_be_read_is_named(name: str, tmp_path: Path) -> None:
+    path = str(tmp_path / name)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_carriage_returns_and_a_byte_order_mark_load(tmp_path: Path) -> None:
+    path = write(tmp_path, b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())
+    assert load_config(path) == {"connection_settings": {"host": "db.example", "password": "hunter2"}}
+
+
+def test_anchors_and_merge_keys_load(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD + "pool_settings: &p {max_size: 3}\nasync_pool_settings:\n  <<: *p\n  timeout: 2\n")
+    assert load_config(path)["async_pool_settings"] == {"max_size": 3, "timeout": 2}
+
+
+def test_the_deprecated_wrapper_loads_with_a_warning(tmp_path: Path) -> None:
+    path = write(tmp_path, "postgresql:\n  connection_settings:\n    host: a\n    prot: 1\n")
+    with pytest.warns(DeprecationWarning, match="'postgresql:' is deprecated"):
+        assert load_config(path) == {"connection_settings": {"host": "a", "prot": 1}}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("connection_settings: {pasword: x}", ":1: connection_settings.pasword: .* did you mean 'password'"),
+        ("connection_settings: {target_sesion_attrs: any}", "did you mean 'target_session_attrs'"),
+        ("connection_settings: {}\npool_settings:\n  max_sise: 3", ":3: pool_settings.max_sise: .*'max_size'"),
+        ("connection_settings: {zzz: 1}", ":1: connection_settings.zzz: unknown key ignored$"),
+    ],
+)
+def test_an_unknown_key_warns_with_its_place(
+    text: str, expected: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    load_config(write(tmp_path, text))
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.name == "pgmonkey"
+    import re
+
+    assert re.search(expected, record.getMessage())
+
+
+def test_a_literal_reference_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load_config(write(tmp_path, "connection_settings: {host: '${PGHOST:-localhost}', port: '${PGPORT}'}"))
+    assert all("resolve_env=True" in record.getMessage() for record in caplog.records)
+    assert len(caplog.records) == 2
+
+
+def test_every_libpq_keyword_is_accepted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from psycopg import pq
+
+    for option in pq.Conninfo.get_defaults():
+        keyword = option.keyword.decode()
+        value = {"sslmode": "require", "port": "5433"}.get(keyword, (option.val or b"1").decode())
+        write(tmp_path, f"connection_settings:\n  {keyword}: '{value}'\n")
+        config = PGConnectionManager().load(tmp_path / "config.yaml")
+        assert config.connect == {keyword: value}
+    assert not caplog.records
+
+
+def test_every_psycopg_pool_parameter_is_accepted(caplog: pytest.LogCaptureFixture) -> None:
+    import inspect
+
+    from psycopg_pool import ConnectionPool
+
+    from pgmonkey._config.schema import PoolSettings
+
+    parameters = set(inspect.signature(ConnectionPool.__init__).parameters) - {"self", "conninfo"}
+    assert parameters - set(PoolSettings.__dataclass_fields__) == set()
+
+
+def test_lists_of_hosts_are_joined() -> None:
+    settings = {"host": ["a", "b"], "port": [5432, 5433], "keepalives": True}
+    config = PGConnectionManager().load({"connection_settings": settings})
+    assert config.connect == {"host": "a,b", "port": "5432,5433", "keepalives": "1"}
+
+
+def test_a_connection_string_is_taken_apart_and_overridden() -> None:
+    settings = {"conninfo": "postgresql://u:p@h:5/d", "dbname": "other"}
+    config = PGConnectionManager().load({"connection_settings": settings})
+    assert config.connect == {"user": "u", "password": "p", "host": "h", "port": "5", "dbname": "other"}
+
+
+def test_a_mapping_is_loaded_like_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOST_OF_DB", "db.example")
+    mapping = {"connection_settings": {"host": "${HOST_OF_DB}"}}
+    assert load_config(mapping, resolve_env=True)["connection_settings"] == {"host": "db.example"}
+    assert mapping == {"connection_settings": {"host": "${HOST_OF_DB}"}}
+    with pytest.raises(ConfigError, match="configuration: connection_settings"):
+        load_config({"connection_settings": [1]})
+
+
+def test_equal_configurations_have_equal_digests() -> None:
+    load = PGConnectionManager().load
+    one = load({"connection_settings": {"host": "a", "port": 5432}})
+    other = load({"connection_settings": {"port": "5432", "host": "a", "sslcert": ""}})
+    different = load({"connection_settings": {"host": "a", "port": 5433}})
+    assert one.digest == other.digest != different.digest
+
+
+def test_secrets_are_in_no_repr(tmp_path: Path) -> None:
+    config = PGConnectionManager().load({"connection_settings": {"password": "hunter2"}})
+    assert "hunter2" not in repr(config)
+
+
+def test_nothing_in_a_file_executes(tmp_path: Path) -> None:
+    marker = tmp_path / "executed"
+    path = write(tmp_path, f"connection_settings: !!python/object/apply:os.system ['touch {marker}']\n")
+    code = f"import pgmonkey; pgmonkey.load_config({str(path)!r})"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 1
+    assert not marker.exists()

@@ -1,0 +1,282 @@
+"""The manager and the cache behind it: what is shared, with whom, and for how long."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import yaml
+from psycopg import sql
+
+from pgmonkey import AsyncDatabase, ConfigError, Database, PGConnectionManager, PoolClosedError
+from pgmonkey._pool.cache import cache
+
+Backends = Callable[[], list[tuple[int, str]]]
+
+
+def test_the_same_configuration_gives_the_same_object(config_file: Path) -> None:
+    manager = PGConnectionManager()
+    pool = manager.get_database_connection(config_file, "pool")
+    assert manager.get_database_connection(str(config_file), "pool") is pool
+    assert manager.get_database_connection(config_file, "normal") is not pool
+    as_dictionary = yaml.safe_load(config_file.read_text())
+    assert PGConnectionManager().get_database_connection_from_dict(as_dictionary, "pool") is pool
+
+
+def test_the_kind_defaults_to_the_files(config_file: Path, config: dict[str, Any]) -> None:
+    assert PGConnectionManager().get_database_connection(config_file).kind == "normal"
+    config_file.write_text(yaml.safe_dump({**config, "connection_type": "pool"}))
+    assert PGConnectionManager().get_database_connection(config_file).kind == "pool"
+
+
+def test_an_unknown_kind_is_refused(config_file: Path) -> None:
+    unknown: Any = "poool"
+    with pytest.raises(ConfigError, match="'poool' is not a connection type"):
+        PGConnectionManager().get_database_connection(config_file, unknown)
+
+
+def test_cache_info_counts_every_kind(config: dict[str, Any]) -> None:
+    manager = PGConnectionManager()
+    assert manager.cache_info == {"size": 0, "connection_types": {}}
+    manager.get_database_connection_from_dict(config, "normal")
+    manager.get_database_connection_from_dict(config, "pool")
+    manager.get_database_connection_from_dict(config, "pool")
+    info = manager.cache_info
+    assert info["size"] == 2
+    assert sorted(info["connection_types"].values()) == ["normal", "pool"]
+
+
+def test_a_connection_that_cannot_be_made_is_not_cached(config: dict[str, Any]) -> None:
+    manager = PGConnectionManager()
+    config["connection_settings"]["dbname"] = "missing"
+    with pytest.raises(psycopg.OperationalError):
+        manager.get_database_connection_from_dict(config, "pool")
+    assert manager.cache_info["size"] == 0
+    assert not cache._open_blocks
+
+
+def test_a_pool_survives_a_server_that_is_away(config: dict[str, Any], server: Any, dbname: str) -> None:
+    manager = PGConnectionManager()
+    pool = manager.get_database_connection_from_dict(config, "pool")
+    database = sql.Identifier(dbname)
+    with psycopg.connect(server.dsn(), autocommit=True) as admin:
+        admin.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(database))
+        query = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s"
+        admin.execute(query, [dbname])
+        assert manager.get_database_connection_from_dict(config, "pool") is pool
+        for _ in range(9):
+            with pytest.raises(psycopg.OperationalError, match="not currently accepting connections"):
+                pool.borrow()
+        admin.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(database))
+    assert manager.get_database_connection_from_dict(config, "pool") is pool
+    with pool as connection:
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_clearing_closes_what_nobody_else_holds(config: dict[str, Any], backends: Backends) -> None:
+    one, other = PGConnectionManager(), PGConnectionManager()
+    pool = one.get_database_connection_from_dict(config, "pool")
+    assert other.get_database_connection_from_dict(config, "pool") is pool
+    one.clear_cache()
+    assert one.cache_info["size"] == 0
+    with pool as connection:
+        connection.execute("SELECT 1")
+    other.clear_cache()
+    with pytest.raises(PoolClosedError), pool:
+        pass
+    wait_until(lambda: backends() == [])
+
+
+def test_a_manager_that_cleared_its_cache_holds_again_what_it_asks_for(config: dict[str, Any]) -> None:
+    one, other = PGConnectionManager(), PGConnectionManager()
+    pool = one.get_database_connection_from_dict(config, "pool")
+    other.get_database_connection_from_dict(config, "pool")
+    other.clear_cache()
+    assert other.get_database_connection_from_dict(config, "pool") is pool
+    one.clear_cache()
+    assert not pool.closed
+    other.clear_cache()
+    assert pool.closed
+
+
+def test_a_pool_that_was_closed_is_not_found_again(config: dict[str, Any]) -> None:
+    manager = PGConnectionManager()
+    closed = manager.get_database_connection_from_dict(config, "pool")
+    closed.close()
+    with manager.get_database_connection_from_dict(config, "pool") as connection:
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+    manager.clear_cache()
+
+
+def test_a_manager_that_is_gone_keeps_nobody_from_closing(config: dict[str, Any]) -> None:
+    pool = PGConnectionManager().get_database_connection_from_dict(config, "pool")
+    gc.collect()
+    manager = PGConnectionManager()
+    assert manager.get_database_connection_from_dict(config, "pool") is pool, "still cached"
+    manager.clear_cache()
+    assert pool.closed
+
+
+def test_force_reload_puts_a_fresh_connection_in_place(config: dict[str, Any]) -> None:
+    one, other = PGConnectionManager(), PGConnectionManager()
+    old = one.get_database_connection_from_dict(config, "pool")
+    other.get_database_connection_from_dict(config, "pool")
+    new = one.get_database_connection_from_dict(config, "pool", force_reload=True)
+    assert new is not old
+    assert not old.closed, "the other manager holds it"
+    assert other.get_database_connection_from_dict(config, "pool") is new
+    assert old.closed, "nobody holds it any more"
+
+
+def test_a_changed_file_or_variable_gives_another_connection(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = tmp_path / "name"
+    secret.write_text("one\n")
+    monkeypatch.setenv("PGM_TIMEOUT", "5")
+    settings = {"connect_timeout": "${PGM_TIMEOUT}", "application_name": {"from_file": str(secret)}}
+    config["connection_settings"].update(settings)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    manager = PGConnectionManager()
+
+    def get() -> Any:
+        return manager.get_database_connection(path, "pool", resolve_env=True)
+
+    seen = [get()]
+    assert get() is seen[0]
+    monkeypatch.setenv("PGM_TIMEOUT", "6")
+    seen.append(get())
+    secret.write_text("two\n")
+    seen.append(get())
+    config["pool_settings"]["max_size"] = 3
+    path.write_text(yaml.safe_dump(config))
+    seen.append(get())
+    assert len(set(map(id, seen))) == 4
+    assert manager.cache_info["size"] == 4, "the old ones stay until clear_cache()"
+    with seen[2] as connection:
+        assert connection.execute("SHOW application_name").fetchone() == ("two",)
+
+
+def test_an_unchanged_file_is_not_read_again(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pgmonkey._config.source
+
+    manager = PGConnectionManager()
+    pool = manager.get_database_connection(config_file, "pool")
+
+    def fail(path: object) -> None:
+        raise AssertionError("read again")
+
+    monkeypatch.setattr(pgmonkey._config.source, "read_document", fail)
+    assert manager.get_database_connection(config_file, "pool") is pool
+
+
+def test_thirty_two_threads_on_a_cold_cache_open_one_pool(config: dict[str, Any], backends: Backends) -> None:
+    config["pool_settings"] = {"min_size": 2, "max_size": 8}
+    barrier = threading.Barrier(32)
+    pools: set[Any] = set()
+    most: list[int] = []
+    pids: set[int] = set()
+
+    def work() -> None:
+        barrier.wait()
+        pool = PGConnectionManager().get_database_connection_from_dict(config, "pool")
+        pools.add(pool)
+        with pool as connection:
+            pids.add(connection.info.backend_pid)
+            time.sleep(0.01)
+        most.append(len(backends()))
+
+    threads = [threading.Thread(target=work) for _ in range(32)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(pools) == 1
+    assert len(pids) <= 8
+    assert len(most) == 32
+    assert max(most) <= 8
+
+
+async def test_thirty_two_tasks_on_a_cold_cache_open_one_pool(config: dict[str, Any], backends: Backends) -> None:
+    config["async_pool_settings"] = {"min_size": 2, "max_size": 8}
+    pools: set[Any] = set()
+    pids: set[int] = set()
+
+    async def work() -> None:
+        pool = await PGConnectionManager().get_database_connection_from_dict(config, "async_pool")
+        pools.add(pool)
+        async with pool as connection:
+            pids.add(connection.info.backend_pid)
+            await asyncio.sleep(0.01)
+        assert len(backends()) <= 8
+
+    await asyncio.gather(*(work() for _ in range(32)))
+    assert len(pools) == 1
+    assert len(pids) <= 8
+
+
+def test_event_loops_one_after_another(config: dict[str, Any], backends: Backends) -> None:
+    manager = PGConnectionManager()
+    database = AsyncDatabase(config)
+
+    async def main() -> Any:
+        pool = await manager.get_database_connection_from_dict(config, "async_pool")
+        single = await manager.get_database_connection_from_dict(config, "async")
+        assert await manager.get_database_connection_from_dict(config, "async") is single
+        async with pool as connection, single as other:
+            await connection.execute("SELECT 1")
+            await other.execute("SELECT 1")
+        assert await database.fetch_value("SELECT 1") == 1
+        return pool
+
+    pools = [asyncio.run(main()) for _ in range(3)]
+    assert len(set(map(id, pools))) == 3
+    manager.clear_cache()
+    asyncio.run(database.close())
+    wait_until(lambda: backends() == [])
+
+
+def test_event_loops_side_by_side(config: dict[str, Any]) -> None:
+    database = AsyncDatabase(config)
+    sums: list[int] = []
+
+    async def main() -> None:
+        values = await asyncio.gather(*(database.fetch_value("SELECT %s::int", [i]) for i in range(50)))
+        sums.append(sum(values))
+
+    threads = [threading.Thread(target=lambda: asyncio.run(main())) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sums == [1225] * 3
+
+
+async def test_clear_cache_async(config: dict[str, Any]) -> None:
+    manager = PGConnectionManager()
+    pool = await manager.get_database_connection_from_dict(config, "async_pool")
+    await manager.clear_cache_async()
+    assert pool.closed
+    assert manager.cache_info["size"] == 0
+
+
+def test_a_database_and_a_manager_share(config: dict[str, Any]) -> None:
+    database = Database(config)
+    pool = PGConnectionManager().get_database_connection_from_dict(config, "pool")
+    database.fetch_value("SELECT 1")
+    assert database.stats() == pool.stats()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 5) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
