@@ -64,8 +64,8 @@ async def asyncpg_pool(dsn: str) -> AsyncIterator[Make]:
     async with asyncpg.create_pool(dsn, min_size=SIZE, max_size=SIZE) as pool:
 
         def make(w: Workload) -> Callable[[], Awaitable[object]]:
-            verb = {"one": pool.fetchrow, "all": pool.fetch, "none": pool.execute}[w.rows]
-            return lambda: verb(w.dollar_sql, *w.params)
+            method = {"one": pool.fetchrow, "all": pool.fetch, "none": pool.execute}[w.rows]
+            return lambda: method(w.dollar_sql, *w.params)
 
         yield make
 
@@ -97,11 +97,11 @@ async def sqlspec_session(dsn: str) -> AsyncIterator[Make]:
     registered: Any = spec.add_config(AsyncpgConfig(connection_config=config))
 
     def make(w: Workload) -> Callable[[], Awaitable[object]]:
-        verb = {"one": "select_one", "all": "select", "none": "execute"}[w.rows]
+        method = {"one": "select_one", "all": "select", "none": "execute"}[w.rows]
 
         async def call() -> object:
             async with spec.provide_session(registered) as session:
-                return await getattr(session, verb)(w.dollar_sql, *w.params)
+                return await getattr(session, method)(w.dollar_sql, *w.params)
 
         return call
 
@@ -110,15 +110,15 @@ async def sqlspec_session(dsn: str) -> AsyncIterator[Make]:
 
 
 @asynccontextmanager
-async def pgmonkey_verb(dsn: str) -> AsyncIterator[Make]:
+async def pgmonkey_query_method(dsn: str) -> AsyncIterator[Make]:
     """Pgmonkey's `fetch_one`, `fetch_all` and `execute`."""
     database = AsyncDatabase(_config(dsn))
     await database.connect()
 
     def make(w: Workload) -> Callable[[], Awaitable[object]]:
-        verbs = {"one": database.fetch_one, "all": database.fetch_all, "none": database.execute}
-        verb: Any = verbs[w.rows]
-        return lambda: verb(w.sql, w.params or None)
+        methods = {"one": database.fetch_one, "all": database.fetch_all, "none": database.execute}
+        method: Any = methods[w.rows]
+        return lambda: method(w.sql, w.params or None)
 
     yield make
     await database.close()
@@ -143,17 +143,17 @@ async def pgmonkey_transaction(dsn: str) -> AsyncIterator[Make]:
 
 @asynccontextmanager
 async def pgmonkey_request(dsn: str) -> AsyncIterator[Make]:
-    """Pgmonkey's unit of work, which is what a request has, with one verb in it."""
+    """Pgmonkey's unit of work, which is what a request has, with one query method in it."""
     database = AsyncDatabase(_config(dsn))
     await database.connect()
 
     def make(w: Workload) -> Callable[[], Awaitable[object]]:
-        verbs = {"one": database.fetch_one, "all": database.fetch_all, "none": database.execute}
-        verb: Any = verbs[w.rows]
+        methods = {"one": database.fetch_one, "all": database.fetch_all, "none": database.execute}
+        method: Any = methods[w.rows]
 
         async def call() -> object:
             async with database.unit_of_work():
-                return await verb(w.sql, w.params or None)
+                return await method(w.sql, w.params or None)
 
         return call
 
@@ -167,7 +167,7 @@ CANDIDATES = {
     "asyncpg's pool": asyncpg_pool,
     "SQLAlchemy Core over asyncpg": sqlalchemy_core,
     "sqlspec over asyncpg": sqlspec_session,
-    "pgmonkey, verb": pgmonkey_verb,
-    "pgmonkey, request with one verb": pgmonkey_request,
+    "pgmonkey, query method": pgmonkey_query_method,
+    "pgmonkey, request with one query method": pgmonkey_request,
     "pgmonkey, transaction": pgmonkey_transaction,
 }

@@ -124,7 +124,7 @@ def memory(dsn: str) -> list[str]:
 
 
 def request_cpu(dsn: str) -> list[str]:
-    """Return a row: this process's time for a request's transaction that reads once, beside the verb's."""
+    """Return a row: this process's time for a request's transaction that reads once, beside the query method's."""
     pool = {"min_size": 1, "max_size": 1}
     database = Database({"connection_settings": {"conninfo": dsn}, "pool_settings": pool})
 
@@ -143,7 +143,9 @@ def request_cpu(dsn: str) -> list[str]:
         database.fetch_one("SELECT 1")
     ratios = [spent(unit) / spent(lambda: database.fetch_one("SELECT 1")) for _ in range(7)]
     database.close()
-    return [f"| processor time of a request that reads once, beside the verb's | **{statistics.median(ratios):.2f}** |"]
+    return [
+        f"| processor time of a request that reads once, beside the query method's | **{statistics.median(ratios):.2f}** |"
+    ]
 
 
 def _in_threads(database: Database[Any], threads: int) -> float:

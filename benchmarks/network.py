@@ -81,7 +81,7 @@ def measure(dsn: str, calls: int) -> dict[str, Result]:
         ways: dict[str, Callable[[], Any]] = {
             "psycopg, held open": lambda: held.execute(_QUERY, (1,)).fetchone(),
             "psycopg_pool, its idiom": idiom,
-            "pgmonkey, verb": lambda: database.fetch_one(_QUERY, (1,)),
+            "pgmonkey, query method": lambda: database.fetch_one(_QUERY, (1,)),
             "pgmonkey, request that reads once": unit,
             "pgmonkey, transaction": transaction,
         }

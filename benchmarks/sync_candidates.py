@@ -136,11 +136,11 @@ def sqlspec_session(dsn: str, threads: int) -> Iterator[Make]:
     registered: Any = spec.add_config(PsycopgSyncConfig(connection_config=config))
 
     def make(w: Workload) -> Callable[[], object]:
-        verb = {"one": "select_one", "all": "select", "none": "execute"}[w.rows]
+        method = {"one": "select_one", "all": "select", "none": "execute"}[w.rows]
 
         def call() -> object:
             with spec.provide_session(registered) as session:
-                return getattr(session, verb)(w.sql, *w.params)
+                return getattr(session, method)(w.sql, *w.params)
 
         return call
 
@@ -149,15 +149,15 @@ def sqlspec_session(dsn: str, threads: int) -> Iterator[Make]:
 
 
 @contextmanager
-def pgmonkey_verb(dsn: str, threads: int) -> Iterator[Make]:
+def pgmonkey_query_method(dsn: str, threads: int) -> Iterator[Make]:
     """Pgmonkey's `fetch_one`, `fetch_all` and `execute`."""
     database = Database(_config(dsn))
     database.connect()
 
     def make(w: Workload) -> Callable[[], object]:
-        verbs = {"one": database.fetch_one, "all": database.fetch_all, "none": database.execute}
-        verb: Any = verbs[w.rows]
-        return lambda: verb(w.sql, w.params or None)
+        methods = {"one": database.fetch_one, "all": database.fetch_all, "none": database.execute}
+        method: Any = methods[w.rows]
+        return lambda: method(w.sql, w.params or None)
 
     yield make
     database.close()
@@ -182,17 +182,17 @@ def pgmonkey_transaction(dsn: str, threads: int) -> Iterator[Make]:
 
 @contextmanager
 def pgmonkey_request(dsn: str, threads: int) -> Iterator[Make]:
-    """Pgmonkey's unit of work, which is what a request has, with one verb in it."""
+    """Pgmonkey's unit of work, which is what a request has, with one query method in it."""
     database = Database(_config(dsn))
     database.connect()
 
     def make(w: Workload) -> Callable[[], object]:
-        verbs = {"one": database.fetch_one, "all": database.fetch_all, "none": database.execute}
-        verb: Any = verbs[w.rows]
+        methods = {"one": database.fetch_one, "all": database.fetch_all, "none": database.execute}
+        method: Any = methods[w.rows]
 
         def call() -> object:
             with database.unit_of_work():
-                return verb(w.sql, w.params or None)
+                return method(w.sql, w.params or None)
 
         return call
 
@@ -212,7 +212,7 @@ CANDIDATES = {
     "psycopg_pool, autocommit and check": pool_checked,
     "SQLAlchemy Core, autocommit": sqlalchemy_core,
     "sqlspec": sqlspec_session,
-    "pgmonkey, verb": pgmonkey_verb,
-    "pgmonkey, request with one verb": pgmonkey_request,
+    "pgmonkey, query method": pgmonkey_query_method,
+    "pgmonkey, request with one query method": pgmonkey_request,
     "pgmonkey, transaction": pgmonkey_transaction,
 }

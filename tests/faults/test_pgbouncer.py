@@ -82,7 +82,7 @@ async def test_many_operations(bounced: dict[str, Any], figure: Figure) -> None:
     await async_database.close()
 
 
-def test_without_settings_a_verb_is_one_statement(bounced: dict[str, Any]) -> None:
+def test_without_settings_a_query_method_is_one_statement(bounced: dict[str, Any]) -> None:
     del bounced["sync_settings"]
     database = Database(bounced)
     for _ in range(20):
