@@ -143,9 +143,8 @@ def request_cpu(dsn: str) -> list[str]:
         database.fetch_one("SELECT 1")
     ratios = [spent(unit) / spent(lambda: database.fetch_one("SELECT 1")) for _ in range(7)]
     database.close()
-    return [
-        f"| processor time of a request that reads once, beside the query method's | **{statistics.median(ratios):.2f}** |"
-    ]
+    what = "processor time of a request that reads once, beside the query method's"
+    return [f"| {what} | **{statistics.median(ratios):.2f}** |"]
 
 
 def _in_threads(database: Database[Any], threads: int) -> float:

@@ -95,6 +95,7 @@ class AsyncDatabase(Generic[Row]):
     ) -> None:
         self._sources = Sources()
         self._origin = config, resolve_env, allow_sensitive_defaults
+        # Checked now: a wrong configuration is an error of the program's start, not of its first request.
         self.timeout = blueprint(self._sources.config(*self._origin), POOL_KIND).settings.timeout
         """How long a borrow waits for a free connection, in seconds."""
         self._row_factory = row_factory
@@ -132,6 +133,7 @@ class AsyncDatabase(Generic[Row]):
 
     async def _pool(self) -> AsyncConnectionHandle:
         handle = self._handle
+        # Closed meanwhile, or another event loop runs: then the cache has, or makes, another handle.
         if handle is None or not handle.usable_here:
             handle = await open_handle(self._sources.config(*self._origin), POOL_KIND, self)
             self._fast = handle.fast_path(self._row_factory, self._session_values and self.session_values)
@@ -268,6 +270,7 @@ class AsyncDatabase(Generic[Row]):
                             self._fast.learn(connection, query, params, cursor)
                     return
         pool = await self._pool()
+        # Settings that hold for a transaction need one, also for a single statement.
         if pool.needs_transactions or (self._session_values is not None and self.session_values()):
             async with self.unit_of_work(), self._run(query, params) as cursor:
                 yield cursor
@@ -363,6 +366,7 @@ class AsyncDatabase(Generic[Row]):
                 async with AsyncUnitBlock(begin):
                     return await function()
             except (SerializationFailure, DeadlockDetected):
+                # At random, so that those that collided do not meet again.
                 await sleep(random.uniform(0, pause))  # noqa: S311
                 pause = min(2 * pause, longest)
         async with AsyncUnitBlock(begin):

@@ -44,6 +44,7 @@ async def execute_plan(pooled: AsyncPooledConnection, plan: Plan, begin: bytes |
     With *alone*, a plan that only reads may have a transaction of its own instead, in the same message.
     """
     pgconn, prepared = pooled.pgconn, pooled.prepared
+    # BEGIN comes before the answer, COMMIT after it.
     answer, asked = -1, None
     if not plan.harmless:
         prepared.expect("")
@@ -65,6 +66,7 @@ async def execute_plan(pooled: AsyncPooledConnection, plan: Plan, begin: bytes |
         await after_error(pooled.connection, error)
         raise
     if asked is not None:
+        # At a higher level a first read would fix the snapshot of the whole transaction, so it belongs to it.
         prepared.reading = asked if results[-2].get_value(0, 0) == b"read committed" else False
     return results[answer]
 
@@ -135,6 +137,7 @@ class AsyncFastPath:
         pooled: AsyncPooledConnection | None = connection.__dict__.get("pooled")
         if pooled is None or not isinstance(statement, str):
             return
+        # An object of its own, not the text: a key is compared by identity on each call.
         keys = self._without if params is None else self._with
         key = keys.get(statement) or object()
         plan = pooled.plans.learn(key, statement, params, cursor, self.row_factory)
@@ -176,6 +179,7 @@ class AsyncFastPath:
             if result.status == _FATAL:
                 error = error_from_result(result, encoding=pooled.connection.info.encoding)
                 if is_outdated(error):
+                    # The server refused before it executed anything, so the usual way may run the statement again.
                     pool.forget_plans()
                     return MISS
                 raise error
@@ -220,10 +224,11 @@ class AsyncFastPath:
                 elif is_outdated(error):
                     self.pool.forget_plans()
                     if not first:
-                        raise
+                        raise  # the transaction has failed with it, and earlier work cannot be repeated
                 else:
                     raise
         finally:
             lock.release()
+        # The failed statement was the transaction's first: begin it again, and let psycopg run the statement.
         await lease.connection.rollback()
         return MISS

@@ -65,7 +65,7 @@ class AsyncConnectionHandle:
         """
         settings = self._blueprint.settings
         if self._pool.opened or settings.open is False:
-            return
+            return  # a pool that was open once heals by itself
         give_up = monotonic() + settings.open_timeout
         pause, longest = _PAUSE
         self._opening.append(None)
@@ -74,6 +74,7 @@ class AsyncConnectionHandle:
                 try:
                     await self._pool.open()
                 except psycopg.OperationalError as error:
+                    # Our own errors say that the pool is exhausted or closed; trying again does not help.
                     if isinstance(error, PgmonkeyError) or monotonic() + pause >= give_up:
                         raise
                     logger.warning("%s: cannot connect, trying again: %s", self._pool.name, error)
@@ -123,6 +124,7 @@ class AsyncConnectionHandle:
         return self._exit(self._open_blocks.pop(sys._getframe(1)), exc)
 
     async def _enter(self, frame: FrameType) -> AsyncAnyConnection:
+        # A single connection cannot be lent twice, so a block inside its block is a savepoint.
         outer = self._outer() if self._blueprint.single else None
         entry = await self.borrow() if outer is None else await _Nested.begin(outer)
         if isinstance(entry, AsyncLease) and self._blueprint.single:
@@ -164,6 +166,7 @@ class AsyncConnectionHandle:
     @property
     def usable_here(self) -> bool:
         """Whether the handle is open and belongs to the running event loop; threads share every loop-less handle."""
+        # Asked at each use of a Database, so it reads attributes and calls nothing in threads.
         loop = self._pool.loop
         return not self._pool.close_reason and (loop is None or loop is current_loop())
 

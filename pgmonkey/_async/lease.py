@@ -126,6 +126,7 @@ class AsyncLease:
         was left in the session.  Raises what makes the COMMIT fail; the connection is given back all the same.  A
         second call does nothing.
         """
+        # Cleared first, so that whatever happens below, nothing gives the connection back a second time.
         pooled, self.pooled = self.pooled, None
         if pooled is None:
             return
@@ -149,6 +150,7 @@ class AsyncLease:
         finally:
             if self.lent is not None:
                 take_back(self.lent)
+            # Upkeep needs a running loop, which a coroutine that is being closed may not have.
             if self.pool.give_back(pooled) and not cannot_wait(error):
                 self.pool.replenish()
 
@@ -205,7 +207,7 @@ class AsyncLease:
             pooled.close()
             raise psycopg.OperationalError("nothing was committed: a statement was still running at the end")
         elif status == TransactionStatus.IDLE:
-            await self._roll_back(pooled, clean)
+            await self._roll_back(pooled, clean)  # nothing to commit, but something to clean
         elif (self.lent or pooled.connection).broken:
             raise psycopg.OperationalError("nothing was committed: the connection was lost")
 

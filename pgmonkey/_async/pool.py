@@ -41,6 +41,7 @@ class AsyncPool(Ledger[AsyncPooledConnection, Queue[_Delivery]]):
         *timeout* is in seconds, the pool's own when None; *label* says for whom.  Raises `PoolTimeoutError`,
         `PoolFullError`, `PoolClosedError`, or what psycopg raises when a connection cannot be made.
         """
+        # An idle connection is taken without a coroutine: most borrows find one.
         pooled = None if self._checks else self.take_idle(None)
         if pooled is None:
             pooled = await self._checkout(self._settings.timeout if timeout is None else timeout)
@@ -56,6 +57,7 @@ class AsyncPool(Ledger[AsyncPooledConnection, Queue[_Delivery]]):
         return pooled
 
     async def _checkout(self, timeout: float) -> AsyncPooledConnection:
+        # One deadline for all: waiting, connecting and checking share the borrower's timeout.
         deadline = monotonic() + timeout
         self._counters["requests_num"] += 1
         scavenge = self.scavenge()
@@ -72,6 +74,7 @@ class AsyncPool(Ledger[AsyncPooledConnection, Queue[_Delivery]]):
             if waiter is not None:
                 claim = await self._wait(waiter, timeout)
             elif claim is None and scavenge is not None:
+                # Once, and only before a borrower has to wait: it looks at all open blocks.
                 scavenge()
                 scavenge = None
                 continue
@@ -82,6 +85,7 @@ class AsyncPool(Ledger[AsyncPooledConnection, Queue[_Delivery]]):
             try:
                 await self._connector.check(claim, deadline)
             except BaseException as error:
+                # Refused, or interrupted while it was checked: in both cases its state is unknown.
                 claim.close()
                 self.give_back(claim)
                 if not isinstance(error, psycopg.Error):
@@ -111,6 +115,7 @@ class AsyncPool(Ledger[AsyncPooledConnection, Queue[_Delivery]]):
             self._note_failure(error)
             raise
         self._add(pooled, monotonic() - started)
+        # The server is there, so upkeep need not wait any longer before it fills the pool up.
         self._upkeep.start(hurry=True)
         return pooled
 
@@ -138,6 +143,7 @@ class AsyncPool(Ledger[AsyncPooledConnection, Queue[_Delivery]]):
 
     def terminate(self, reason: str = "the pool is closed") -> None:
         """Close every connection now, also the lent ones, when nobody can give them back any more."""
+        # Struck off the books first: the finalizers of these leases give back later, and must find nothing to do.
         with self._lock:
             lent, self._lent = self._lent, set()
         self.close(reason)

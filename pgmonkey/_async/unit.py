@@ -98,6 +98,7 @@ class AsyncUnitOfWork(Generic[Row]):
         if self.finished or self._cancelled is not None:
             raise self._over()
         lease = await self.source.borrow(timeout=timeout, label=self._label)
+        # Until it is this unit's, nothing but this block gives it back.
         try:
             if self.finished or self._cancelled is not None:  # by another task of the request, during the borrow
                 raise self._over()
@@ -140,6 +141,7 @@ class AsyncUnitOfWork(Generic[Row]):
             if lease is not None or not self._reads_alone:
                 lease = lease or await self._first_lease()
                 return await fast.run_on(lease, query, params, read, alone=False)
+            # Only the first query may have a transaction of its own: the ones after it must see the same one.
             self._reads_alone = False
             lease = self._lease_for_reading(fast, query, params) or await self._first_lease()
             try:
@@ -184,6 +186,7 @@ class AsyncUnitOfWork(Generic[Row]):
         """
         if not self.finished:
             self.finished = True
+            # Finished units of this context are dropped with it, or a long-lived task would collect them.
             inside = units.get()
             units.set(() if inside == (self,) else tuple(unit for unit in inside if not unit.finished))
             if self._lease is not None:
@@ -210,6 +213,7 @@ class AsyncUnitOfWork(Generic[Row]):
         if lease is None:
             return
         if error is not None and cannot_wait(error):
+            # Neither lock can be waited for here, and `finish` waits for nothing with such an error.
             await lease.finish(error)
             return
         working, leasing = self._working, self._leasing
@@ -286,6 +290,7 @@ class AsyncTransactionBlock(AbstractAsyncContextManager["AsyncConnection[Row]"],
                 raise
         if self._mode is not DEFAULT:
             await outer.set_mode(self._mode)
+        # On a unit's connection psycopg's block is a savepoint, also when it is the first thing in it.
         connection = await outer.connection()
         self._savepoint = connection.transaction()
         await self._savepoint.__aenter__()
@@ -303,6 +308,7 @@ class AsyncTransactionBlock(AbstractAsyncContextManager["AsyncConnection[Row]"],
 
 async def set_values(connection: AsyncAnyConnection, values: SessionValues) -> None:
     """Set configuration parameters until the end of the transaction."""
+    # In one statement, because each is a round trip; the values are parameters, so they need no quoting.
     query = cast("Statement", "SELECT " + ", ".join(["set_config(%s, %s, true)"] * len(values)))
     params = [part for name, value in values.items() for part in (name, None if value is None else str(value))]
     await connection.execute(query, params)

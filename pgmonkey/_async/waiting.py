@@ -117,7 +117,7 @@ class Waiter(Generic[T]):
     def __init__(self, deadline: float) -> None:
         self.result: T | None = None
         self.deadline = deadline
-        self._thread = threading.get_ident()
+        self._thread = threading.get_ident()  # whose loop may be called without waking it by a pipe
         self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def wait(self) -> None:
@@ -130,6 +130,7 @@ class Waiter(Generic[T]):
         loop = self._future.get_loop()
         if loop.is_closed():
             return
+        # Connections are given back by finalizers, too, which run on whatever thread.
         if threading.get_ident() == self._thread:
             self.wake()
         else:
@@ -218,6 +219,7 @@ class Ticker:
         self._timer = self._task = None
         if timer is None or self._loop.is_closed():
             return
+        # The loop's own methods are not thread-safe, and a pool may be closed from anywhere.
         for handle in (timer, task):
             if handle is not None:
                 self._loop.call_soon_threadsafe(handle.cancel)

@@ -92,7 +92,7 @@ class Cache:
             handle = entry.handle
             if handle.usable_here:  # nothing changes, so there is nothing to lock
                 return handle  # type: ignore[return-value]  # the kind is part of the key
-        over: list[_Entry] = []
+        over: list[_Entry] = []  # of event loops that are closed; nobody else would ever look for them
         with self._lock:
             entry = self._entries.get(key)
             if entry is None or fresh or not entry.handle.usable_here:

@@ -102,6 +102,7 @@ class Ledger(Generic[P, Q]):
 
     def take_idle(self, frame: FrameType | None) -> P | None:
         """Lend an idle connection to *frame*; None when there is none that is certainly alive."""
+        # Looked at without the lock first: under load there is rarely an idle one.
         if not self._idle:
             return None
         now = monotonic()
@@ -112,6 +113,7 @@ class Ledger(Generic[P, Q]):
             self._lent.add(pooled)
             self._counters["requests_num"] += 1
             pooled.borrowed_at, pooled.frame = now, frame
+        # Anything that has arrived may be a notification or the end: `_pop_idle` reads it and tells.
         certain = not pooled.arrived(0) and now < pooled.expires
         if not certain:
             with self._lock:
@@ -195,6 +197,7 @@ class Ledger(Generic[P, Q]):
         # thread that has died may hold the lock of that time.
         if pooled not in self._lent:
             return True
+        # A lost connection has another status, so this tells the dead from the living, too.
         fit = pooled.pgconn.transaction_status == _IDLE
         now = monotonic()
         with self._lock:
@@ -205,6 +208,7 @@ class Ledger(Generic[P, Q]):
                 pooled.lent_at = pooled.frame = pooled.label = None
                 pooled.reported = False
                 if self._waiters:
+                    # Never through the idle list, from which a borrower that came later could take it.
                     self._lent.add(pooled)
                     self._waiters.popleft().deliver(pooled)
                 else:
@@ -272,6 +276,7 @@ class Ledger(Generic[P, Q]):
         """Replace the idle connections that are dead; or all, the lent ones when they come back."""
         with self._lock:
             self._evict(all_of_them=all_of_them)
+            # What is lent is replaced when it comes back: its borrower may be in the middle of something.
             for pooled in self._lent if all_of_them else ():
                 pooled.expires = 0.0
         self._take_dropped()

@@ -52,7 +52,7 @@ class Pooled(Generic[C, W]):
         self.watcher = watcher
         self.prepared = Prepared.watch(connection)
         self.plans = Plans(connection, self.prepared)
-        self.arrived = watcher.arrived
+        self.arrived = watcher.arrived  # looked up once: the ledger asks at each borrow
         self.expires = monotonic() + max_lifetime
         self.idle_since = 0.0
         self.borrowed_at = monotonic()
@@ -72,6 +72,7 @@ class Pooled(Generic[C, W]):
 
     def close(self) -> None:
         """Close the socket at once; the server ends what is running, and the session, and rolls back what was open."""
+        # Without this the server would notice the closed socket only when it sends the answer.
         if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
             request_cancel(self.pgconn)
         self.watcher.finish()

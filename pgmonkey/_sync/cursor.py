@@ -30,9 +30,11 @@ def _execute(
     """Do as psycopg; a prepared statement takes one round trip, also where a transaction begins with it."""
     connection = self.connection
     pooled: PooledConnection | None = connection.__dict__.get("pooled")
+    # What is composed, a template or in binary goes psycopg's own way: its text is not a key by which to find a plan.
     plain = prepare is None and binary is None and self.format == Format.TEXT
     if pooled is None or query.__class__ not in (str, bytes) or not plain:
         return Cursor.execute(self, query, params, prepare=prepare, binary=binary)
+    # Without parameters psycopg does not look for placeholders, so the same text is another statement.
     key = query if params is not None else (query, None)
     with connection.lock:
         plan = plan_for(self, pooled.plans, key, params)
@@ -57,6 +59,7 @@ def _execute_merged(
     connection = self.connection
     pooled: PooledConnection | None = connection.__dict__.get("pooled")
     plain = prepare is None and binary is None and self.format == Format.TEXT
+    # BEGIN and the statement travel by the extended protocol, which takes one statement a message.
     if pooled is not None and plain and isinstance(query, str) and is_one_plain(query):
         with connection.lock:
             converted = convert(self, query, params)

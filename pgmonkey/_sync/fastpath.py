@@ -46,6 +46,7 @@ def execute_plan(pooled: PooledConnection, plan: Plan, begin: bytes | None, alon
     With *alone*, a plan that only reads may have a transaction of its own instead, in the same message.
     """
     pgconn, prepared = pooled.pgconn, pooled.prepared
+    # BEGIN comes before the answer, COMMIT after it.
     answer, asked = -1, None
     if not plan.harmless:
         prepared.expect("")
@@ -67,6 +68,7 @@ def execute_plan(pooled: PooledConnection, plan: Plan, begin: bytes | None, alon
         after_error(pooled.connection, error)
         raise
     if asked is not None:
+        # At a higher level a first read would fix the snapshot of the whole transaction, so it belongs to it.
         prepared.reading = asked if results[-2].get_value(0, 0) == b"read committed" else False
     return results[answer]
 
@@ -133,6 +135,7 @@ class FastPath:
         pooled: PooledConnection | None = connection.__dict__.get("pooled")
         if pooled is None or not isinstance(statement, str):
             return
+        # An object of its own, not the text: a key is compared by identity on each call.
         keys = self._without if params is None else self._with
         key = keys.get(statement) or object()
         plan = pooled.plans.learn(key, statement, params, cursor, self.row_factory)
@@ -174,6 +177,7 @@ class FastPath:
             if result.status == _FATAL:
                 error = error_from_result(result, encoding=pooled.connection.info.encoding)
                 if is_outdated(error):
+                    # The server refused before it executed anything, so the usual way may run the statement again.
                     pool.forget_plans()
                     return MISS
                 raise error
@@ -216,10 +220,11 @@ class FastPath:
                 elif is_outdated(error):
                     self.pool.forget_plans()
                     if not first:
-                        raise
+                        raise  # the transaction has failed with it, and earlier work cannot be repeated
                 else:
                     raise
         finally:
             lock.release()
+        # The failed statement was the transaction's first: begin it again, and let psycopg run the statement.
         lease.connection.rollback()
         return MISS

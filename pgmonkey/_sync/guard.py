@@ -54,6 +54,7 @@ class Guard(_Base):
     def wait(self, gen: PQGen[T], interval: float = _NOT_GIVEN, timeout: float | None = None) -> T:
         """Run one of psycopg's generators to its end."""
         state = self.__dict__
+        # A cancelled unit of work refuses every statement, also those of cursors made before.
         if "refusal" in state:
             raise state["refusal"]
         watcher: Watcher = state.get("watcher") or self.own_watcher()
@@ -80,6 +81,7 @@ class Guard(_Base):
         pgconn, state = self.pgconn, self.__dict__
         if isinstance(error, psycopg.Error):
             if isinstance(error, CommandTimeoutError):
+                # Closed, not reused: a server that is too slow may be too slow to confirm the cancel.
                 request_cancel(pgconn)
                 self.own_watcher().finish()
             reference: Callable[[], OnError | None] | None = state.get("on_error")
@@ -93,6 +95,7 @@ class Guard(_Base):
         """Return what psycopg returns, but of the class that takes the short way."""
         cursor = super().cursor(*arguments, **options)
         shortened: Callable[[type], type] | None = self.__dict__.get("shortened")
+        # psycopg's own constructor has run, whatever class and arguments it was; only ``execute`` is another one.
         if shortened is not None:
             cursor.__class__ = shortened(cursor.__class__)
         return cursor

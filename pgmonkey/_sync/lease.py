@@ -128,6 +128,7 @@ class Lease:
         was left in the session.  Raises what makes the COMMIT fail; the connection is given back all the same.  A
         second call does nothing.
         """
+        # Cleared first, so that whatever happens below, nothing gives the connection back a second time.
         pooled, self.pooled = self.pooled, None
         if pooled is None:
             return
@@ -151,6 +152,7 @@ class Lease:
         finally:
             if self.lent is not None:
                 take_back(self.lent)
+            # Upkeep needs a running loop, which a coroutine that is being closed may not have.
             if self.pool.give_back(pooled) and not cannot_wait(error):
                 self.pool.replenish()
 
@@ -207,7 +209,7 @@ class Lease:
             pooled.close()
             raise psycopg.OperationalError("nothing was committed: a statement was still running at the end")
         elif status == TransactionStatus.IDLE:
-            self._roll_back(pooled, clean)
+            self._roll_back(pooled, clean)  # nothing to commit, but something to clean
         elif (self.lent or pooled.connection).broken:
             raise psycopg.OperationalError("nothing was committed: the connection was lost")
 

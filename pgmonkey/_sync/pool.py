@@ -43,6 +43,7 @@ class Pool(Ledger[PooledConnection, Queue[_Delivery]]):
         *timeout* is in seconds, the pool's own when None; *label* says for whom.  Raises `PoolTimeoutError`,
         `PoolFullError`, `PoolClosedError`, or what psycopg raises when a connection cannot be made.
         """
+        # An idle connection is taken without a coroutine: most borrows find one.
         pooled = None if self._checks else self.take_idle(None)
         if pooled is None:
             pooled = self._checkout(self._settings.timeout if timeout is None else timeout)
@@ -58,6 +59,7 @@ class Pool(Ledger[PooledConnection, Queue[_Delivery]]):
         return pooled
 
     def _checkout(self, timeout: float) -> PooledConnection:
+        # One deadline for all: waiting, connecting and checking share the borrower's timeout.
         deadline = monotonic() + timeout
         self._counters["requests_num"] += 1
         scavenge = self.scavenge()
@@ -74,6 +76,7 @@ class Pool(Ledger[PooledConnection, Queue[_Delivery]]):
             if waiter is not None:
                 claim = self._wait(waiter, timeout)
             elif claim is None and scavenge is not None:
+                # Once, and only before a borrower has to wait: it looks at all open blocks.
                 scavenge()
                 scavenge = None
                 continue
@@ -84,6 +87,7 @@ class Pool(Ledger[PooledConnection, Queue[_Delivery]]):
             try:
                 self._connector.check(claim, deadline)
             except BaseException as error:
+                # Refused, or interrupted while it was checked: in both cases its state is unknown.
                 claim.close()
                 self.give_back(claim)
                 if not isinstance(error, psycopg.Error):
@@ -113,6 +117,7 @@ class Pool(Ledger[PooledConnection, Queue[_Delivery]]):
             self._note_failure(error)
             raise
         self._add(pooled, monotonic() - started)
+        # The server is there, so upkeep need not wait any longer before it fills the pool up.
         self._upkeep.start(hurry=True)
         return pooled
 
@@ -140,6 +145,7 @@ class Pool(Ledger[PooledConnection, Queue[_Delivery]]):
 
     def terminate(self, reason: str = "the pool is closed") -> None:
         """Close every connection now, also the lent ones, when nobody can give them back any more."""
+        # Struck off the books first: the finalizers of these leases give back later, and must find nothing to do.
         with self._lock:
             lent, self._lent = self._lent, set()
         self.close(reason)

@@ -100,6 +100,7 @@ class UnitOfWork(Generic[Row]):
         if self.finished or self._cancelled is not None:
             raise self._over()
         lease = self.source.borrow(timeout=timeout, label=self._label)
+        # Until it is this unit's, nothing but this block gives it back.
         try:
             if self.finished or self._cancelled is not None:  # by another task of the request, during the borrow
                 raise self._over()
@@ -142,6 +143,7 @@ class UnitOfWork(Generic[Row]):
             if lease is not None or not self._reads_alone:
                 lease = lease or self._first_lease()
                 return fast.run_on(lease, query, params, read, alone=False)
+            # Only the first query may have a transaction of its own: the ones after it must see the same one.
             self._reads_alone = False
             lease = self._lease_for_reading(fast, query, params) or self._first_lease()
             try:
@@ -186,6 +188,7 @@ class UnitOfWork(Generic[Row]):
         """
         if not self.finished:
             self.finished = True
+            # Finished units of this context are dropped with it, or a long-lived task would collect them.
             inside = units.get()
             units.set(() if inside == (self,) else tuple(unit for unit in inside if not unit.finished))
             if self._lease is not None:
@@ -212,6 +215,7 @@ class UnitOfWork(Generic[Row]):
         if lease is None:
             return
         if error is not None and cannot_wait(error):
+            # Neither lock can be waited for here, and `finish` waits for nothing with such an error.
             lease.finish(error)
             return
         working, leasing = self._working, self._leasing
@@ -288,6 +292,7 @@ class TransactionBlock(AbstractContextManager["Connection[Row]"], Generic[Row]):
                 raise
         if self._mode is not DEFAULT:
             outer.set_mode(self._mode)
+        # On a unit's connection psycopg's block is a savepoint, also when it is the first thing in it.
         connection = outer.connection()
         self._savepoint = connection.transaction()
         self._savepoint.__enter__()
@@ -305,6 +310,7 @@ class TransactionBlock(AbstractContextManager["Connection[Row]"], Generic[Row]):
 
 def set_values(connection: AnyConnection, values: SessionValues) -> None:
     """Set configuration parameters until the end of the transaction."""
+    # In one statement, because each is a round trip; the values are parameters, so they need no quoting.
     query = cast("Statement", "SELECT " + ", ".join(["set_config(%s, %s, true)"] * len(values)))
     params = [part for name, value in values.items() for part in (name, None if value is None else str(value))]
     connection.execute(query, params)

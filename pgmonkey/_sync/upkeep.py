@@ -67,6 +67,7 @@ class Upkeep:
     def start(self, *, hurry: bool = False) -> None:
         """Begin, if there is something to do; *hurry* ends the pause after a failure, because an attempt succeeded."""
         with self._lock:
+            # Told to the run that is going on, which may have looked before the connection was lost.
             self._wanted = True
             if self._ticker is None:
                 pool = self._pool()
@@ -99,6 +100,7 @@ class Upkeep:
         except Exception as error:
             return None if pool.close_reason else self._failed(pool, error)
         self._schedule.succeeded()
+        # Under the lock: a `start` that comes now finds either a run that is told, or no ticker and makes one.
         with self._lock:
             if self._wanted:
                 return 0.0
@@ -122,6 +124,7 @@ class Upkeep:
         threshold = self._settings.leak_detection_threshold
         if not threshold:
             return
+        # What was forgotten is taken back rather than reported.
         if (scavenge := pool.scavenge()) is not None:
             scavenge()
         for pooled in pool.lent:

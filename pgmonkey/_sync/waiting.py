@@ -127,6 +127,7 @@ class Ticker:
     def _run(self) -> None:
         delay: float | None = 0.0
         while delay is not None:
+            # An event, not sleep(): it can be hurried and stopped.
             self._wake.wait(delay)
             self._wake.clear()
             method = self._method()

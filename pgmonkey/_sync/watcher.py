@@ -29,6 +29,7 @@ class Watcher:
         """Return the answer to what was sent; raise `CommandTimeoutError` after *limit* seconds."""
         pgconn = self.pgconn
         results: list[PGresult] = []
+        # Most answers come within the first interval and are read without a generator.
         patience = INTERVAL if limit is None else min(limit, INTERVAL)
         if not pgconn.flush() and self.arrived(int(patience * 1000)) and read_results(pgconn, results):
             return results
