@@ -34,6 +34,7 @@ RULES = {
     r"\basync_pool\b": "pool",
     r"\b(_?)Async(?=[A-Z])": r"\1",
     r"(?<=\w)_async\b": "",
+    r"\._async\b": "._sync",
 }
 
 

@@ -18,8 +18,8 @@ from psycopg.errors import InFailedSqlTransaction
 from psycopg.rows import dict_row
 
 from pgmonkey import ConnectionHandle, GivenBackError, PGConnectionManager, PoolClosedError, PoolTimeoutError
-from pgmonkey._async.waiting import POOL_KIND, sleep
 from pgmonkey._config.schema import Kind
+from pgmonkey._sync.waiting import POOL_KIND, sleep
 
 from ..garbage import no_cycles
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from pgmonkey import Database
-from pgmonkey._async.waiting import POOL_KIND, sleep
+from pgmonkey._sync.waiting import POOL_KIND, sleep
 
 from ..configs import pools
 

@@ -18,8 +18,8 @@ from psycopg import Connection, sql
 from psycopg.rows import args_row, class_row, dict_row, kwargs_row, namedtuple_row, scalar_row
 
 from pgmonkey import CommandTimeoutError, Database
-from pgmonkey._async import fastpath as fast
 from pgmonkey._driver.plan import MISS
+from pgmonkey._sync import fastpath as fast
 
 from ..configs import prepared
 from ..values import VALUES, first_row, outcome, small, texts

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from pgmonkey import Database, PGConnectionManager
-from pgmonkey._async.waiting import POOL_KIND, sleep
+from pgmonkey._sync.waiting import POOL_KIND, sleep
 
 from ..configs import pools
 from .concurrency import elsewhere

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from pgmonkey import CommandTimeoutError, Database
-from pgmonkey._async.waiting import sleep
+from pgmonkey._sync.waiting import sleep
 
 from ..configs import pools
 

@@ -16,8 +16,8 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row, scalar_row
 
 from pgmonkey import Database, PGConnectionManager
-from pgmonkey._async import cursor as cursors
-from pgmonkey._async import fastpath as fast
+from pgmonkey._sync import cursor as cursors
+from pgmonkey._sync import fastpath as fast
 
 from ..configs import prepared, proxied
 from ..faults.proxy import FaultProxy
