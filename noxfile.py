@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from ctypes.util import find_library
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -208,6 +209,48 @@ def benchmarks(session):
     session.run_install(predecessor, "-m", "pip", "install", "-q", "pgmonkey==4.0.0", "psycopg[binary]", external=True)
     environ = {"BENCHMARK_PREDECESSOR": str(predecessor)}
     session.run("python", "-m", "benchmarks", *session.posargs, env=environ)
+
+
+@nox.session(python=PYTHONS[0])
+def compat(session):
+    """Check the behaviour on several versions of psycopg, in each implementation; then rename psycopg's internals."""
+    rows = []
+    for wanted in ("==3.2.2", "==3.2.*", "==3.3.0", "==3.3.*", ">=3.2.2"):
+        session.run_install("uv", "pip", "uninstall", "-q", "psycopg", "psycopg-c", "psycopg-binary", silent=True)
+        session.install("-e", ".", f"psycopg{wanted}", *(["--prerelease=allow"] if wanted.startswith(">") else []))
+        version = session.run(
+            "python", "-c", "import importlib.metadata as m; print(m.version('psycopg'))", silent=True
+        )
+        version = version.strip()
+        if wanted.startswith(">") and version.replace(".", "").isdigit():
+            rows.append((f"{version} is the newest", "", "there is no pre-release"))
+            break
+        install_postgres_if_missing(session, ".[embedded]")
+        rows += [(version, name, behaviour(session, version, name)) for name in ("c", "binary", "python")]
+    session.install("-e", ".", "psycopg")
+    try:
+        session.run("python", "-m", "tests.compat.renaming", *session.posargs, env=in_memory())
+    finally:
+        print(*("{:22} {:8} {}".format(*row) for row in rows), sep="\n")
+    if not all(row[2].startswith(("OK", "skipped", "there is no")) for row in rows):
+        session.error("the behaviour differs")
+
+
+def behaviour(session, version, implementation):
+    """Return what the behaviour of an implementation of psycopg is, or why that is not known."""
+    if implementation == "python":
+        if not find_library("pq"):
+            return "skipped: no libpq on this machine (Debian: apt install libpq5)"
+    else:
+        install = ("uv", "pip", "install", "-q", f"psycopg-{implementation}=={version}")
+        # Optimizing would take minutes for what runs for seconds; who else builds it here must not get that.
+        environ = {"CFLAGS": "-O0", "UV_CACHE_DIR": str(session.cache_dir / "unoptimized")}
+        said = session.run_install(*install, env=environ, silent=True, success_codes=range(256), log=False)
+        if said.strip():
+            return f"skipped: psycopg-{implementation} cannot be installed here: {said.strip().splitlines()[-1]}"
+    environ = {"PSYCOPG_IMPL": implementation, **in_memory()}
+    run = ("python", "-m", "tests.compat.behaviour")
+    return session.run(*run, env=environ, silent=True, success_codes=(0, 1), log=False).strip().splitlines()[-1]
 
 
 # The oldest Django that is supported, and the current one.

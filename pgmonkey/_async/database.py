@@ -238,14 +238,18 @@ class AsyncDatabase(Generic[Row]):
                 await set_values(lease.connection, values)
             cursor = lease.connection.cursor("pgmonkey_stream")
             try:
-                cursor.itersize = size
                 await cursor.execute(query, params)
-                async for row in cursor:
-                    try:
-                        yield row
-                    except GeneratorExit:
-                        stopped = True
-                        raise
+                while True:
+                    # Not "async for": in psycopg 3.3.0 that ends after one batch.
+                    rows = await cursor.fetchmany(size)
+                    for row in rows:
+                        try:
+                            yield row
+                        except GeneratorExit:
+                            stopped = True
+                            raise
+                    if len(rows) < size:
+                        break
             finally:
                 # Not ServerCursor.close(): the end of the transaction closes it on the server, without a round trip.
                 await AsyncCursor.close(cursor)

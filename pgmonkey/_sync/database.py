@@ -236,14 +236,18 @@ class Database(Generic[Row]):
                 set_values(lease.connection, values)
             cursor = lease.connection.cursor("pgmonkey_stream")
             try:
-                cursor.itersize = size
                 cursor.execute(query, params)
-                for row in cursor:
-                    try:
-                        yield row
-                    except GeneratorExit:
-                        stopped = True
-                        raise
+                while True:
+                    # Not "for": in psycopg 3.3.0 that ends after one batch.
+                    rows = cursor.fetchmany(size)
+                    for row in rows:
+                        try:
+                            yield row
+                        except GeneratorExit:
+                            stopped = True
+                            raise
+                    if len(rows) < size:
+                        break
             finally:
                 # Not ServerCursor.close(): the end of the transaction closes it on the server, without a round trip.
                 Cursor.close(cursor)

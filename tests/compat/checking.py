@@ -54,7 +54,7 @@ def config(
     parameters: Mapping[str, str] = EMPTY,
 ) -> dict[str, Any]:
     """Return the configuration of a pool of one connection, for both colours."""
-    settings = {"name": name, "min_size": 1, "max_size": 1, "timeout": 2, **pool}
+    settings = {"name": name, "min_size": 1, "max_size": 1, "timeout": 4, **pool}
     return {
         "connection_settings": {"conninfo": where or conninfo(), **connection},
         "pool_settings": settings,
@@ -89,7 +89,7 @@ class Checks:
     """The checks of one module, in the order in which they stand there, with what each is expected to return."""
 
     def __init__(self, module: str) -> None:
-        self.prefix = "sync" if module.endswith(".checks") else "async"
+        self.prefix = "async" if "._async." in module or module.endswith(".tasks") else "sync"
         self._wanted: dict[Callable[..., Any], object] = {}
 
     def expects(self, wanted: object) -> Callable[[F], F]:

@@ -29,11 +29,12 @@ from .checking import server
 
 HERE = Path(__file__).resolve().parent
 GOOD = ("right", "clear", "absent")
+COMPOSED = re.compile(r"getattr\(self, (f\"[^\"]*\")\)")
+"""Where psycopg makes a name out of others: ``_commit_gen`` and ``_rollback_gen``."""
 LONG = 300
 """Characters of what differs that are printed."""
 
 
-COMPOSED = 'f"_{action.lower()}_gen"'
 NAMES = [name for name in PRIVATE_NAMES if name != "get"]
 """What is renamed; not ``get``, which dictionaries have, too."""
 
@@ -44,7 +45,8 @@ class Outcome:
 
     name: str
     kind: str
-    """right: all is as ever.  clear: it refuses, in one line that says why.  absent: there is no such name.
+    """right: all is as ever, but for one warning that says why.  clear: it refuses, in one line that says why.
+    absent: there is no such name.
 
     wrong: something behaves differently, or is said in other words.  crash: it fails and does not say why.  hang: it
     took too long.  unusable: psycopg itself does not work with the new name, so this says nothing.
@@ -92,7 +94,7 @@ class Copies:
         command = [sys.executable, "-m", "compat.behaviour"]
         try:
             run = subprocess.run(
-                command, cwd=self._program, env=environ, capture_output=True, text=True, timeout=2 * PATIENCE
+                command, cwd=self._program, env=environ, capture_output=True, text=True, timeout=PATIENCE + 15
             )
         except subprocess.TimeoutExpired:
             return Outcome(name, "hang", "and does not even notice")
@@ -107,10 +109,9 @@ def _rename(name: str, package: Path) -> bool:
     for path in package.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         renamed = word.sub(other, text)
-        # The only place where psycopg composes a name.
-        renamed = renamed.replace(COMPOSED, f"{{{name!r}: {other!r}}}.get({COMPOSED}, {COMPOSED})")
+        renamed = COMPOSED.sub(rf'getattr(self, \1.replace("{name}", "{other}"))', renamed)
         if renamed != text:
-            used = True
+            used = used or word.search(text) is not None
             path.unlink()  # it is shared with the other copies
             path.write_text(renamed, encoding="utf-8")
     for path in [*package.rglob(f"{name}.py")]:
@@ -134,7 +135,7 @@ def judge(name: str, said: list[str], warned: list[str]) -> Outcome:
         return Outcome(name, "wrong", "  ".join(said))
     if warned:
         clear = len(warned) == 1 and _is_clear(name, warned[0])
-        return Outcome(name, "right" if clear else "wrong", "but says: " + " | ".join(warned))
+        return Outcome(name, "right" if clear else "wrong", "and says " + " | ".join(warned))
     return Outcome(name, "right")
 
 

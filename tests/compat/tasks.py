@@ -7,32 +7,15 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
-from psycopg.rows import TupleRow
-
-from pgmonkey import AsyncDatabase
-
-from .checking import Checks, Report, config, observer
+from ._async.common import OFTEN, Rows
+from .checking import Checks, observer
 
 checks = Checks(__name__)
-OFTEN = 8
 SLEEP = "SELECT pg_sleep(%s)"
 
 
-async def run(report: Report) -> None:
-    """Run all checks, each in a pool of its own."""
-    for name, check, wanted in checks:
-        if report.begins(name):
-            database = AsyncDatabase(config(name))
-            try:
-                got = await check(database)
-            except Exception as error:
-                got = error
-            report.found(got, wanted)
-            await database.close()
-
-
 @checks.expects([["CancelledError"] * 4, [True] * 4, [(0,)]])
-async def cancelled_tasks(database: AsyncDatabase[TupleRow]) -> object:
+async def cancelled_tasks(database: Rows) -> object:
     """Cancelling a task ends its statement on the server, and the same connection serves the next borrower."""
 
     async def alone() -> None:
@@ -58,7 +41,7 @@ async def cancelled_tasks(database: AsyncDatabase[TupleRow]) -> object:
 
 
 @checks.expects([[*range(20)], 20])
-async def many_tasks(database: AsyncDatabase[TupleRow]) -> object:
+async def many_tasks(database: Rows) -> object:
     """Tasks that share one connection each get their own answer."""
 
     async def work(i: int) -> Any:
@@ -71,7 +54,7 @@ async def many_tasks(database: AsyncDatabase[TupleRow]) -> object:
 
 
 @checks.expects([[*range(20)], [*range(20)]])
-async def tasks_in_one_transaction(database: AsyncDatabase[TupleRow]) -> object:
+async def tasks_in_one_transaction(database: Rows) -> object:
     """Tasks that share a transaction take turns, whether they use query methods or cursors."""
     query = "SELECT %s::int, pg_sleep(0.002)"
 
