@@ -59,7 +59,7 @@ def test_a_connection_that_cannot_be_made_is_not_cached(config: dict[str, Any]) 
     with pytest.raises(psycopg.OperationalError):
         manager.get_database_connection_from_dict(config, "pool")
     assert manager.cache_info["size"] == 0
-    assert not cache._open_blocks
+    assert not cache._entries
 
 
 def test_a_pool_survives_a_server_that_is_away(config: dict[str, Any], server: Any, dbname: str) -> None:
