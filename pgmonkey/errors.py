@@ -1,17 +1,17 @@
 """Every error that pgmonkey raises.
 
 PgmonkeyError
-├── ConfigError (ValueError)                      the configuration is wrong; raised before anything is connected
+├── ConfigError (ValueError)                      the configuration is wrong; raised before any connection is made
 │   └── EnvInterpolationError                     a ``${VAR}``, ``from_env`` or ``from_file`` could not be resolved
 ├── PoolTimeoutError (psycopg_pool.PoolTimeout)   every connection stayed busy for the whole wait
 ├── PoolFullError (psycopg_pool.TooManyRequests)  ``max_waiting`` borrowers are in the queue already
 ├── PoolClosedError (psycopg_pool.PoolClosed)     the pool was closed, or another event loop owns it
-├── GivenBackError (psycopg.InterfaceError)       the connection was given back and is no longer yours
+├── GivenBackError (psycopg.InterfaceError)       the connection was used after it was given back to its pool
 ├── CommandTimeoutError (psycopg.OperationalError) a statement took longer than ``command_timeout``
-└── CancelledUnitError (psycopg.OperationalError) what a request did was undone, because its client is gone
+└── CancelledUnitError (psycopg.OperationalError) the unit of work was rolled back: the client is gone
 
 The errors about connections are psycopg errors too (``psycopg.Error``), so code written for psycopg or psycopg_pool
-catches them as it always did.  A connection that cannot be made raises what psycopg raises: the server's own words.
+catches them unchanged.  When no connection can be made, psycopg's own exception is raised, with the server's message.
 """
 
 import psycopg
@@ -43,11 +43,11 @@ class EnvInterpolationError(ConfigError):
 
 
 class PoolTimeoutError(PgmonkeyError, PoolTimeout):
-    """Report that no connection came free within the wait (``timeout`` of the pool settings, in seconds)."""
+    """Report that no connection became free within ``timeout`` seconds of the pool settings."""
 
 
 class PoolFullError(PgmonkeyError, TooManyRequests):
-    """Report that ``max_waiting`` borrowers were waiting already."""
+    """Report that ``max_waiting`` borrowers, of the pool settings, were waiting already."""
 
 
 class PoolClosedError(PgmonkeyError, PoolClosed):
@@ -63,4 +63,4 @@ class CommandTimeoutError(PgmonkeyError, psycopg.OperationalError):
 
 
 class CancelledUnitError(PgmonkeyError, psycopg.OperationalError):
-    """Report work in a unit of work that was cancelled, for example because the client of the request is gone."""
+    """Report a query in a unit of work that was cancelled, for example because the client has disconnected."""

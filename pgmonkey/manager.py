@@ -1,15 +1,16 @@
-"""`PGConnectionManager`: from a configuration to the one connection or pool that the process has for it."""
+"""`PGConnectionManager` returns the one connection or pool that the process has for a configuration."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
-from ._async import handle as async_handle
+from ._async.handle import AsyncConnectionHandle
+from ._async.handle import open_handle as open_async_handle
 from ._config.schema import KINDS, Config, Kind
 from ._config.source import Origin, Path, Sources
 from ._pool.cache import Key, cache
-from ._sync import handle as sync_handle
+from ._sync.handle import ConnectionHandle, open_handle
 from .errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ AsyncKind = Literal["async", "async_pool"]
 
 
 class Options(TypedDict, total=False):
-    """The options of `PGConnectionManager.get_database_connection`, for its overloads."""
+    """Options of `PGConnectionManager.get_database_connection`."""
 
     force_reload: bool
     resolve_env: bool
@@ -37,21 +38,20 @@ class CacheInfo(TypedDict):
 class PGConnectionManager:
     """Connections and pools by configuration.
 
-    The cache behind it is one per process: managers that name the same configuration get the same connection, which is
-    closed when the last of them releases it.  A manager may be used from any thread and any event loop.
+    All managers of a process share one cache: for the same configuration they get the same connection, which is closed
+    when the last of them releases it.  A manager may be used from any thread and any event loop.
     """
 
     def __init__(self) -> None:
         self._sources = Sources()
 
     @overload
-    def get_database_connection(
-        self, config: Path, kind: SyncKind, **options: Unpack[Options]
-    ) -> sync_handle.ConnectionHandle: ...
+    def get_database_connection(self, config: Path, kind: SyncKind, **options: Unpack[Options]) -> ConnectionHandle: ...
     @overload
     def get_database_connection(
         self, config: Path, kind: AsyncKind, **options: Unpack[Options]
-    ) -> Awaitable[async_handle.AsyncConnectionHandle]: ...
+    ) -> Awaitable[AsyncConnectionHandle]: ...
+    # Any: with *kind* left to the file, a type checker cannot know which of the two it is.
     @overload
     def get_database_connection(self, config: Path, kind: Kind | None = ..., **options: Unpack[Options]) -> Any: ...
     def get_database_connection(
@@ -62,73 +62,77 @@ class PGConnectionManager:
         force_reload: bool = False,
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
-    ) -> Any:
-        """Return the connection of *kind* for the configuration file *config*, opened; awaitable for async kinds.
+    ) -> ConnectionHandle | Awaitable[AsyncConnectionHandle]:
+        """Return the open connection or pool of *kind* for the configuration file *config*; awaitable for async kinds.
 
         *kind* is ``normal``, ``pool``, ``async`` or ``async_pool``, and defaults to the file's ``connection_type``.
-        The same configuration and kind give the same object, until the file, a variable or a secret file that it
-        refers to changes.  *force_reload* puts a fresh connection in its place.
+        The same configuration and kind give the same object, until the file changes, or a variable or secret file that
+        it refers to.  *force_reload* replaces the object with a new one.
 
-        Raises `ConfigError`, `EnvInterpolationError`, or what psycopg raises when the server cannot be reached.
+        Raises `ConfigError`, `EnvInterpolationError`, or psycopg's exception when the server cannot be reached.
         """
         return self._open(self._sources.config(config, resolve_env, allow_sensitive_defaults), kind, force_reload)
 
     @overload
     def get_database_connection_from_dict(
-        self, config: Mapping[str, Any], kind: SyncKind, **options: Unpack[Options]
-    ) -> sync_handle.ConnectionHandle: ...
+        self, config: Mapping[str, object], kind: SyncKind, **options: Unpack[Options]
+    ) -> ConnectionHandle: ...
     @overload
     def get_database_connection_from_dict(
-        self, config: Mapping[str, Any], kind: AsyncKind, **options: Unpack[Options]
-    ) -> Awaitable[async_handle.AsyncConnectionHandle]: ...
+        self, config: Mapping[str, object], kind: AsyncKind, **options: Unpack[Options]
+    ) -> Awaitable[AsyncConnectionHandle]: ...
     @overload
     def get_database_connection_from_dict(
-        self, config: Mapping[str, Any], kind: Kind | None = ..., **options: Unpack[Options]
+        self, config: Mapping[str, object], kind: Kind | None = ..., **options: Unpack[Options]
     ) -> Any: ...
     def get_database_connection_from_dict(
         self,
-        config: Mapping[str, Any],
+        config: Mapping[str, object],
         kind: Kind | None = None,
         *,
         force_reload: bool = False,
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
-    ) -> Any:
+    ) -> ConnectionHandle | Awaitable[AsyncConnectionHandle]:
         """Do as `get_database_connection`, for a configuration that is a mapping already."""
         return self._open(self._sources.config(config, resolve_env, allow_sensitive_defaults), kind, force_reload)
 
     @property
     def cache_info(self) -> CacheInfo:
-        """What this manager holds: how many, and the type of each by a short key."""
+        """How many connections and pools this manager holds, and the type of each by a short key."""
         held = cache.held_by(self)
+        # The digest alone would not tell apart the kinds of one configuration, nor the pools of two event loops.
         return {
             "size": len(held),
             "connection_types": {f"{key[0][:12]}:{_suffix(key)}": handle.kind for key, handle in held},
         }
 
     def clear_cache(self) -> None:
-        """Release every connection; those that no other manager holds are closed.
+        """Release every connection and pool, and close those that no other manager holds.
 
-        A connection that is lent out at that moment is closed when it is given back.
+        A connection that is checked out is closed when it is given back.
         """
         self._sources.clear()
         cache.release(self)
 
     async def clear_cache_async(self) -> None:
-        """Do as `clear_cache`, from inside an event loop."""
+        """Do as `clear_cache`, which waits for nothing and so may be called inside an event loop too."""
         self.clear_cache()
 
     def load(self, config: Origin, *, resolve_env: bool = False, allow_sensitive_defaults: bool = False) -> Config:
-        """Return the checked configuration; a file is read again only when it, or what it refers to, has changed."""
+        """Return the checked configuration; read a file again only when it, or what it refers to, has changed."""
         return self._sources.config(config, resolve_env, allow_sensitive_defaults)
 
-    def _open(self, config: Config, kind: Kind | None, force_reload: bool) -> Any:
+    def _open(
+        self, config: Config, kind: Kind | None, force_reload: bool
+    ) -> ConnectionHandle | Awaitable[AsyncConnectionHandle]:
         kind = config.kind if kind is None else kind
         if kind not in KINDS:
             raise ConfigError(f"{config.source}: {kind!r} is not a connection type; use one of {', '.join(KINDS)}")
-        if kind == "async" or kind == "async_pool":
-            return async_handle.open_handle(config, kind, self, fresh=force_reload)
-        return sync_handle.open_handle(config, kind, self, fresh=force_reload)
+        if kind in ("async", "async_pool"):
+            # A coroutine: its body runs, and looks for the event loop, when the caller awaits it.
+            return open_async_handle(config, kind, self, fresh=force_reload)
+        return open_handle(config, kind, self, fresh=force_reload)
 
 
 def _suffix(key: Key) -> str:

@@ -1,1 +1,1 @@
-"""Configuration: read, resolved, checked, and made into what a pool needs.  Nothing here connects to a server."""
+"""Read, resolve and check a configuration, and make the blueprint of a pool.  Nothing here connects to a server."""

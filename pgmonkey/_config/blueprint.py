@@ -1,4 +1,4 @@
-"""What the connections of one kind are made from: decided once from the configuration, without I/O."""
+"""Decide, without I/O, how to connect and how to pool for one kind of connection."""
 
 from __future__ import annotations
 
@@ -28,36 +28,36 @@ _OPTION_SPECIAL = re.compile(r"([\\\s])")
 
 @dataclass(frozen=True)
 class Blueprint:
-    """How to connect, and how to pool what was connected."""
+    """How to connect, and how to pool the connections."""
 
     name: str
-    connect: Mapping[str, Any] = field(repr=False)
+    connect: Mapping[str, Any] = field(repr=False)  # the arguments of psycopg's connect()
     autocommit: bool
     settings: PoolSettings
-    max_size: int
-    """The largest number of connections that may exist at a time."""
-    single: bool
-    credentials: Mapping[str, Any] = field(repr=False)
-    refresh: Callable[[], Mapping[str, Any]] | None
-    """Reads the credentials again where they come from; None when they come from nowhere else."""
-    command_timeout: float | None
-    pgbouncer: bool
-    """Whether a session lasts no longer than a transaction."""
+    max_size: int  # connections that may exist at a time
+    single: bool  # one connection, which its borrowers share
+    credentials: Mapping[str, object] = field(repr=False)
+    # Returns the credentials with the present values of their references; None without references.
+    refresh: Callable[[], Mapping[str, object]] | None
+    command_timeout: float | None  # seconds
+    pgbouncer: bool  # a session lasts no longer than a transaction
+    # SQL for the beginning of each transaction: behind PgBouncer a SET would reach other clients.
     transaction_settings: bytes
-    """What is to be executed at the beginning of each transaction, because the session is not ours."""
 
 
 def blueprint(config: Config, kind: Kind) -> Blueprint:
-    """Return what a connection or pool of *kind* is made from."""
+    """Return the blueprint of a connection or pool of *kind*."""
     is_async = kind in ("async", "async_pool")
     single = kind in ("normal", "async")
     settings = config.async_pool_settings if is_async else config.pool_settings
     if single:
+        # The pool settings mean the pool; the one connection stays open as long as its handle.
         settings = replace(settings, min_size=1, max_size=1, max_lifetime=math.inf, max_idle=math.inf)
     arguments = dict(config.arguments)
     behind_pgbouncer = arguments.pop("pgbouncer", False)
     command_timeout = arguments.pop("command_timeout", None)
-    connect: dict[str, Any] = dict(config.connect)
+    connect: dict[str, object] = dict(config.connect)
+    # An older libpq, or one for another system, refuses keywords that it does not know.
     for keyword in libpq_keywords().intersection(_TIMEOUTS):
         if keyword != "connect_timeout" or "PGCONNECT_TIMEOUT" not in os.environ:
             connect.setdefault(keyword, _TIMEOUTS[keyword])
@@ -65,15 +65,16 @@ def blueprint(config: Config, kind: Kind) -> Blueprint:
     transaction_settings = b""
     if behind_pgbouncer:
         transaction_settings = _set_locally(parameters)
+        # Unless the file asks for it, no statement is prepared: PgBouncer before 1.21 does not follow them.
         connect.setdefault("prepare_threshold", None)
     elif parameters:
-        connect["options"] = startup_options(connect.get("options", ""), parameters)
+        connect["options"] = startup_options(config.connect.get("options", ""), parameters)
     connect.update(arguments)
     connect.update(settings.kwargs)
+    # Not for connect(): the pool keeps its connections in autocommit, and lends them in the mode that is asked for.
     autocommit = bool(connect.pop("autocommit", False))
-    name = settings.name or f"pgmonkey-{config.digest[:8]}-{kind}"
     return Blueprint(
-        name=name,
+        name=settings.name or f"pgmonkey-{config.digest[:8]}-{kind}",
         connect=connect,
         autocommit=autocommit,
         settings=settings,
@@ -87,17 +88,18 @@ def blueprint(config: Config, kind: Kind) -> Blueprint:
     )
 
 
-def _credentials(config: Config) -> dict[str, Any]:
+def _credentials(config: Config) -> dict[str, object]:
     everything = {**config.connect, **config.arguments}
     return {key: everything[key] for key in CREDENTIALS if key in everything}
 
 
-def _reload_credentials(reload: Callable[[], Config]) -> dict[str, Any]:
+def _reload_credentials(reload: Callable[[], Config]) -> dict[str, object]:
     return _credentials(reload())
 
 
 def _set_locally(parameters: Mapping[str, str]) -> bytes:
     """Return a statement that sets *parameters* until the end of the transaction; empty when there are none."""
+    # set_config() rather than SET LOCAL: one statement for all, and every value is a string literal.
     calls = ("set_config(E'{}', E'{}', true)".format(*map(_literal, item)) for item in parameters.items())
     return b"SELECT " + ", ".join(calls).encode() if parameters else b""
 
@@ -107,9 +109,9 @@ def _literal(text: str) -> str:
 
 
 def startup_options(options: str, parameters: Mapping[str, str]) -> str:
-    """Return libpq's ``options`` keyword with *parameters* added, so that they cost no round trip and survive RESET.
+    """Return libpq's ``options`` keyword with *parameters* added: they cost no round trip and survive RESET.
 
-    See "options" in the PostgreSQL manual, 34.1.2: arguments are separated by white space, a backslash escapes.
+    White space separates arguments, a backslash escapes (``options`` under "Parameter Key Words" in libpq's manual).
     """
     added = ("-c {}={}".format(name, _OPTION_SPECIAL.sub(r"\\\1", value)) for name, value in parameters.items())
     return " ".join(filter(None, [options, *added]))

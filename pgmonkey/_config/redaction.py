@@ -1,4 +1,4 @@
-"""What must never be shown: which keys hold secrets, and copies of configurations and texts without them."""
+"""Mask secrets in configurations and in texts."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ REDACTED = "***REDACTED***"
 
 _SENSITIVE = frozenset({"sslkey", "sslcert", "sslrootcert", "conninfo", "dsn"})
 _SENSITIVE_PARTS = ("password", "passwd", "token", "secret", "credential")
+# Up to the last '@' before the path: a password that was not percent-encoded may contain '@' and ':'.
 _URL_USERINFO = re.compile(r"(?P<head>[A-Za-z][A-Za-z0-9+.-]*://)[^/\s@]*:[^/\s]*@")
 _URL_SECRET = re.compile(r"(?P<head>[?&](?:ssl)?password=)[^&\s]*", re.IGNORECASE)
+# libpq allows spaces around '=', and quotes with backslash escapes around the value ("Connection Strings").
 _DSN_SECRET = re.compile(r"(?P<head>\b(?:ssl)?password\s*=\s*)('(?:[^'\\]|\\.)*'|\S+)", re.IGNORECASE)
 
 
@@ -21,7 +23,7 @@ def is_sensitive(key: str) -> bool:
     return lowered in _SENSITIVE or any(part in lowered for part in _SENSITIVE_PARTS)
 
 
-def redact_config(config: Any) -> Any:
+def redact_config(config: object) -> Any:
     """Return a deep copy of *config* that is safe to log.
 
     Masked are ``sslkey``, ``sslcert``, ``sslrootcert``, ``conninfo``, ``dsn``, every key that contains ``password``,
@@ -42,12 +44,12 @@ def redact_text(text: str) -> str:
     return _DSN_SECRET.sub(rf"\g<head>{REDACTED}", text)
 
 
-def _redact_value(key: Any, value: Any) -> Any:
-    if not isinstance(key, str) or not is_sensitive(key) or value is None or value == "":
-        return redact_config(value)
-    return redact_config(value) if is_reference(value) else REDACTED
+def _redact_value(key: object, value: object) -> object:
+    # An empty value stays, to show that it is empty; a reference is the name of a secret, not the secret.
+    if isinstance(key, str) and is_sensitive(key) and value is not None and value != "" and not _is_reference(value):
+        return REDACTED
+    return redact_config(value)
 
 
-def is_reference(value: Any) -> bool:
-    """Tell whether *value* is a ``from_env`` or ``from_file`` reference, which is no secret itself."""
+def _is_reference(value: object) -> bool:
     return isinstance(value, Mapping) and len(value) == 1 and next(iter(value)) in ("from_env", "from_file")

@@ -1,4 +1,4 @@
-"""References from a configuration to the environment and to secret files: ``${VAR}``, ``from_env``, ``from_file``."""
+"""Resolve references to the environment and to secret files: ``${VAR}``, ``from_env``, ``from_file``."""
 
 from __future__ import annotations
 
@@ -6,24 +6,25 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..errors import EnvInterpolationError
 from .redaction import is_sensitive
 
+# The brace is optional to find the references that lack it.
 _REFERENCE = re.compile(r"\$\{([^}]*)(\}?)")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
 @dataclass
 class Dependencies:
-    """What a resolved configuration was made from, so that a change is noticed without resolving it again."""
+    """The variables and files that a resolved configuration was made from, to notice a change without resolving."""
 
-    environ: dict[str, str | None] = field(default_factory=dict, repr=False)
+    environ: dict[str, str | None] = field(default_factory=dict, repr=False)  # the values may be secrets
     files: dict[str, tuple[int, int, int]] = field(default_factory=dict)
 
     def unchanged(self) -> bool:
         """Tell whether every variable and every file is as it was."""
+        # A loop: this runs at each request for a cached connection, and a generator costs a call for each variable.
         for name, value in self.environ.items():
             if os.environ.get(name) != value:
                 return False
@@ -31,20 +32,23 @@ class Dependencies:
 
 
 def file_signature(path: str | os.PathLike[str]) -> tuple[int, int, int]:
-    """Return what changes when a file does: modification time in nanoseconds, size in bytes, inode."""
+    """Return what changes when a file does: modification time in nanoseconds, size in bytes, inode.
+
+    Kubernetes updates a mounted secret by pointing a symbolic link at a new file: the inode changes in any case.
+    """
     try:
         stat = os.stat(path)
     except (OSError, ValueError):
-        return (-1, -1, -1)
+        return (-1, -1, -1)  # reading the file reports the error, with the key that names the file
     return (stat.st_mtime_ns, stat.st_size, stat.st_ino)
 
 
 def resolve_references(
-    config: Mapping[str, Any], *, source: str, allow_sensitive_defaults: bool, dependencies: Dependencies
-) -> dict[str, Any]:
+    config: Mapping[str, object], *, source: str, allow_sensitive_defaults: bool, dependencies: Dependencies
+) -> dict[str, object]:
     """Return a copy of *config* with every ``${VAR}``, ``${VAR:-default}``, ``from_env`` and ``from_file`` replaced.
 
-    *source* names the file in errors; *dependencies* collects what was read.  A replaced value is not looked at again.
+    *source* names the file in errors; *dependencies* collects what was read.  A replaced value is not resolved again.
     Raises `EnvInterpolationError` where a reference cannot be resolved.
     """
     resolver = _Resolver(source, allow_sensitive_defaults, dependencies)
@@ -57,7 +61,7 @@ class _Resolver:
         self._allow = allow_sensitive_defaults
         self._dependencies = dependencies
 
-    def resolve(self, value: Any, path: str) -> Any:
+    def resolve(self, value: object, path: str) -> object:
         if isinstance(value, Mapping):
             if "from_env" in value or "from_file" in value:
                 return self._reference(value, path)
@@ -87,11 +91,12 @@ class _Resolver:
             raise self._error(path, f"the default of ${{{name}}} holds another reference; references cannot be nested")
         value = self._environ(name)
         if value is not None:
-            return value
+            return value  # also when empty, unlike in a shell, where ':-' gives the default then
         if not separator:
             raise self._error(
                 path, f"environment variable {name} is not set; set it, or give a default: ${{{name}:-default}}"
             )
+        # A default would put the secret into the file, and hide that the variable is missing in production.
         if not self._allow and any(is_sensitive(part) for part in re.split(r"[.\[]", path)):
             raise self._error(
                 path,
@@ -100,20 +105,20 @@ class _Resolver:
             )
         return default
 
-    def _reference(self, value: Mapping[Any, Any], path: str) -> str:
+    def _reference(self, value: Mapping[object, object], path: str) -> str:
         if len(value) != 1:
             raise self._error(path, "from_env and from_file stand alone; remove the other keys beside them")
         kind, target = next(iter(value.items()))
         if not isinstance(target, str) or not target:
             raise self._error(path, f"{kind} takes a name as a non-empty string, not {type(target).__name__}")
-        if kind == "from_env":
-            if not _NAME.match(target):
-                raise self._error(path, f"{target!r} is not the name of an environment variable")
-            found = self._environ(target)
-            if found is None:
-                raise self._error(path, f"environment variable {target} is not set (from_env)")
-            return found
-        return self._file(target, path)
+        if kind == "from_file":
+            return self._file(target, path)
+        if not _NAME.match(target):
+            raise self._error(path, f"{target!r} is not the name of an environment variable")
+        found = self._environ(target)
+        if found is None:
+            raise self._error(path, f"environment variable {target} is not set (from_env)")
+        return found
 
     def _file(self, name: str, path: str) -> str:
         # The signature is taken before the read: a change in between is then noticed at the next call.
@@ -124,4 +129,5 @@ class _Resolver:
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text, or not a valid path"
             raise self._error(path, f"cannot read the secret file {name!r} (from_file): {reason}") from None
-        return text[:-2] if text.endswith("\r\n") else text[:-1] if text.endswith("\n") else text
+        # Editors and `echo` end the file with a newline; any other white space may belong to the secret.
+        return re.sub(r"\r?\n\Z", "", text)

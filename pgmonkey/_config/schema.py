@@ -1,7 +1,7 @@
-"""The schema of a configuration: which sections and keys there are, and what each may hold.
+"""Check a configuration against the schema: which sections and keys there are, and what each may hold.
 
-The keywords of ``connection_settings`` are libpq's own, asked from the libpq in use, and psycopg's ``connect()``
-arguments; those of ``pool_settings`` and ``async_pool_settings`` are psycopg_pool's, and ``check_on_checkout``.
+The keys of ``connection_settings`` are the keywords of the libpq in use and the arguments of psycopg's ``connect()``;
+those of ``pool_settings`` and ``async_pool_settings`` are psycopg_pool's parameters and some of pgmonkey's.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from psycopg import ProgrammingError, capabilities, pq
 from psycopg.conninfo import conninfo_to_dict
 
 from ..errors import ConfigError
-from .document import Document
+from .document import Document, describe_type
 from .redaction import is_sensitive, redact_text
 
 logger = logging.getLogger("pgmonkey")
@@ -37,6 +37,7 @@ _SECTIONS = (
     "async_settings",
     "async_pool_settings",
 )
+# A dot separates the prefix of an extension's parameters, such as auto_explain.log_min_duration.
 _PARAMETER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_$]*(\.[A-Za-z_][A-Za-z0-9_$]*)*\Z")
 
 
@@ -59,19 +60,21 @@ class PoolSettings:
     clean_on_return: bool = True
     open_timeout: float = 0.0
     leak_detection_threshold: float = 0.0
+    # Functions and classes of psycopg's: for async pools they are coroutine functions and async classes.
     configure: Callable[..., Any] | None = None
     check: Callable[..., Any] | None = None
     reset: Callable[..., Any] | None = None
-    reconnect_failed: Callable[..., Any] | None = None
+    reconnect_failed: Callable[..., object] | None = None
     connection_class: type[Any] | None = None
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    kwargs: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Config:
     """A checked configuration, ready to connect with.
 
-    ``connect`` holds libpq's keywords as text, ``arguments`` what else psycopg's ``connect()`` takes.
+    ``connect`` holds libpq's keywords as text, ``arguments`` the other arguments of psycopg's ``connect()`` and
+    pgmonkey's own.
     """
 
     source: str
@@ -83,8 +86,8 @@ class Config:
     pool_settings: PoolSettings = field(repr=False)
     async_pool_settings: PoolSettings = field(repr=False)
     digest: str = field(repr=False)
+    # Reads the configuration with the present values of its references; None when it has none.
     reload: Callable[[], Config] | None = field(default=None, repr=False, compare=False)
-    """Reads the configuration again where its references point to; None when it has none."""
 
 
 def check(document: Document) -> Config:
@@ -98,23 +101,18 @@ def libpq_keywords() -> frozenset[str]:
     return frozenset(option.keyword.decode() for option in pq.Conninfo.get_defaults())
 
 
-def describe_type(value: Any) -> str:
-    """Return what *value* is, in the words of a YAML file."""
-    names = {dict: "a mapping", list: "a list", str: "text", bool: "a boolean", int: "a number", float: "a number"}
-    return names.get(type(value), "nothing" if value is None else type(value).__name__)
-
-
-def _did_you_mean(word: str, known: Any) -> str:
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
     close = get_close_matches(word.lower(), sorted(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-# psycopg.connect() takes these beside libpq's keywords; the last three only Python can give.
+# The arguments of psycopg.connect() beside libpq's keywords.  The last three cannot be written in YAML.
 _ARGUMENTS = ("autocommit", "prepare_threshold", "row_factory", "cursor_factory", "context")
+# pgmonkey's own keys, which psycopg does not know.
 OURS = ("command_timeout", "pgbouncer")
-"""The keys among them that pgmonkey takes itself."""
+# Keywords that may change while a pool is open: each new connection is made with their current values.
 CREDENTIALS = ("user", "password", "passfile", "sslcert", "sslkey", "sslpassword")
-"""The keywords that may change while a pool is open: each new connection is made with their current values."""
+# libpq checks these only when it connects, where the error could not name the line of the file.
 _CHOICES = {
     "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
     "target_session_attrs": ("any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
@@ -122,15 +120,16 @@ _CHOICES = {
     "channel_binding": ("disable", "prefer", "require"),
     "gssencmode": ("disable", "prefer", "require"),
 }
-_INTEGERS = {
-    "connect_timeout": 0,
-    "keepalives": 0,
-    "keepalives_idle": 0,
-    "keepalives_interval": 0,
-    "keepalives_count": 0,
-    "tcp_user_timeout": 0,
-}
+_WHOLE_NUMBERS = (
+    "connect_timeout",
+    "keepalives",
+    "keepalives_idle",
+    "keepalives_interval",
+    "keepalives_count",
+    "tcp_user_timeout",
+)
 _MAY_BE_ZERO = ("reconnect_timeout", "open_timeout", "leak_detection_threshold")
+# libpq tries several hosts in turn, written with commas ("Specifying Multiple Hosts" in its manual).
 _LISTS = ("host", "hostaddr", "port")
 
 
@@ -140,6 +139,7 @@ class _Checker:
 
     def config(self) -> Config:
         values = self._document.values
+        # An unknown section is refused, an unknown key only warned of: libpq of another version may know it.
         for name in values:
             if name not in _SECTIONS:
                 raise self._error(str(name), f"unknown section{_did_you_mean(str(name), _SECTIONS)}")
@@ -154,6 +154,7 @@ class _Checker:
         if arguments.get("pgbouncer"):
             self._check_pgbouncer(connect, arguments, [*sync_settings, *async_settings])
         identity = [connect, arguments, sync_settings, async_settings, vars(pool), vars(async_pool)]
+        # Everything that makes two pools different, so that equal configurations share one.
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=_identity).encode()).hexdigest()
         return Config(
             self._document.source, kind, connect, arguments, sync_settings, async_settings, pool, async_pool, digest
@@ -162,10 +163,7 @@ class _Checker:
     def _error(self, path: str, problem: str) -> ConfigError:
         return ConfigError(f"{self._document.where(path)}: {problem}")
 
-    def _show(self, key: str, value: Any) -> str:
-        return "the value" if is_sensitive(key) else repr(redact_text(value) if isinstance(value, str) else value)
-
-    def _section(self, name: str) -> Mapping[str, Any]:
+    def _section(self, name: str) -> Mapping[str, object]:
         section = self._document.values.get(name)
         if section is None:
             return {}
@@ -176,23 +174,24 @@ class _Checker:
                 raise self._error(name, f"a key must be text, not {key!r}")
         return section
 
-    def _unknown(self, path: str, key: str, known: Any) -> None:
+    def _unknown(self, path: str, key: str, known: Iterable[str]) -> None:
         logger.warning("%s: unknown key ignored%s", self._document.where(path), _did_you_mean(key, known))
 
-    def _connection(self, section: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
+    def _connection(self, section: Mapping[str, object]) -> tuple[dict[str, str], dict[str, object]]:
         known = libpq_keywords()
         connect: dict[str, str] = {}
-        arguments: dict[str, Any] = {}
+        arguments: dict[str, object] = {}
+        # First, so that the other keys replace parts of it, whatever their order in the file.
         if section.get("conninfo"):
             connect.update(self._conninfo("connection_settings.conninfo", section["conninfo"]))
         for key, value in section.items():
             path = f"connection_settings.{key}"
             if key == "prepare_threshold" and value is None:
-                arguments[key] = None  # psycopg's way to say: never prepare
+                arguments[key] = None  # for psycopg: never prepare
             if value is None or value == "" or key == "conninfo":
                 continue
             if key in ("user", "password") and callable(value):
-                connect.pop(key, None)
+                connect.pop(key, None)  # as given by conninfo
                 arguments[key] = value
             elif key in known:
                 connect[key] = self._keyword(path, key, value)
@@ -203,9 +202,9 @@ class _Checker:
         return connect, arguments
 
     def _check_pgbouncer(
-        self, connect: Mapping[str, str], arguments: Mapping[str, Any], parameters: Sequence[str]
+        self, connect: Mapping[str, str], arguments: Mapping[str, object], parameters: Sequence[str]
     ) -> None:
-        """Refuse what needs a session: with PgBouncer in transaction mode there is none."""
+        """Refuse what needs a session, because PgBouncer in transaction mode changes the server at each transaction."""
         if "options" in connect:
             raise self._error(
                 "connection_settings.options",
@@ -217,6 +216,7 @@ class _Checker:
                 f"with pgbouncer and autocommit there is no transaction for {parameters[0]!r} to be set in; "
                 "remove autocommit, or ALTER ROLE ... SET it on the server",
             )
+        # PgBouncer follows prepared statements that are closed by a protocol message, but not by DEALLOCATE.
         if arguments.get("prepare_threshold") is not None and not capabilities.has_send_close_prepared():
             raise self._error(
                 "connection_settings.prepare_threshold",
@@ -224,26 +224,27 @@ class _Checker:
                 f"and this is {pq.version() // 10000}; remove the key",
             )
 
-    def _conninfo(self, path: str, value: Any) -> dict[str, str]:
+    def _conninfo(self, path: str, value: object) -> dict[str, str]:
         if not isinstance(value, str):
             raise self._error(path, f"expected a connection string or URL, found {describe_type(value)}")
         try:
             return {key: str(item) for key, item in conninfo_to_dict(value).items() if item is not None}
-        except ProgrammingError:
+        except ProgrammingError:  # libpq's message quotes the string, and with it a password
             raise self._error(path, "not a valid connection string or URL") from None
 
-    def _keyword(self, path: str, key: str, value: Any) -> str:
+    def _keyword(self, path: str, key: str, value: object) -> str:
         if isinstance(value, list) and key in _LISTS:
             return ",".join(self._keyword(f"{path}[{i}]", key, item) for i, item in enumerate(value))
         if isinstance(value, Mapping) and ("from_env" in value or "from_file" in value):
             raise self._error(path, "a from_env or from_file reference needs resolve_env=True (--resolve-env)")
         if isinstance(value, bool):
-            value = int(value)
+            value = int(value)  # libpq's switches, such as keepalives, are 0 and 1
         if not isinstance(value, (str, int, float)):
             raise self._error(path, f"expected text or a number, found {describe_type(value)}")
         text = str(value)
         if "\0" in text:
-            raise self._error(path, f"{self._show(key, text)} holds a NUL character")
+            shown = "the value" if is_sensitive(key) else repr(redact_text(text))
+            raise self._error(path, f"{shown} holds a NUL character")
         if "${" in text:
             logger.warning(
                 "%s: '${' is taken literally; pass resolve_env=True (--resolve-env) to resolve references",
@@ -252,21 +253,21 @@ class _Checker:
             return text
         if key in _CHOICES and text not in _CHOICES[key]:
             raise self._error(path, f"{text!r} is not one of {', '.join(_CHOICES[key])}")
-        if key in _INTEGERS and not (text.strip().isdecimal() and int(text) >= _INTEGERS[key]):
-            raise self._error(path, f"{text!r} is not a whole number of at least {_INTEGERS[key]}")
+        if key in _WHOLE_NUMBERS and not text.strip().isdecimal():
+            raise self._error(path, f"{text!r} is not a whole number of at least 0")
         if key == "port" and not all(part.isdecimal() and 0 < int(part) < 65536 for part in text.split(",")):
             raise self._error(path, f"{text!r} is not a port (1 to 65535)")
         return text
 
-    def _argument(self, path: str, key: str, value: Any) -> Any:
+    def _argument(self, path: str, key: str, value: object) -> object:
         if key == "command_timeout":
             return self._seconds(path, key, value)
-        if key in ("autocommit", "pgbouncer") and not isinstance(value, bool):
-            raise self._error(path, f"{value!r} is not true or false")
-        if key == "prepare_threshold" and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-            raise self._error(path, f"{value!r} is not a whole number of at least 0")
-        if key in ("row_factory", "cursor_factory", "context") and isinstance(value, (str, int, float, list, dict)):
-            raise self._error(path, "only Python code can give this; use get_database_connection_from_dict()")
+        if key in ("autocommit", "pgbouncer"):
+            return self._boolean(path, value)
+        if key == "prepare_threshold":
+            return self._whole_number(path, value, least=0)
+        if isinstance(value, (str, int, float, list, dict)):
+            raise self._only_python(path)
         return value
 
     def _settings(self, name: str) -> dict[str, str]:
@@ -280,9 +281,11 @@ class _Checker:
             items = value if isinstance(value, list) else [value]
             if any(not isinstance(item, (str, int, float)) for item in items):
                 raise self._error(path, f"expected text, a number or a boolean, found {describe_type(value)}")
+            # PostgreSQL's words for booleans, and its lists, as in search_path.
             texts = ["on" if item is True else "off" if item is False else str(item) for item in items]
             if any("\0" in text for text in texts):
                 raise self._error(path, "the value holds a NUL character")
+            # The server's parameter names ignore case; two spellings must not be sent both.
             settings[key.lower()] = ", ".join(texts)
         return settings
 
@@ -295,6 +298,7 @@ class _Checker:
             elif value is not None:
                 values[key] = self._pool_value(path, key, value)
         max_size = values.get("max_size")
+        # A small max_size alone must not be refused because of the default min_size.
         if max_size is not None and "min_size" not in values:
             values["min_size"] = min(PoolSettings.min_size, max_size)
         settings = PoolSettings(**values)
@@ -306,38 +310,50 @@ class _Checker:
             raise self._error(f"{name}.min_size", "a pool with min_size 0 needs a max_size of at least 1")
         return settings
 
-    def _pool_value(self, path: str, key: str, value: Any) -> Any:
+    def _pool_value(self, path: str, key: str, value: object) -> object:
         if key in ("min_size", "max_size", "max_waiting", "num_workers"):
-            least = 1 if key in ("max_size", "num_workers") else 0
             if isinstance(value, str) and value.strip().isdecimal():
-                value = int(value)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise self._error(path, f"{value!r} is not a whole number of at least {least}")
-        elif key in ("timeout", "max_lifetime", "max_idle", *_MAY_BE_ZERO):
-            value = self._seconds(path, key, value)
-        elif key in ("open", "close_returns", "check_on_checkout", "clean_on_return"):
-            if not isinstance(value, bool):
-                raise self._error(path, f"{value!r} is not true or false")
-        elif key == "name":
+                value = int(value)  # a resolved ${VAR} is text
+            return self._whole_number(path, value, least=1 if key in ("max_size", "num_workers") else 0)
+        if key in ("timeout", "max_lifetime", "max_idle", *_MAY_BE_ZERO):
+            return self._seconds(path, key, value)
+        if key in ("open", "close_returns", "check_on_checkout", "clean_on_return"):
+            return self._boolean(path, value)
+        if key == "name":
             if not isinstance(value, str):
                 raise self._error(path, f"expected text, found {describe_type(value)}")
         elif key == "kwargs":
             if not isinstance(value, Mapping):
                 raise self._error(path, f"expected keys and values, found {describe_type(value)}")
         elif not callable(value):
-            raise self._error(path, "only Python code can give this; use get_database_connection_from_dict()")
+            raise self._only_python(path)
         return value
 
-    def _seconds(self, path: str, key: str, value: Any) -> float:
+    def _boolean(self, path: str, value: object) -> bool:
+        if not isinstance(value, bool):
+            raise self._error(path, f"{value!r} is not true or false")
+        return value
+
+    def _whole_number(self, path: str, value: object, *, least: int) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:  # bool is a subclass of int
+            raise self._error(path, f"{value!r} is not a whole number of at least {least}")
+        return value
+
+    def _seconds(self, path: str, key: str, value: object) -> float:
         try:
-            seconds = math.nan if isinstance(value, bool) else float(value)
+            seconds = math.nan if isinstance(value, bool) else float(cast("str | float", value))
         except (TypeError, ValueError):
             seconds = math.nan
+        # Written so that it is true for NaN, which compares as false with everything.
         if not 0 < seconds < math.inf and not (key in _MAY_BE_ZERO and seconds == 0):
             raise self._error(path, f"{value!r} is not a number of seconds greater than 0")
         return seconds
 
+    def _only_python(self, path: str) -> ConfigError:
+        return self._error(path, "only Python code can give this; use get_database_connection_from_dict()")
 
-def _identity(value: Any) -> str:
+
+def _identity(value: object) -> str:
+    # The address too: two functions of one name may be different closures.
     name = getattr(value, "__qualname__", type(value).__qualname__)
     return f"{getattr(value, '__module__', '')}.{name}@{id(value)}"

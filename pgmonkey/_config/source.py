@@ -1,4 +1,4 @@
-"""Where a configuration comes from: a file or a mapping, read again only when it has changed."""
+"""Load a configuration from a file or a mapping, and read it again only when it has changed."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import ConfigError
 from .document import Document, read_document
 from .references import Dependencies, file_signature, resolve_references
-from .schema import Config, check, describe_type
+from .schema import Config, check
 
 Path = str | os.PathLike[str]
-Origin = Path | Mapping[str, Any]
-"""What users give: the path of a YAML file, or a mapping with its contents."""
+# The path of a YAML file, or a mapping with its contents.
+Origin = Path | Mapping[str, object]
 
 _LEGACY_WRAPPER = "postgresql"
 
@@ -27,28 +27,21 @@ def load_config(
     resolve_env: bool = False,
     allow_sensitive_defaults: bool = False,
 ) -> dict[str, Any]:
-    """Return the configuration in the file, or mapping, *path*, checked, with its references resolved if asked.
+    """Return the checked configuration at *path*, a file or a mapping; *resolve_env* resolves its references.
 
     The result holds secrets: log ``redact_config(...)`` of it instead.  Raises `ConfigError` and, where a reference
     cannot be resolved, `EnvInterpolationError`.
     """
-    options = {"resolve_env": resolve_env, "allow_sensitive_defaults": allow_sensitive_defaults}
-    document = _prepare(read_document(path), dependencies=Dependencies(), **options)
+    document = _prepare(read_document(path), resolve_env, allow_sensitive_defaults, Dependencies())
     check(document)
-    return document.values  # type: ignore[no-any-return]
+    return document.values
 
 
 def _prepare(
-    document: Document, *, resolve_env: bool, allow_sensitive_defaults: bool, dependencies: Dependencies
+    document: Document, resolve_env: bool, allow_sensitive_defaults: bool, dependencies: Dependencies
 ) -> Document:
     """Unwrap the old top-level ``postgresql:`` and resolve references; *dependencies* collects what was read."""
-    values = document.values
-    if values is None:
-        raise ConfigError(f"{document.source}: empty; 'pgmonkey pgconfig create' writes a template")
-    if not isinstance(values, Mapping):
-        raise ConfigError(
-            f"{document.source}: expected sections such as 'connection_settings:', found {describe_type(values)}"
-        )
+    values: Mapping[str, object] = document.values
     lines = document.lines
     if _LEGACY_WRAPPER in values:
         inner = values[_LEGACY_WRAPPER]
@@ -75,28 +68,39 @@ def _prepare(
     return Document(document.source, dict(values), lines)
 
 
-class Source:
-    """One configuration as it is now: read again only when its file, or what it refers to, has changed."""
+class _Loaded(NamedTuple):
+    config: Config
+    signature: tuple[int, int, int] | None  # None for a mapping
+    dependencies: Dependencies | None  # None without references, which spares each cached call a check
 
-    def __init__(self, origin: Origin, *, resolve_env: bool = False, allow_sensitive_defaults: bool = False) -> None:
+
+class Source:
+    """One configuration, read again only when its file, or what it refers to, has changed."""
+
+    def __init__(self, origin: Origin, resolve_env: bool = False, allow_sensitive_defaults: bool = False) -> None:
         self._origin = origin
         self._file = None if isinstance(origin, Mapping) else origin
-        self._options = {"resolve_env": resolve_env, "allow_sensitive_defaults": allow_sensitive_defaults}
-        self._loaded: tuple[Config, tuple[int, int, int] | None, Dependencies | None] | None = None
+        self._options = (resolve_env, allow_sensitive_defaults)
+        self._loaded: _Loaded | None = None
 
     def config(self) -> Config:
         """Return the checked configuration; raise `ConfigError` when it cannot be used."""
         loaded = self._loaded
         # Taken before the file is read: a change in between is then noticed at the next call.
         signature = None if self._file is None else file_signature(self._file)
-        if loaded is not None and loaded[1] == signature and (loaded[2] is None or loaded[2].unchanged()):
-            return loaded[0]
+        if (
+            loaded is not None
+            and loaded.signature == signature
+            and (loaded.dependencies is None or loaded.dependencies.unchanged())
+        ):
+            return loaded.config
         dependencies = Dependencies()
-        config = check(_prepare(read_document(self._origin), dependencies=dependencies, **self._options))
+        config = check(_prepare(read_document(self._origin), *self._options, dependencies))
         has_references = bool(dependencies.environ or dependencies.files)
         if has_references:
             config = replace(config, reload=self.config)
-        self._loaded = config, signature, dependencies if has_references else None
+        # One assignment: other threads see all of it or nothing.
+        self._loaded = _Loaded(config, signature, dependencies if has_references else None)
         return config
 
 
@@ -111,18 +115,15 @@ class Sources:
         # An isinstance() with the abstract classes takes longer than the rest of a cached call.
         if not isinstance(origin, (str, PurePath)):
             if isinstance(origin, Mapping):
-                source = Source(origin, resolve_env=resolve_env, allow_sensitive_defaults=allow_sensitive_defaults)
-                return source.config()
+                # Not remembered: the program may change a mapping at any time, and that leaves no trace.
+                return Source(origin, resolve_env, allow_sensitive_defaults).config()
             if not isinstance(origin, os.PathLike):
                 raise ConfigError(f"expected the path of a file or a mapping, not {type(origin).__name__}")
         key = (os.fspath(origin), resolve_env, allow_sensitive_defaults)
-        source = self._sources.get(key) or self._sources.setdefault(key, _source(*key))
+        # setdefault() is atomic: of two threads that come at once, both get the same source.
+        source = self._sources.get(key) or self._sources.setdefault(key, Source(*key))
         return source.config()
 
     def clear(self) -> None:
         """Forget what was read."""
         self._sources.clear()
-
-
-def _source(path: str, resolve_env: bool, allow_sensitive_defaults: bool) -> Source:
-    return Source(path, resolve_env=resolve_env, allow_sensitive_defaults=allow_sensitive_defaults)

@@ -1,4 +1,4 @@
-"""Keep a forked child away from its parent's connections."""
+"""Keep a forked child from using its parent's connections."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from psycopg.pq.abc import PGconn
 
 
 class Forkable(Protocol):
-    """What has to be told that it now lives in a child process."""
+    """An object that holds connections or locks, which a forked child must not use."""
 
     def after_fork_in_child(self) -> None:
-        """Forget what belongs to the parent."""
+        """Drop what belongs to the parent."""
 
 
 _watched: weakref.WeakSet[Forkable] = weakref.WeakSet()
@@ -27,25 +27,22 @@ def watch(what: Forkable) -> None:
 
 
 def disown(pgconn: PGconn) -> None:
-    """Cut an inherited connection off from its socket, which the parent goes on using.
-
-    Closing it would send the server a Terminate message in the parent's name, and so would its finalizer.  From here on
-    both write to /dev/null.
-    """
+    """Replace the socket of an inherited connection with /dev/null; the parent goes on using the socket."""
     if pgconn.status != pq.ConnStatus.OK:
         return
-    void = os.open(os.devnull, os.O_RDWR)
+    # Closing the connection, as its finalizer does, would send Terminate to the server and so end the parent's session.
+    devnull = os.open(os.devnull, os.O_RDWR)
     try:
-        os.dup2(void, pgconn.socket)
+        os.dup2(devnull, pgconn.socket)
     finally:
-        os.close(void)
+        os.close(devnull)
 
 
 def just_forked() -> bool:
     """Tell whether this is a forked child in which ``after_fork_in_child()`` was not called yet.
 
-    Before it calls anything there, Python ends the parent's other threads.  The finalizers of what they held run then,
-    and everything that these would close or give back is the parent's.
+    In a child, Python drops the other threads of the parent before it calls the functions of ``os.register_at_fork``.
+    Finalizers of objects of those threads run in between, and must not close or give back the parent's connections.
     """
     return os.getpid() != _pid
 
@@ -53,9 +50,10 @@ def just_forked() -> bool:
 def _after_fork_in_child() -> None:
     global _pid
     _pid = os.getpid()
+    # A copy: a call may create or drop watched objects.
     for what in list(_watched):
         what.after_fork_in_child()
 
 
-if hasattr(os, "register_at_fork"):
+if hasattr(os, "register_at_fork"):  # not on Windows, which cannot fork
     os.register_at_fork(after_in_child=_after_fork_in_child)

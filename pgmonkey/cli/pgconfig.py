@@ -9,20 +9,21 @@ from contextlib import AsyncExitStack, ExitStack
 from importlib import resources
 from pathlib import Path
 from time import perf_counter
-from typing import Any, cast
+from typing import TYPE_CHECKING
 
 import psycopg
 
-from .._async.handle import AsyncConnectionHandle
 from .._config.schema import KINDS, Config, Kind
 from .._config.source import Source
-from .._sync.handle import ConnectionHandle
 from ..errors import ConfigError
-from ..manager import PGConnectionManager
+from ..manager import AsyncKind, PGConnectionManager, SyncKind
 from . import _codegen
 
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction  # argparse has no public name for it
 
-def add_commands(groups: Any) -> None:
+
+def add_commands(groups: _SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the group ``pgconfig`` to the command line."""
     group = groups.add_parser("pgconfig", help="create, test and use configuration files")
     commands = group.add_subparsers(title="commands", dest="pgconfig_command", required=True, metavar="COMMAND")
@@ -71,7 +72,7 @@ def _create(options: argparse.Namespace) -> int:
     template = resources.files("pgmonkey").joinpath("cli/template.yaml").read_text(encoding="utf-8")
     try:
         options.path.parent.mkdir(parents=True, exist_ok=True)
-        # A password will be written into it.
+        # Private, because the user will write a password into it; "x" leaves an existing file alone.
         with open(options.path, "x", encoding="utf-8", opener=_open_private) as stream:
             stream.write(template)
     except FileExistsError:
@@ -84,49 +85,39 @@ def _open_private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
+def _flags(options: argparse.Namespace) -> dict[str, bool]:
+    return {name: True for name in ("resolve_env", "allow_sensitive_defaults") if getattr(options, name)}
+
+
 def _load(options: argparse.Namespace) -> Config:
-    source = Source(
-        options.path,
-        resolve_env=options.resolve_env,
-        allow_sensitive_defaults=options.allow_sensitive_defaults,
-    )
-    return source.config()
+    return Source(options.path, **_flags(options)).config()
 
 
 def _test(options: argparse.Namespace) -> int:
-    manager = PGConnectionManager()
-    config = _load(options)
-    kind: Kind = options.connection_type or config.kind
+    kind: Kind = options.connection_type or _load(options).kind
     started = perf_counter()
-    if kind in ("async", "async_pool"):
-        info, held = asyncio.run(_connect_async(options, manager, kind))
+    if kind == "async" or kind == "async_pool":
+        info, held = asyncio.run(_connect_async(options, kind))
     else:
-        info, held = _connect(options, manager, kind)
+        info, held = _connect(options, kind)
     elapsed = (perf_counter() - started) * 1000
     held_text = f", {held} connections held at once" if held > 1 else ""
     print(f"{options.path}: {kind}: connected to {info} in {elapsed:.0f} ms{held_text}")
     return 0
 
 
-def _held(most: int) -> int:
-    return min(most, 2)
-
-
-def _describe(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> str:
+def _describe(connection: psycopg.Connection[object] | psycopg.AsyncConnection[object]) -> str:
     info = connection.info
     version = info.parameter_status("server_version")
     return f"{info.dbname} at {info.host}:{info.port} as {info.user} (PostgreSQL {version})"
 
 
-def _connect(options: argparse.Namespace, manager: PGConnectionManager, kind: Kind) -> tuple[str, int]:
-    handle: ConnectionHandle = manager.get_database_connection(
-        options.path,
-        cast(Any, kind),
-        resolve_env=options.resolve_env,
-        allow_sensitive_defaults=options.allow_sensitive_defaults,
-    )
+def _connect(options: argparse.Namespace, kind: SyncKind) -> tuple[str, int]:
+    manager = PGConnectionManager()
+    handle = manager.get_database_connection(options.path, kind, **_flags(options))
     with ExitStack() as stack:
-        held = _held(handle.stats()["pool_max"])
+        # Two at once, to see that the pool really makes more than one.
+        held = min(handle.stats()["pool_max"], 2)
         connections = [stack.enter_context(handle.connection()) for _ in range(held)]
         for connection in connections:
             connection.execute("SELECT 1")
@@ -135,15 +126,11 @@ def _connect(options: argparse.Namespace, manager: PGConnectionManager, kind: Ki
     return description, held
 
 
-async def _connect_async(options: argparse.Namespace, manager: PGConnectionManager, kind: Kind) -> tuple[str, int]:
-    handle: AsyncConnectionHandle = await manager.get_database_connection(
-        options.path,
-        cast(Any, kind),
-        resolve_env=options.resolve_env,
-        allow_sensitive_defaults=options.allow_sensitive_defaults,
-    )
+async def _connect_async(options: argparse.Namespace, kind: AsyncKind) -> tuple[str, int]:
+    manager = PGConnectionManager()
+    handle = await manager.get_database_connection(options.path, kind, **_flags(options))
     async with AsyncExitStack() as stack:
-        held = _held(handle.stats()["pool_max"])
+        held = min(handle.stats()["pool_max"], 2)
         connections = [await stack.enter_async_context(handle.connection()) for _ in range(held)]
         for connection in connections:
             await connection.execute("SELECT 1")
@@ -155,9 +142,10 @@ async def _connect_async(options: argparse.Namespace, manager: PGConnectionManag
 def _generate_code(options: argparse.Namespace) -> int:
     config = _load(options)
     kind: Kind = options.connection_type or config.kind
-    flags = {name: True for name in ("resolve_env", "allow_sensitive_defaults") if getattr(options, name)}
+    path = str(options.path)
     if options.library == "pgmonkey":
-        print(_codegen.pgmonkey_code(str(options.path), kind, flags), end="")
+        code = _codegen.pgmonkey_code(path, kind, _flags(options))
     else:
-        print(_codegen.psycopg_code(str(options.path), kind, config, resolve_env=options.resolve_env), end="")
+        code = _codegen.psycopg_code(path, kind, config, resolve_env=options.resolve_env)
+    print(code, end="")
     return 0
