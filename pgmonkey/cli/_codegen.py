@@ -1,22 +1,23 @@
-"""The code that ``pgmonkey pgconfig generate-code`` prints: it runs as it is, and holds no secret."""
+"""Write the code that ``pgmonkey pgconfig generate-code`` prints: it runs unchanged and contains no secret."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from textwrap import indent
-from typing import Any
+from typing import cast
 
 from .._config.blueprint import startup_options
 from .._config.document import read_document
 from .._config.redaction import is_sensitive
 from .._config.schema import OURS, Config, Kind
 
-# What psycopg and psycopg_pool do not have, or have in another way.
+# Settings that psycopg_pool does not have, or that the code gives in another way (kwargs, open, check).
 _NOT_IN_THE_POOL = (
     *("open", "check_on_checkout", "kwargs", "close_returns", "connection_class"),
     *("clean_on_return", "open_timeout", "leak_detection_threshold"),
 )
+# References are valid here, because the configuration was resolved before: no need for the strict pattern.
 _REFERENCE = re.compile(r"\$\{([^}:]*)(?::-([^}]*))?\}")
 _SYNC = """\
 with {handle} as conn:
@@ -59,49 +60,54 @@ def pgmonkey_code(path: str, kind: Kind, flags: Mapping[str, bool]) -> str:
 
 def psycopg_code(path: str, kind: Kind, config: Config, *, resolve_env: bool) -> str:
     """Return code that connects as the configuration at *path* says, with psycopg and psycopg_pool alone."""
-    settings = _Settings(path, kind, config, resolve_env)
     is_async, pooled = kind in ("async", "async_pool"), kind in ("pool", "async_pool")
-    prefix, connect = ("Async" if is_async else ""), "psycopg.AsyncConnection" if is_async else "psycopg"
+    settings = _Settings(path, is_async, config, resolve_env)
+    use = _ASYNC if is_async else _SYNC
     if pooled:
+        prefix = "Async" if is_async else ""
         opening = f"psycopg_pool.{prefix}ConnectionPool({settings.pool_arguments(prefix)})"
-        use = _ASYNC.format(handle="pool.connection()") if is_async else _SYNC.format(handle="pool.connection()")
-        body = f"{'async ' if is_async else ''}with {opening} as pool:\n" + indent(use, "    ")
+        body = f"{'async ' if is_async else ''}with {opening} as pool:\n"
+        body += indent(use.format(handle="pool.connection()"), "    ")
     else:
-        opening = f"{'await ' if is_async else ''}{connect}.connect(**settings)"
-        body = _ASYNC.format(handle=opening) if is_async else _SYNC.format(handle=opening)
+        connect = "await psycopg.AsyncConnection.connect" if is_async else "psycopg.connect"
+        body = use.format(handle=f"{connect}(**settings)")
     imports = settings.imports + (["import asyncio"] if is_async else [])
     third = ["import psycopg_pool" if pooled else "import psycopg", *settings.third_party]
+    # In the order of isort and ruff: the standard library first, "import" before "from".
     head = "\n".join(sorted(imports, key=lambda line: line.startswith("from"))) + ("\n\n" if imports else "")
     head += "\n".join(sorted(third)) + "\n\n" + settings.code + "\n"
     return head + (_MAIN.format(body=indent(body, "    ")) if is_async else body)
 
 
 class _Settings:
-    """``settings = {...}``: literals, references to the environment, and secrets read from the file when it runs."""
+    """The code ``settings = {...}``, which reads references and secrets when it runs."""
 
-    def __init__(self, path: str, kind: Kind, config: Config, resolve_env: bool) -> None:
+    def __init__(self, path: str, is_async: bool, config: Config, resolve_env: bool) -> None:
         self.imports: list[str] = []
         self.third_party: list[str] = []
-        is_async = kind in ("async", "async_pool")
         self._pool = config.async_pool_settings if is_async else config.pool_settings
-        document: dict[str, Any] = read_document(path).values
+        # As written, not as resolved: *config* holds the secrets.  Its check has made sure of the types.
+        document = read_document(path).values
         self._in_file = 'document["connection_settings"]'
         if "postgresql" in document:
-            document, self._in_file = document["postgresql"], 'document["postgresql"]["connection_settings"]'
-        raw = document["connection_settings"]
-        values: dict[str, str] = {}
+            document = cast("dict[str, object]", document["postgresql"])
+            self._in_file = 'document["postgresql"]["connection_settings"]'
+        raw = cast("dict[str, object]", document["connection_settings"])
         arguments = {key: value for key, value in config.arguments.items() if key not in OURS}
         behind_pgbouncer = config.arguments.get("pgbouncer", False)
         if behind_pgbouncer:
             arguments.setdefault("prepare_threshold", None)
-        for key, value in {**config.connect, **arguments}.items():
-            values[key] = self._expression(key, raw.get(key, value), resolve_env)
+        values = {
+            key: self._expression(key, raw.get(key, value), resolve_env)
+            for key, value in {**config.connect, **arguments}.items()
+        }
         parameters = config.async_settings if is_async else config.sync_settings
+        # PgBouncer refuses startup options; there the reader has to set the parameters.
         if parameters and not behind_pgbouncer:
             values["options"] = repr(startup_options(config.connect.get("options", ""), parameters))
         lines = "".join(f"    {key!r}: {value},\n" for key, value in values.items())
         reading = ""
-        if self.third_party:
+        if self.third_party:  # that is yaml, for a secret in the file
             reading = f'with open({path!r}, encoding="utf-8") as file:\n    document = yaml.safe_load(file)\n'
         self.code = f"{reading}settings = {{\n{lines}}}\n"
 
@@ -114,6 +120,7 @@ class _Settings:
         }
         parts = ["kwargs=settings", *(f"{name}={value!r}" for name, value in arguments.items())]
         if prefix:
+            # psycopg_pool warns of an async pool that opens in its constructor; ``async with`` opens it.
             parts.append("open=False")
         if self._pool.check_on_checkout:
             parts.append(f"check=psycopg_pool.{prefix}ConnectionPool.check_connection")
@@ -123,12 +130,13 @@ class _Settings:
         if line not in imports:
             imports.append(line)
 
-    def _expression(self, key: str, value: Any, resolve_env: bool) -> str:
+    def _expression(self, key: str, value: object, resolve_env: bool) -> str:
         if resolve_env and isinstance(value, Mapping):
             kind, target = next(iter(value.items()))
             self._need(self.imports, "import os" if kind == "from_env" else "from pathlib import Path")
             if kind == "from_env":
                 return f"os.environ[{target!r}]"
+            # Without the newline at the end, as pgmonkey reads it.
             return f'Path({target!r}).read_text(encoding="utf-8").removesuffix("\\n")'
         if resolve_env and isinstance(value, str) and "${" in value:
             self._need(self.imports, "import os")
