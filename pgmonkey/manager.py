@@ -51,7 +51,7 @@ class PGConnectionManager:
     def get_database_connection(
         self, config: Path, kind: AsyncKind, **options: Unpack[Options]
     ) -> Awaitable[AsyncConnectionHandle]: ...
-    # Any: with *kind* left to the file, a type checker cannot know which of the two it is.
+    # Untyped: with *kind* left to the file, a type checker cannot know which of the two it is.
     @overload
     def get_database_connection(self, config: Path, kind: Kind | None = ..., **options: Unpack[Options]) -> Any: ...
     def get_database_connection(

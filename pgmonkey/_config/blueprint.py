@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 from .schema import CREDENTIALS, Config, Kind, PoolSettings, libpq_keywords
@@ -28,19 +27,23 @@ _OPTION_SPECIAL = re.compile(r"([\\\s])")
 
 @dataclass(frozen=True)
 class Blueprint:
-    """How to connect, and how to pool the connections."""
+    """How to connect, and how to pool the connections.
+
+    ``connect`` holds the arguments of psycopg's ``connect()``, ``max_size`` is in connections, ``command_timeout`` in
+    seconds.  With ``single``, all borrowers share one connection.  ``refresh`` returns the credentials with the present
+    values of their references, and is None without references.
+    """
 
     name: str
-    connect: Mapping[str, Any] = field(repr=False)  # the arguments of psycopg's connect()
+    connect: Mapping[str, Any] = field(repr=False)
     autocommit: bool
     settings: PoolSettings
-    max_size: int  # connections that may exist at a time
-    single: bool  # one connection, which its borrowers share
+    max_size: int
+    single: bool
     credentials: Mapping[str, object] = field(repr=False)
-    # Returns the credentials with the present values of their references; None without references.
     refresh: Callable[[], Mapping[str, object]] | None
-    command_timeout: float | None  # seconds
-    pgbouncer: bool  # a session lasts no longer than a transaction
+    command_timeout: float | None
+    pgbouncer: bool
     # SQL for the beginning of each transaction: behind PgBouncer a SET would reach other clients.
     transaction_settings: bytes
 
@@ -51,7 +54,6 @@ def blueprint(config: Config, kind: Kind) -> Blueprint:
     single = kind in ("normal", "async")
     settings = config.async_pool_settings if is_async else config.pool_settings
     if single:
-        # The pool settings mean the pool; the one connection stays open as long as its handle.
         settings = replace(settings, min_size=1, max_size=1, max_lifetime=math.inf, max_idle=math.inf)
     arguments = dict(config.arguments)
     behind_pgbouncer = arguments.pop("pgbouncer", False)
@@ -73,6 +75,7 @@ def blueprint(config: Config, kind: Kind) -> Blueprint:
     connect.update(settings.kwargs)
     # Not for connect(): the pool keeps its connections in autocommit, and lends them in the mode that is asked for.
     autocommit = bool(connect.pop("autocommit", False))
+    reload = config.reload
     return Blueprint(
         name=settings.name or f"pgmonkey-{config.digest[:8]}-{kind}",
         connect=connect,
@@ -81,7 +84,7 @@ def blueprint(config: Config, kind: Kind) -> Blueprint:
         max_size=settings.min_size if settings.max_size is None else settings.max_size,
         single=single,
         credentials=_credentials(config),
-        refresh=None if config.reload is None else partial(_reload_credentials, config.reload),
+        refresh=None if reload is None else lambda: _credentials(reload()),
         command_timeout=command_timeout,
         pgbouncer=behind_pgbouncer,
         transaction_settings=transaction_settings,
@@ -91,10 +94,6 @@ def blueprint(config: Config, kind: Kind) -> Blueprint:
 def _credentials(config: Config) -> dict[str, object]:
     everything = {**config.connect, **config.arguments}
     return {key: everything[key] for key in CREDENTIALS if key in everything}
-
-
-def _reload_credentials(reload: Callable[[], Config]) -> dict[str, object]:
-    return _credentials(reload())
 
 
 def _set_locally(parameters: Mapping[str, str]) -> bytes:

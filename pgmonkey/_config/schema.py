@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import cache
 from typing import Any, Literal, cast, get_args
 
 from psycopg import ProgrammingError, capabilities, pq
@@ -60,7 +60,7 @@ class PoolSettings:
     clean_on_return: bool = True
     open_timeout: float = 0.0
     leak_detection_threshold: float = 0.0
-    # Functions and classes of psycopg's: for async pools they are coroutine functions and async classes.
+    # Untyped results, because both kinds of pool have them: an async pool takes coroutine functions.
     configure: Callable[..., Any] | None = None
     check: Callable[..., Any] | None = None
     reset: Callable[..., Any] | None = None
@@ -95,7 +95,7 @@ def check(document: Document) -> Config:
     return _Checker(document).config()
 
 
-@lru_cache(maxsize=1)
+@cache
 def libpq_keywords() -> frozenset[str]:
     """Return every connection keyword that the libpq in use knows."""
     return frozenset(option.keyword.decode() for option in pq.Conninfo.get_defaults())
@@ -139,7 +139,7 @@ class _Checker:
 
     def config(self) -> Config:
         values = self._document.values
-        # An unknown section is refused, an unknown key only warned of: libpq of another version may know it.
+        # Unknown sections are refused, unknown keys only logged: a newer libpq may know the key.
         for name in values:
             if name not in _SECTIONS:
                 raise self._error(str(name), f"unknown section{_did_you_mean(str(name), _SECTIONS)}")
@@ -154,7 +154,7 @@ class _Checker:
         if arguments.get("pgbouncer"):
             self._check_pgbouncer(connect, arguments, [*sync_settings, *async_settings])
         identity = [connect, arguments, sync_settings, async_settings, vars(pool), vars(async_pool)]
-        # Everything that makes two pools different, so that equal configurations share one.
+        # The key of the cache: equal configurations share one pool, whatever their files.
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=_identity).encode()).hexdigest()
         return Config(
             self._document.source, kind, connect, arguments, sync_settings, async_settings, pool, async_pool, digest
@@ -191,7 +191,7 @@ class _Checker:
             if value is None or value == "" or key == "conninfo":
                 continue
             if key in ("user", "password") and callable(value):
-                connect.pop(key, None)  # as given by conninfo
+                connect.pop(key, None)  # the one from conninfo
                 arguments[key] = value
             elif key in known:
                 connect[key] = self._keyword(path, key, value)
@@ -204,7 +204,7 @@ class _Checker:
     def _check_pgbouncer(
         self, connect: Mapping[str, str], arguments: Mapping[str, object], parameters: Sequence[str]
     ) -> None:
-        """Refuse what needs a session, because PgBouncer in transaction mode changes the server at each transaction."""
+        """Refuse what needs a session: PgBouncer in transaction mode may give each transaction another one."""
         if "options" in connect:
             raise self._error(
                 "connection_settings.options",
@@ -281,11 +281,11 @@ class _Checker:
             items = value if isinstance(value, list) else [value]
             if any(not isinstance(item, (str, int, float)) for item in items):
                 raise self._error(path, f"expected text, a number or a boolean, found {describe_type(value)}")
-            # PostgreSQL's words for booleans, and its lists, as in search_path.
+            # Booleans and lists as PostgreSQL writes them: on, off, and commas as in search_path.
             texts = ["on" if item is True else "off" if item is False else str(item) for item in items]
             if any("\0" in text for text in texts):
                 raise self._error(path, "the value holds a NUL character")
-            # The server's parameter names ignore case; two spellings must not be sent both.
+            # The server ignores the case of names: of two spellings the last replaces the other.
             settings[key.lower()] = ", ".join(texts)
         return settings
 

@@ -21,12 +21,7 @@ Origin = Path | Mapping[str, object]
 _LEGACY_WRAPPER = "postgresql"
 
 
-def load_config(
-    path: Origin,
-    *,
-    resolve_env: bool = False,
-    allow_sensitive_defaults: bool = False,
-) -> dict[str, Any]:
+def load_config(path: Origin, *, resolve_env: bool = False, allow_sensitive_defaults: bool = False) -> dict[str, Any]:
     """Return the checked configuration at *path*, a file or a mapping; *resolve_env* resolves its references.
 
     The result holds secrets: log ``redact_config(...)`` of it instead.  Raises `ConfigError` and, where a reference
