@@ -34,6 +34,7 @@ class PgmonkeyError(Exception):
     """Base of every error that pgmonkey raises itself."""
 
 
+# ValueError, which callers of configuration loaders usually catch.
 class ConfigError(PgmonkeyError, ValueError):
     """Report a configuration that cannot be used, naming the file, the key, the cause and the cure."""
 
@@ -42,6 +43,7 @@ class EnvInterpolationError(ConfigError):
     """Report a ``${VAR}``, ``from_env`` or ``from_file`` reference that could not be resolved."""
 
 
+# psycopg_pool's exceptions are subclasses of psycopg.OperationalError, so that one "except" covers pool and server.
 class PoolTimeoutError(PgmonkeyError, PoolTimeout):
     """Report that no connection became free within ``timeout`` seconds of the pool settings."""
 

@@ -112,6 +112,7 @@ class PGConnectionManager:
 
         A connection that is checked out is closed when it is given back.
         """
+        # Files are read again at the next call, even if their signature is the same.
         self._sources.clear()
         cache.release(self)
 
@@ -123,6 +124,7 @@ class PGConnectionManager:
         """Return the checked configuration; read a file again only when it, or what it refers to, has changed."""
         return self._sources.config(config, resolve_env, allow_sensitive_defaults)
 
+    # Not a coroutine: for sync kinds the callers get the connection itself.
     def _open(
         self, config: Config, kind: Kind | None, force_reload: bool
     ) -> ConnectionHandle | Awaitable[AsyncConnectionHandle]:

@@ -6,7 +6,6 @@ import argparse
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import TextIO
 
 import psycopg
 
@@ -42,12 +41,6 @@ def _fail(error: Exception) -> int:
     return 1
 
 
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
+def _show_warning(message: Warning | str, *args: object, **kwargs: object) -> None:
+    # Without the place in pgmonkey's source, which Python would add.
     print(f"pgmonkey: warning: {message}", file=sys.stderr)

@@ -94,6 +94,7 @@ def _load(options: argparse.Namespace) -> Config:
 
 
 def _test(options: argparse.Namespace) -> int:
+    # Before the clock starts: the time in the report is that of connecting.
     kind: Kind = options.connection_type or _load(options).kind
     started = perf_counter()
     if kind == "async" or kind == "async_pool":
@@ -119,6 +120,7 @@ def _connect(options: argparse.Namespace, kind: SyncKind) -> tuple[str, int]:
         # Two at once, to see that the pool really makes more than one.
         held = min(handle.stats()["pool_max"], 2)
         connections = [stack.enter_context(handle.connection()) for _ in range(held)]
+        # PgBouncer takes a connection to the server only when a query needs it.
         for connection in connections:
             connection.execute("SELECT 1")
         description = _describe(connections[0])
@@ -135,6 +137,7 @@ async def _connect_async(options: argparse.Namespace, kind: AsyncKind) -> tuple[
         for connection in connections:
             await connection.execute("SELECT 1")
         description = _describe(connections[0])
+    # Inside the event loop, because the pool cannot close its connections properly after it.
     await manager.clear_cache_async()
     return description, held
 
