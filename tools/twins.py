@@ -49,8 +49,8 @@ def twin(text: str, used: set[str]) -> str:
 
 
 def _unwrap_awaitables(text: str) -> str:
-    """Replace ``Awaitable[X]`` and ``Coroutine[Any, Any, X]`` by X."""
-    while match := re.search(r"\b(Awaitable\[|Coroutine\[Any, Any, )", text):
+    """Replace ``Awaitable[X]`` and ``CoroutineType[Any, Any, X]`` by X."""
+    while match := re.search(r"\b(Awaitable\[|CoroutineType\[Any, Any, )", text):
         depth, end = 1, match.end()
         while depth:
             depth += {"[": 1, "]": -1}.get(text[end], 0)

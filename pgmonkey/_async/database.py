@@ -199,8 +199,9 @@ class AsyncDatabase(Generic[Row]):
             if found is not MISS:
                 return found
         async with self._run(query, params) as cursor:
-            cursor.row_factory = cast(Any, tuple_row)
-            row: Any = await cursor.fetchone()
+            tuples = cast("AsyncCursor[TupleRow]", cursor)
+            tuples.row_factory = tuple_row
+            row = await tuples.fetchone()
         return None if row is None else row[0]
 
     async def execute(self, query: Statement, params: Params = None) -> int:

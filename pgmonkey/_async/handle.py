@@ -6,12 +6,12 @@ import inspect
 import logging
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
 from time import monotonic
-from types import FrameType, TracebackType
-from typing import Any
+from types import CoroutineType, FrameType, TracebackType
+from typing import Any, TypeAlias, cast
 from weakref import WeakMethod
 
 import psycopg
@@ -31,6 +31,10 @@ from .psycopg_types import AsyncAnyConnection
 from .waiting import current_loop, is_over, loop_id, sleep
 
 logger = logging.getLogger("pgmonkey")
+
+# What type checkers infer for an async function, and ExitStack's annotations ask for.
+_Entering: TypeAlias = "CoroutineType[Any, Any, AsyncAnyConnection]"
+_Exiting: TypeAlias = "CoroutineType[Any, Any, None]"
 
 # Seconds between the attempts to open a pool, doubled each time up to the second.
 _PAUSE = (0.1, 2.0)
@@ -114,14 +118,16 @@ class AsyncConnectionHandle:
             raise
         await lease.finish()
 
-    def __aenter__(self) -> Coroutine[Any, Any, AsyncAnyConnection]:
+    def __aenter__(self) -> _Entering:
         # Not an async function: the caller's frame is the block's only until something is awaited.
-        return self._enter(sys._getframe(1))
+        entering: _Entering = cast(Any, self._enter(sys._getframe(1)))
+        return entering
 
     def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> Coroutine[Any, Any, None]:
-        return self._exit(self._open_blocks.pop(sys._getframe(1)), exc)
+    ) -> _Exiting:
+        exiting: _Exiting = cast(Any, self._exit(self._open_blocks.pop(sys._getframe(1)), exc))
+        return exiting
 
     async def _enter(self, frame: FrameType) -> AsyncAnyConnection:
         # A single connection cannot be lent twice, so a block inside its block is a savepoint.

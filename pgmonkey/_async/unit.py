@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, Generic, Protocol, cast
+from typing import Any, Generic, Protocol, TypeAlias, cast
 
 import psycopg
 from psycopg import AsyncConnection, AsyncTransaction
@@ -234,7 +234,8 @@ class AsyncUnitOfWork(Generic[Row]):
             raise
 
 
-units: ContextVar[tuple[AsyncUnitOfWork[Any], ...]] = ContextVar("pgmonkey_units", default=())
+_AnyUnit: TypeAlias = "AsyncUnitOfWork[Any]"
+units: ContextVar[tuple[_AnyUnit, ...]] = ContextVar("pgmonkey_units", default=())
 """The units of work that the current context is in, the innermost last."""
 
 
@@ -244,9 +245,9 @@ def enter(unit: AsyncUnitOfWork[Row]) -> AsyncUnitOfWork[Row]:
     return unit
 
 
-def current_unit(source: AsyncSource) -> AsyncUnitOfWork[Any] | None:
+def current_unit(source: AsyncSource) -> _AnyUnit | None:
     """Return the innermost unfinished unit of work of *source* that the current context is in."""
-    unit: AsyncUnitOfWork[Any]
+    unit: _AnyUnit
     for unit in reversed(units.get()):
         if unit.source is source and not unit.finished:
             return unit

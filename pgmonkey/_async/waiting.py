@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from contextvars import Context
 from inspect import isawaitable
 from time import monotonic
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from .._config.schema import Kind
 
@@ -105,7 +105,7 @@ async def acquire(lock: asyncio.Lock, timeout: float) -> bool:
         return False
 
 
-async def ask(function: Callable[[], T | Awaitable[T]]) -> T:
+async def ask(function: Callable[[], Any]) -> Any:
     """Return what *function* returns, which may be a coroutine function or one that blocks."""
     answer = await asyncio.to_thread(function)
     return await answer if isawaitable(answer) else answer

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import _thread
 import logging
+from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
 from socket import SHUT_RDWR, socket
 from time import monotonic
 
 import psycopg
 from psycopg.pq import PollingStatus
-from psycopg.pq.abc import PGcancel, PGcancelConn, PGconn
+from psycopg.pq.abc import PGcancelConn, PGconn
 
 logger = logging.getLogger("pgmonkey")
 
@@ -27,10 +29,13 @@ def request_cancel(pgconn: PGconn) -> Future[None]:
     """
     done: Future[None] = Future()
     try:
-        request = pgconn.cancel_conn() if psycopg.capabilities.has_cancel_safe() else pgconn.get_cancel()
+        if psycopg.capabilities.has_cancel_safe():
+            send: Callable[[], None] = partial(_drive, pgconn.cancel_conn())
+        else:
+            send = pgconn.get_cancel().cancel
         # threading.Thread takes locks.  A finalizer that calls this may have interrupted threading's own code, which
         # holds them, and would wait for ever.
-        _thread.start_new_thread(_send, (request, done))
+        _thread.start_new_thread(_send, (send, done))
     except (RuntimeError, psycopg.Error) as error:  # the interpreter is ending, or the connection is lost
         logger.debug("a statement could not be cancelled: %s", error)
         done.set_result(None)
@@ -48,12 +53,9 @@ def hang_up(pgconn: PGconn) -> None:
         link.detach()
 
 
-def _send(request: PGcancel | PGcancelConn, done: Future[None]) -> None:
+def _send(send: Callable[[], None], done: Future[None]) -> None:
     try:
-        if hasattr(request, "cancel"):  # of a libpq before 17
-            request.cancel()
-        else:
-            _drive(request)
+        send()
     except Exception as error:
         logger.debug("a statement could not be cancelled: %s", error)
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from typing import TypeVar
 
 from psycopg.abc import Params
@@ -34,7 +33,7 @@ def short_class(cursor_class: type[K], usual: object, execute: object, execute_m
     )
 
 
-def plan_for(cursor: AnyCursor, plans: Plans, key: Hashable, params: Params | None) -> Plan | None:
+def plan_for(cursor: AnyCursor, plans: Plans, key: object, params: Params | None) -> Plan | None:
     """Return the plan by which *cursor* executes the statement *key*; None when psycopg is to do it."""
     if cursor._closed or not is_plain(cursor._conn):
         return None

@@ -7,7 +7,7 @@ answer pass through psycopg.  Where a plan does not fit, psycopg's own way is ta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import psycopg
@@ -136,9 +136,9 @@ class Plans:
     def __init__(self, connection: AnyConnection, prepared: Prepared) -> None:
         self._connection = connection
         self._bookkeeping = prepared
-        self._plans: dict[Hashable, Plan] = {}
+        self._plans: dict[object, Plan] = {}
 
-    def find(self, key: Hashable, params: Params | None, adapters: AdaptersMap) -> Plan | None:
+    def find(self, key: object, params: Params | None, adapters: AdaptersMap) -> Plan | None:
         """Return the plan for *key*, with *params* dumped; None when psycopg's own way is to be taken."""
         plan = self._plans.get(key)
         if plan is None or plan.fits(params, adapters):
@@ -149,7 +149,7 @@ class Plans:
 
     def learn(
         self,
-        key: Hashable,
+        key: object,
         statement: Statement,
         params: Params | None,
         cursor: AnyCursor,

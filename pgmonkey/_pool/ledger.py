@@ -166,7 +166,7 @@ class Ledger(Generic[P, Q]):
             if result is None:
                 self._waiters.remove(waiter)
                 self._counters["requests_errors"] += 1
-                load = self._load()
+            load = self._load() if result is None else ""
         self._take_dropped()
         if result is None:
             raise PoolTimeoutError(f"{self.name}: no connection came free within {timeout:g} s; {load}")

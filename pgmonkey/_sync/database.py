@@ -199,8 +199,9 @@ class Database(Generic[Row]):
             if found is not MISS:
                 return found
         with self._run(query, params) as cursor:
-            cursor.row_factory = cast(Any, tuple_row)
-            row: Any = cursor.fetchone()
+            tuples = cast("Cursor[TupleRow]", cursor)
+            tuples.row_factory = tuple_row
+            row = tuples.fetchone()
         return None if row is None else row[0]
 
     def execute(self, query: Statement, params: Params = None) -> int:

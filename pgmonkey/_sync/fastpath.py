@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, Protocol
 
@@ -113,9 +113,9 @@ class FastPath:
         self._session_values = session_values
         self.row_factory = tuple_row if row_factory is None else row_factory
         # What identifies each statement, without and with parameters; its plan is kept with each connection.
-        self._without: dict[str, Hashable] = {}
-        self._with: dict[str, Hashable] = {}
-        self._reading: set[Hashable] = set()
+        self._without: dict[object, object] = {}
+        self._with: dict[object, object] = {}
+        self._reading: set[object] = set()
         self._limit = blueprint.command_timeout
         self._reads_alone = not blueprint.pgbouncer  # which need not know what is prepared for it
         self._loop = pool.loop

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from time import monotonic
 from types import FrameType, TracebackType
+from typing import Any, TypeAlias, cast
 from weakref import WeakMethod
 
 import psycopg
@@ -32,6 +33,10 @@ from .psycopg_types import AnyConnection
 from .waiting import current_loop, is_over, loop_id, sleep
 
 logger = logging.getLogger("pgmonkey")
+
+# What type checkers infer for an async function, and ExitStack's annotations ask for.
+_Entering: TypeAlias = "AnyConnection"
+_Exiting: TypeAlias = "None"
 
 # Seconds between the attempts to open a pool, doubled each time up to the second.
 _PAUSE = (0.1, 2.0)
@@ -113,14 +118,16 @@ class ConnectionHandle:
             raise
         lease.finish()
 
-    def __enter__(self) -> AnyConnection:
+    def __enter__(self) -> _Entering:
         # Not an async function: the caller's frame is the block's only until something is awaited.
-        return self._enter(sys._getframe(1))
+        entering: _Entering = cast(Any, self._enter(sys._getframe(1)))
+        return entering
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        return self._exit(self._open_blocks.pop(sys._getframe(1)), exc)
+    ) -> _Exiting:
+        exiting: _Exiting = cast(Any, self._exit(self._open_blocks.pop(sys._getframe(1)), exc))
+        return exiting
 
     def _enter(self, frame: FrameType) -> AnyConnection:
         # A single connection cannot be lent twice, so a block inside its block is a savepoint.

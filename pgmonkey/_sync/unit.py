@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, Generic, Protocol, cast
+from typing import Any, Generic, Protocol, TypeAlias, cast
 
 import psycopg
 from psycopg import Connection, Transaction
@@ -236,7 +236,8 @@ class UnitOfWork(Generic[Row]):
             raise
 
 
-units: ContextVar[tuple[UnitOfWork[Any], ...]] = ContextVar("pgmonkey_units", default=())
+_AnyUnit: TypeAlias = "UnitOfWork[Any]"
+units: ContextVar[tuple[_AnyUnit, ...]] = ContextVar("pgmonkey_units", default=())
 """The units of work that the current context is in, the innermost last."""
 
 
@@ -246,9 +247,9 @@ def enter(unit: UnitOfWork[Row]) -> UnitOfWork[Row]:
     return unit
 
 
-def current_unit(source: Source) -> UnitOfWork[Any] | None:
+def current_unit(source: Source) -> _AnyUnit | None:
     """Return the innermost unfinished unit of work of *source* that the current context is in."""
-    unit: UnitOfWork[Any]
+    unit: _AnyUnit
     for unit in reversed(units.get()):
         if unit.source is source and not unit.finished:
             return unit
