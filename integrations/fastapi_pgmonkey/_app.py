@@ -16,15 +16,7 @@ from starlette.requests import HTTPConnection
 
 from pgmonkey import AsyncDatabase, Database, PoolFullError, PoolTimeoutError
 
-from ._compat import (
-    add_innermost,
-    add_outermost,
-    check_application,
-    check_requests,
-    has_innermost,
-    has_middleware,
-    with_mounted,
-)
+from ._compat import add_innermost, add_outermost, check, has_innermost, has_middleware, with_mounted
 from ._dependencies import dependencies
 from ._middleware import RollbackBeforeHandlers, TransactionMiddleware
 from ._threads import Threads
@@ -132,8 +124,6 @@ class PGMonkey(Generic[Row]):
         Raises what psycopg raises when the server cannot be reached, and RuntimeError when the installed FastAPI is one
         that this release of pgmonkey does not know.
         """
-        # First, so that an application on unknown internals does not even start.
-        await check_requests()
         # Again after init_app(): applications may have been mounted since.
         self._install(app)
         # The synchronous pool opens with its first query, because many applications never use it.
@@ -166,7 +156,7 @@ class PGMonkey(Generic[Row]):
         # first is changed, so that a refused application stays as it was.
         applications = list(with_mounted(app))
         for each in applications:
-            check_application(each)
+            check(each)
         for each in applications:
             # Not where the application has a handler for it.
             for error in (PoolTimeoutError, PoolFullError):
