@@ -20,11 +20,10 @@ _RETRY_AFTER = "1"  # seconds
 
 
 class TransactionMiddleware:
-    """Make a request one transaction on each database that it uses.
+    """Make a request one transaction on each database that it uses, begun by its first query.
 
-    A connection is borrowed, and the transaction begun, with the first query.  It is committed before the response
-    leaves when the status is below 400, and rolled back otherwise.  A COMMIT that fails is an exception like one of the
-    view.  Use it instead of ATOMIC_REQUESTS, which borrows for every request and commits when a view returns an error.
+    It is committed before the response leaves when the status is below 400, and rolled back otherwise; a COMMIT that
+    fails is an exception like one of the view.  ATOMIC_REQUESTS borrows for every request, and commits a returned error.
     """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:

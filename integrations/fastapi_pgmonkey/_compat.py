@@ -1,7 +1,7 @@
 """Every undocumented part of FastAPI and Starlette that this integration relies on.
 
-`check` runs when an application is set up.  Where a part is missing or works differently, it raises RuntimeError
-before a request is served: otherwise a transaction could lose its end unnoticed.
+Where a part is missing or works differently, `check` raises RuntimeError when an application is set up: otherwise a
+transaction could lose its end unnoticed.
 """
 
 from __future__ import annotations
