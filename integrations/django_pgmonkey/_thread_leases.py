@@ -65,6 +65,7 @@ class _LeasesOfThread(threading.local):
         self._leases: list[ThreadLease] = []
 
     def add(self, lease: ThreadLease) -> None:
+        # Those that ended are dropped here; a thread that never ends would collect them.
         self._leases = [*(other for other in self._leases if other.active), lease]
 
 

@@ -15,6 +15,7 @@ from pgmonkey import Database, PgmonkeyError
 
 from ._database import EXTENSION
 
+# Allowed are the connections that the server does not keep for superusers.
 _SERVER = (
     "SELECT current_setting('server_version'), current_database(), current_user,"
     " current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int,"

@@ -50,6 +50,7 @@ class Command(BaseCommand):
 
     def _ping(self, wrapper: PooledWrapper) -> None:
         version, dbname, user, *_ = self._ask(wrapper)
+        # The second query is measured, because the first may have to connect.
         started = perf_counter()
         self._ask(wrapper)
         milliseconds = (perf_counter() - started) * 1000
