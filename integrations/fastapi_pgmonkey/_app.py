@@ -132,7 +132,7 @@ class PGMonkey(Generic[Row]):
             self.sync_database.close()
 
     def init_app(self, app: FastAPI, *, readiness: str | None = None) -> None:
-        """Set *app* up; its own lifespan runs inside `lifespan`, whose exceptions it raises too.
+        """Set *app* up; its own lifespan runs inside `lifespan`.  Raises RuntimeError for an unknown FastAPI.
 
         *readiness* is the path of a route that answers 200 when the database does, and 503 otherwise.
         """
