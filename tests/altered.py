@@ -1,36 +1,41 @@
-"""Run programs on copies of installed packages in which something is named, or done, otherwise."""
+"""What the tests of altered frameworks share: sources that read otherwise, and the error that must follow."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from importlib.machinery import SourceFileLoader
+
+import pytest
 
 
-def run_altered(
-    folder: Path, packages: Iterable[str], changes: Mapping[str, str], program: str, *, only: str = "*.py"
-) -> str:
-    """Change texts in the files of *packages* that are named *only*; return the output of *program*, errors too."""
-    found = 0
-    for package in packages:
-        spec = importlib.util.find_spec(package)
-        assert spec is not None
-        assert spec.origin is not None
-        shutil.copytree(Path(spec.origin).parent, folder / package)
-        for path in (folder / package).rglob(only):
-            before = text = path.read_text(encoding="utf-8")
-            for old, new in changes.items():
-                found += text.count(old)
-                text = text.replace(old, new)
-            if text != before:  # the others keep their time, and so their bytecode
-                path.write_text(text, encoding="utf-8")
-    assert found, f"nothing in {packages} reads {list(changes)}"
-    environ = {**os.environ, "PYTHONPATH": str(folder)}
-    finished = subprocess.run(
-        [sys.executable, "-c", program], env=environ, capture_output=True, text=True, timeout=60, check=False
-    )
-    return finished.stdout + finished.stderr
+def remove_from_source(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
+    """Let the source of the module *name* lack *text*, which it contains."""
+    get_source = SourceFileLoader.get_source
+
+    def altered(loader: SourceFileLoader, module: str) -> str:
+        source = get_source(loader, module)
+        assert source is not None
+        assert module != name or text in source
+        return source.replace(text, "") if module == name else source
+
+    monkeypatch.setattr(SourceFileLoader, "get_source", altered)
+
+
+def hide_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no source be readable."""
+
+    def unreadable(loader: SourceFileLoader, module: str) -> str:
+        raise ImportError("source not available through get_data()")
+
+    monkeypatch.setattr(SourceFileLoader, "get_source", unreadable)
+
+
+def difference(error: BaseException, installed: str, tested: str) -> str:
+    """Return the difference that *error* names between the *installed* releases and the cure."""
+    text = str(error)
+    cure = "install one of these, or a release of pgmonkey that knows yours"
+    assert text.startswith(f"{installed}: ")
+    assert text.endswith(f": {cure}")
+    named, found, releases = text.removeprefix(f"{installed}: ").partition("; this release of pgmonkey works with ")
+    assert found
+    assert releases.startswith(tested)
+    return named

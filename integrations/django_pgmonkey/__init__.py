@@ -22,11 +22,16 @@ __all__ = ["database"]
 def database(alias: str = "default") -> AsyncDatabase[TupleRow]:
     """Return the asynchronous database of *alias*, for ``async`` views: its queries do not block the event loop.
 
-    It connects with the current settings, so to a test database in tests, and has its own pool
-    (``async_pool_settings``).  It takes no part in the transactions of the ORM.  Raises ImproperlyConfigured where the
-    settings are wrong.
+    It connects with the current settings (in tests, to the test database), has its own pool (``async_pool_settings``),
+    and takes no part in the transactions of the ORM.  Raises ImproperlyConfigured where the settings are wrong.
     """
     # Not above: Django imports this package before the settings are configured.
-    from ._async import async_database
+    from django.db import connections
 
-    return async_database(alias)
+    from ._pools import pools
+    from ._wrapper import PooledWrapper
+
+    wrapper = connections[alias]
+    if not isinstance(wrapper, PooledWrapper):
+        raise TypeError(f"the ENGINE of DATABASES[{alias!r}] is not django_pgmonkey")
+    return pools.get_async(alias, wrapper.settings.config(wrapper.timezone_name))

@@ -1,7 +1,7 @@
 """The private methods of Django's PostgreSQL backend that this backend overrides or calls.
 
-They are looked at when the backend is loaded.  Where one is missing or takes other arguments, ImproperlyConfigured is
-raised before the first connection: an override that Django no longer calls would leave connections borrowed.
+Where one is missing or takes other arguments, loading the backend raises ImproperlyConfigured: an override that Django
+no longer calls would leave connections borrowed.
 """
 
 from __future__ import annotations
@@ -37,10 +37,8 @@ def _check() -> None:
         try:
             inspect.signature(method).bind(*[None] * arguments)
         except TypeError:
-            text = (
-                f"{name}{inspect.signature(method)} of its PostgreSQL backend is not called with {arguments} arguments"
-            )
-            raise _unsupported(text) from None
+            called = f"{name}{inspect.signature(method)} of its PostgreSQL backend"
+            raise _unsupported(f"{called} is not called with {arguments} arguments") from None
 
 
 _check()
@@ -52,9 +50,6 @@ class PostgresWrapper(postgresql.DatabaseWrapper):
     if TYPE_CHECKING:
 
         def _close(self) -> None: ...
-
         def _configure_connection(self, connection: Connection[object]) -> bool: ...
-
         def _configure_timezone(self, connection: Connection[object]) -> bool: ...
-
         def _set_autocommit(self, autocommit: bool) -> None: ...

@@ -28,6 +28,7 @@ class Pools:
     def known(self, alias: str, config: Config) -> ConnectionHandle | None:
         """Return the pool of *alias*, if it is open for *config*."""
         known = self._handles.get(alias)
+        # Identity first: every borrow asks, and comparing whole configurations takes longer.
         if known is not None and (known[0] is config or known[0] == config) and known[1].usable_here:
             return known[1]
         return None
@@ -52,7 +53,7 @@ class Pools:
             known = self._async.get(alias)
             if known is None or known[0] != config:
                 if known is not None:
-                    known[1].release()
+                    known[1].release()  # not closed: others in the process may use its pool
                 known = self._async[alias] = (config, AsyncDatabase(config))
             return known[1]
 

@@ -21,6 +21,7 @@ DatabaseSettings = dict[str, Any]
 ConnectionParams = dict[str, Any]
 """Keyword arguments of psycopg's ``connect()``."""
 
+# Options of pgmonkey, and of Django's own backend; all others are keywords of libpq.
 _OURS = ("config", "resolve_env", "allow_sensitive_defaults", "release")
 _DJANGOS = ("pool", "assume_role", "isolation_level", "server_side_binding", "prepare_threshold", "cursor_factory")
 # Django's names of settings, and libpq's keywords for them.

@@ -32,8 +32,7 @@ class Borrower(Protocol):
 class ThreadLease:
     """Gives a connection back when the thread that borrowed it ends without closing it.
 
-    Django closes connections at the end of a request only.  Its wrappers are in reference cycles, so they are not
-    collected when the thread ends; this object is.
+    Django's wrappers are in reference cycles, so they are not collected when the thread ends; this object is.
     """
 
     def __init__(self, wrapper: Borrower, lease: Lease) -> None:
@@ -66,6 +65,7 @@ class _LeasesOfThread(threading.local):
         self._leases: list[ThreadLease] = []
 
     def add(self, lease: ThreadLease) -> None:
+        # Those that ended are dropped here; a thread that never ends would collect them.
         self._leases = [*(other for other in self._leases if other.active), lease]
 
 

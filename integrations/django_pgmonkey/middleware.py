@@ -20,11 +20,10 @@ _RETRY_AFTER = "1"  # seconds
 
 
 class TransactionMiddleware:
-    """Make a request one transaction on each database that it uses.
+    """Make a request one transaction on each database that it uses, begun by its first query.
 
-    A connection is borrowed, and the transaction begun, with the first query.  It is committed before the response
-    leaves when the status is below 400, and rolled back otherwise.  A COMMIT that fails is an exception like one of the
-    view.  Use it instead of ATOMIC_REQUESTS, which borrows for every request and commits when a view returns an error.
+    It is committed before the response leaves when the status is below 400, and rolled back otherwise; a COMMIT that
+    fails is an exception like one of the view.  ATOMIC_REQUESTS borrows for each request, and commits a returned error.
     """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
@@ -41,8 +40,7 @@ class TransactionMiddleware:
             response = self._get_response(request)
             commit = response.status_code < 400
         finally:
-            for wrapper in wrappers:
-                wrapper.end_request(commit=commit)
+            _end(wrappers, commit)
         return response
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
@@ -55,6 +53,19 @@ class TransactionMiddleware:
                 "The database is busy, please try again.", status=503, headers={"Retry-After": _RETRY_AFTER}
             )
         return None
+
+
+def _end(wrappers: list[DatabaseWrapper], commit: bool) -> None:
+    """Commit one after the other, or roll all back; raise what makes a COMMIT fail."""
+    failure: BaseException | None = None
+    for wrapper in wrappers:
+        # All must be ended, or this thread could not use them again.  After a COMMIT that failed, the others roll back.
+        try:
+            wrapper.end_request(commit=commit and failure is None)
+        except BaseException as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure
 
 
 def _route(request: HttpRequest) -> str:

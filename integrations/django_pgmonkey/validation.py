@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ._wrapper import PooledWrapper
 
 _SECRETS = ("password", "sslpassword")
+# Without the connections that the server keeps for superusers.
 _ALLOWED = "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
 
 

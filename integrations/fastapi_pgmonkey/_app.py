@@ -16,15 +16,7 @@ from starlette.requests import HTTPConnection
 
 from pgmonkey import AsyncDatabase, Database, PoolFullError, PoolTimeoutError
 
-from ._compat import (
-    add_innermost,
-    add_outermost,
-    check_application,
-    check_requests,
-    has_innermost,
-    has_middleware,
-    with_mounted,
-)
+from ._compat import add_innermost, add_outermost, check, has_innermost, has_middleware, with_mounted
 from ._dependencies import dependencies
 from ._middleware import RollbackBeforeHandlers, TransactionMiddleware
 from ._threads import Threads
@@ -43,16 +35,15 @@ _READY_WITHIN = 2.0  # seconds: orchestrators give up on a probe after a few
 class PGMonkey(Generic[Row]):
     """PostgreSQL in a FastAPI application.
 
-    With ``transaction="request"``, a request is one transaction on one connection, borrowed for its first query.  It
-    is committed before the response leaves when the status is below 400, and rolled back otherwise; a COMMIT that
-    fails is an exception for the application's own handlers.  With ``"statement"``, each statement is its own
-    transaction (autocommit), and a connection from a dependency is committed when the endpoint returns.  Background
-    tasks and streamed bodies run after the response has started, so their queries get connections of their own.
+    *config* is the path of a YAML file, or a mapping.  *row_factory* is psycopg's; rows are tuples by default.
 
+    With ``transaction="request"``, a request is one transaction, begun by its first query.  It is committed before the
+    response leaves when the status is below 400, and rolled back otherwise; a COMMIT that fails is an exception for the
+    application's own handlers.  With ``"statement"``, each statement is its own transaction (autocommit), and a
+    connection from a dependency is committed when the endpoint returns.  What runs after the response has started, as
+    background tasks and streamed bodies do, gets connections of its own.
     When a client disconnects before it is answered, its running statement is cancelled and its transaction rolled
     back, unless *cancel_on_disconnect* is False.
-
-    *config* is the path of a YAML file, or a mapping.  *row_factory* is psycopg's; rows are tuples by default.
     """
 
     @overload
@@ -126,14 +117,10 @@ class PGMonkey(Generic[Row]):
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        """Connect when *app* starts, and close when it ends.
+        """Connect when *app* starts, and close when it ends: for ``FastAPI(lifespan=...)``, or inside of your lifespan.
 
-        Give it to ``FastAPI(lifespan=...)``, or enter it in a lifespan of your own.
-        Raises what psycopg raises when the server cannot be reached, and RuntimeError when the installed FastAPI is one
-        that this release of pgmonkey does not know.
+        Raises what psycopg raises when the server cannot be reached, and RuntimeError for an unknown FastAPI.
         """
-        # First, so that an application on unknown internals does not even start.
-        await check_requests()
         # Again after init_app(): applications may have been mounted since.
         self._install(app)
         # The synchronous pool opens with its first query, because many applications never use it.
@@ -145,7 +132,7 @@ class PGMonkey(Generic[Row]):
             self.sync_database.close()
 
     def init_app(self, app: FastAPI, *, readiness: str | None = None) -> None:
-        """Set *app* up; its own lifespan runs inside `lifespan`.
+        """Set *app* up; its own lifespan runs inside `lifespan`.  Raises RuntimeError for an unknown FastAPI.
 
         *readiness* is the path of a route that answers 200 when the database does, and 503 otherwise.
         """
@@ -162,11 +149,11 @@ class PGMonkey(Generic[Row]):
         app.router.lifespan_context = lifespan
 
     def _install(self, app: FastAPI) -> None:
-        # Mounted applications have exception handlers of their own, so each is set up.  All are checked before the
-        # first is changed, so that a refused application stays as it was.
+        # Mounted applications have exception handlers of their own.  All are checked before the first is changed, so
+        # that a refused application stays as it was.
         applications = list(with_mounted(app))
         for each in applications:
-            check_application(each)
+            check(each)
         for each in applications:
             # Not where the application has a handler for it.
             for error in (PoolTimeoutError, PoolFullError):
@@ -192,8 +179,8 @@ class PGMonkey(Generic[Row]):
     def session_values(self, function: SessionValues) -> SessionValues:
         """Set the configuration parameters that *function* returns, in each transaction of a request: a decorator.
 
-        *function* is called with the request, or the WebSocket, when a transaction of it begins.  The values hold until
-        the end of the transaction, also for streams and single statements.  Row-level security needs this.
+        It is called with the request, or the WebSocket, when a transaction begins.  The values hold until its end, also
+        for streams and single statements; row-level security needs this.
         """
         self._session_values = function
         return function

@@ -1,8 +1,7 @@
 """What endpoints ask for with ``Depends``.
 
-A dependency with a ``yield`` costs more than a statement does.  Where the middleware ends the transaction of the
-request, dependencies have nothing to end; elsewhere they leave it to FastAPI's stack for the scope "function", which
-ends before the response is sent.  So all of them are plain functions.
+They are plain functions, because a ``yield`` costs more than a statement does.  What the middleware does not end, they
+leave to FastAPI's stack for the scope "function", which ends before the response is sent.
 """
 
 from collections.abc import Awaitable, Callable, Iterable

@@ -1,7 +1,7 @@
 """The threads in which a request waits for its synchronous connection, and in which it commits.
 
-Waiting and committing each have their own threads, and neither uses the threads that run ``def`` endpoints.  If they
-shared threads, 40 waiting requests could keep the one request that would give its connection back from running.
+Waiting, committing and ``def`` endpoints do not share threads: otherwise 40 waiting requests could keep the one request
+that would give its connection back from running.
 """
 
 from __future__ import annotations
@@ -52,10 +52,7 @@ class Threads:
             self._queue.release_on_behalf_of(unit)
 
     async def end(self, unit: UnitOfWork[object], how: Callable[[Argument], None], argument: Argument) -> None:
-        """Call *how*, a method of *unit*, without blocking the event loop.
-
-        The call runs to its end even when the request is cancelled.
-        """
+        """Call *how*, a method of *unit*, without blocking the event loop."""
         if unit.borrowed:
             # A cancelled request must still end its transaction and give its connection back.
             with anyio.CancelScope(shield=True):

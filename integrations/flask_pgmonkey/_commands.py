@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import click
 import psycopg
@@ -16,6 +15,7 @@ from pgmonkey import Database, PgmonkeyError
 
 from ._database import EXTENSION
 
+# Allowed are the connections that the server does not keep for superusers.
 _SERVER = (
     "SELECT current_setting('server_version'), current_database(), current_user,"
     " current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int,"
@@ -23,15 +23,8 @@ _SERVER = (
 )
 
 
-class Server(NamedTuple):
-    """What a server says of itself: version, database, user, connections that it allows, and that are in use."""
-
-    version: str
-    dbname: str
-    user: str
-    allowed: int
-    used: int
-
+Server = tuple[str, str, str, int, int]
+"""What a server says of itself: version, database, user, connections that it allows, and that are in use."""
 
 commands = AppGroup("pgmonkey", help="The databases of this application.")
 
@@ -41,12 +34,9 @@ def ping() -> None:
     """Connect to each database and show how long it takes to answer."""
     for name, database in _databases():
         with _reported(name):
-            server = _ask(database)
+            version, dbname, user, *_ = _ask(database)
             milliseconds = database.ping() * 1000
-            click.echo(
-                f"{name}: PostgreSQL {server.version}, {server.dbname} as {server.user},"
-                f" answers in {milliseconds:.1f} ms"
-            )
+            click.echo(f"{name}: PostgreSQL {version}, {dbname} as {user}, answers in {milliseconds:.1f} ms")
 
 
 @commands.command()
@@ -54,8 +44,8 @@ def stats() -> None:
     """Show the counters of each pool, and how many connections its server has."""
     for name, database in _databases():
         with _reported(name):
-            server = _ask(database)
-            click.echo(f"{name}: {server.used} of {server.allowed} connections of the server are in use")
+            *_, allowed, used = _ask(database)
+            click.echo(f"{name}: {used} of {allowed} connections of the server are in use")
             for counter, value in database.stats().items():
                 click.echo(f"  {counter:<20} {value}")
 
@@ -65,7 +55,7 @@ def check() -> None:
     """Check each database's configuration against its server; exit with status 1 where something is wrong."""
     for name, database in _databases():
         with _reported(name):
-            allowed = _ask(database).allowed
+            *_, allowed, _ = _ask(database)
             largest = database.stats()["pool_max"]
             if largest > allowed:
                 raise PgmonkeyError(f"max_size is {largest}, but the server allows {allowed} connections")
@@ -80,8 +70,8 @@ def _databases() -> Iterator[tuple[str, Database[object]]]:
 def _ask(database: Database[object]) -> Server:
     with database.connection() as connection:
         # Not the application's own rows, which may be of any kind.
-        (row,) = connection.cursor(row_factory=tuple_row).execute(_SERVER)
-    return Server(*row)
+        (server,) = connection.cursor(row_factory=tuple_row).execute(_SERVER)
+    return server
 
 
 @contextmanager

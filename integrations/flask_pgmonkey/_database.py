@@ -37,10 +37,9 @@ Choice = tuple[Scope, TransactionOptions]
 
 
 class BoundDatabase(Generic[Row]):
-    """A database of the Flask application that is the current one when it is used.
+    """A database of the current Flask application.
 
-    In a request its query methods are part of the request's transaction.  Elsewhere each statement is its own
-    transaction (autocommit).
+    In a request, its query methods are part of the request's transaction; elsewhere each statement is its own.
     """
 
     def __init__(self, key: str | None) -> None:
@@ -81,8 +80,8 @@ class BoundDatabase(Generic[Row]):
     def session_values(self, function: SessionValues) -> SessionValues:
         """Set the configuration parameters that *function* returns, in each transaction of a request: a decorator.
 
-        *function* is called in the request, when a transaction of it begins.  The values hold until the end of the
-        transaction, also for streams and single statements.  Row-level security needs this.
+        It is called when a transaction begins.  The values hold until its end, also for streams and single statements;
+        row-level security needs this.
         """
         self._session_values = function
         return function

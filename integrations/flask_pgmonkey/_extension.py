@@ -26,12 +26,10 @@ class PGMonkey(BoundDatabase[Row]):
     mapping), ``PGMONKEY_RESOLVE_ENV``, ``PGMONKEY_ALLOW_SENSITIVE_DEFAULTS``, ``PGMONKEY_TRANSACTION``, and
     ``PGMONKEY_BINDS``, which names further databases: ``{"reports": "reports.yaml"}`` is ``db["reports"]``.
 
-    With ``PGMONKEY_TRANSACTION = "request"``, the default, a request is one transaction on one connection, borrowed for
-    its first query.  It is committed before the response leaves when the status is below 400, and rolled back
-    otherwise; a COMMIT that fails is an exception for the application's error handlers.  With ``"statement"``, and
-    outside of requests, each statement is its own transaction (autocommit).
-
-    *row_factory* is psycopg's; rows are tuples by default.
+    With ``PGMONKEY_TRANSACTION = "request"``, the default, a request is one transaction, begun by its first query.  It
+    is committed before the response leaves when the status is below 400, and rolled back otherwise; a COMMIT that fails
+    is an exception for the application's error handlers.  With ``"statement"``, and outside of requests, each statement
+    is its own transaction (autocommit).  *row_factory* is psycopg's; rows are tuples by default.
     """
 
     @overload
@@ -55,8 +53,7 @@ class PGMonkey(BoundDatabase[Row]):
     def init_app(self, app: Flask) -> None:
         """Set *app* up to use its databases.
 
-        Raises `pgmonkey.ConfigError` when its configuration is wrong, and RuntimeError when it is set up already, or
-        the installed Flask is one that this release of pgmonkey does not know.
+        Raises `pgmonkey.ConfigError` for a wrong configuration, RuntimeError for a second call or an unknown Flask.
         """
         if EXTENSION in app.extensions:
             raise RuntimeError(f"a PGMonkey is set up on {app.name!r} already; call init_app() once per application")

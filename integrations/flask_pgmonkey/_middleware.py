@@ -64,8 +64,7 @@ class RequestUnits:
 class TransactionMiddleware:
     """Makes each request of *app* a transaction on each of its databases that is set to one.
 
-    It commits when the application starts its response, in the context of the request: ``after_request`` functions and
-    the session's cookie come before, because each of them may still fail.
+    It commits when the application starts its response: ``after_request`` functions and the session may fail before.
     """
 
     def __init__(self, app: Flask, scopes: dict[str | None, Scope]) -> None:

@@ -1,73 +1,170 @@
-"""A FastAPI or a Starlette whose internals changed is refused when the application starts, with one clear error."""
+"""A FastAPI or a Starlette whose internals changed is refused when the application is set up, with one clear error."""
 
 from __future__ import annotations
 
+import runpy
+from collections.abc import Callable, Iterator
+from copy import copy
+from importlib.machinery import ModuleSpec
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-from ..altered import run_altered
-
-PROGRAM = """
-import asyncio
+import starlette._utils
 from fastapi import FastAPI
-from fastapi_pgmonkey import PGMonkey
-db = PGMonkey({config!r})
-app = FastAPI(lifespan=db.lifespan)
-async def start():
+from starlette.applications import Starlette
+
+from fastapi_pgmonkey import PGMonkey, _compat
+from fastapi_pgmonkey._middleware import RollbackBeforeHandlers
+from fastapi_pgmonkey._units import DATABASES
+
+from ..altered import difference, hide_sources, remove_from_source
+
+INSTALLED = f"FastAPI {version('fastapi')} with Starlette {version('starlette')}"
+TESTED = "FastAPI 0.121 to "
+SOURCES = [(name, text) for name, texts in _compat._SOURCES.items() for text in texts]
+
+
+@pytest.fixture(autouse=True)
+def looked_at_anew() -> Iterator[None]:
+    _compat._check_sources.cache_clear()
+    yield
+    _compat._check_sources.cache_clear()
+
+
+@pytest.fixture
+def app() -> FastAPI:
+    app = FastAPI()
+    app.mount("/mounted", FastAPI())
+    return app
+
+
+@pytest.fixture
+def db() -> PGMonkey[Any]:
+    return PGMonkey({"connection_settings": {"host": "127.0.0.1"}})  # nothing connects
+
+
+def state(app: FastAPI) -> dict[str, object]:
+    return {name: copy(value) if isinstance(value, (dict, list)) else value for name, value in vars(app).items()}
+
+
+def refused(db: PGMonkey[Any], app: FastAPI) -> str:
+    before = state(app)
+    with pytest.raises(RuntimeError) as error:
+        db.init_app(app)
+    assert state(app) == before
+    return difference(error.value, INSTALLED, TESTED)
+
+
+async def test_what_is_installed_starts(config: dict[str, Any], app: FastAPI) -> None:
+    db = PGMonkey(config)
+    db.init_app(app)
     async with app.router.lifespan_context(app):
-        print("started")
-asyncio.run(start())
-"""
-HANDLERS = "starlette.exception_handlers"
-SENT = "await response(scope, receive, send)\n"
+        assert await db.async_database.fetch_value("SELECT 1") == 1
 
 
-def start(folder: Path, config: dict[str, Any], changes: dict[str, str], only: str = "*.py") -> str:
-    packages = ("fastapi", "starlette")
-    return run_altered(folder, packages, changes, PROGRAM.format(config=config), only=only)
-
-
-def test_what_is_installed_starts(tmp_path: Path, config: dict[str, Any]) -> None:
-    assert start(tmp_path, config, {"Starlette": "Starlette"}) == "started\n"
+def test_another_utility_module_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(starlette._utils, "is_async_callable")
+    with pytest.raises(RuntimeError) as error:
+        runpy.run_path(_compat.__file__)
+    assert difference(error.value, INSTALLED, TESTED) == "starlette._utils has no is_async_callable"
 
 
 @pytest.mark.parametrize(
-    ("changes", "only", "message"),
+    ("change", "expected"),
     [
-        ({"fastapi_function_astack": "fastapi_endpoint_astack"}, "*.py", "no AsyncExitStack 'fastapi_function_astack'"),
+        (lambda app: delattr(app, "exception_handlers"), "an application has no dict 'exception_handlers'"),
         (
-            {f"response = await f(request)\n                {SENT}": f"response = await f(request)\n{' ' * 20}{SENT}"},
-            "routing.py",
-            "in the order ['response 200', 'end of function'], not in the order ['end of function', 'response 200']",
+            lambda app: setattr(app, "user_middleware", ()),
+            "an application has no list 'user_middleware' of starlette.middleware.Middleware",
         ),
-        ({"starlette.exception_handlers": "starlette.handlers"}, "*.py", "handlers 'starlette.exception_handlers'"),
         (
-            {
-                'conn.scope["starlette.exception_handlers"]': 'conn.scope["handlers"]',
-                f' scope["{HANDLERS}"] =': f" scope['handlers'] = scope[{HANDLERS!r}] =",
-            },
-            "*exception*.py",
-            "in the order ['end of function', 'replaced handler', 'response 500'], not in the order",
+            lambda app: delattr(app, "middleware_stack"),
+            "an application has no 'middleware_stack' or no 'build_middleware_stack()'",
         ),
-        ({"is_async_callable": "is_coroutine_function"}, "*.py", "starlette._utils has no is_async_callable"),
-        ({"self.middleware_stack": "self.wrapped_app"}, "routing.py", "the router of an application has no"),
-        ({"user_middleware": "middlewares"}, "*.py", "no list 'user_middleware'"),
-        ({"build_middleware_stack": "build_stack"}, "*.py", "no 'build_middleware_stack()'"),
-        ({"self.exception_handlers": "self.handlers"}, "applications.py", "no dict 'exception_handlers'"),
-        ({"self.app = self._base_app": "self.inner = self._base_app"}, "routing.py", "Mount has no attribute 'app'"),
+        (
+            lambda app: setattr(app, "build_middleware_stack", None),
+            "an application has no 'middleware_stack' or no 'build_middleware_stack()'",
+        ),
+        (
+            lambda app: delattr(app.router, "middleware_stack"),
+            "the router of an application has no 'middleware_stack'",
+        ),
+        (lambda app: delattr(app.routes[-1], "app"), "starlette.routing.Mount has no attribute 'app'"),
+        (
+            lambda app: delattr(app.routes[-1].app.router, "middleware_stack"),
+            "the router of an application has no 'middleware_stack'",
+        ),
     ],
 )
-def test_a_change_is_refused(
-    tmp_path: Path, config: dict[str, Any], changes: dict[str, str], only: str, message: str
+def test_a_missing_attribute_is_refused(
+    db: PGMonkey[Any], app: FastAPI, change: Callable[[FastAPI], None], expected: str
 ) -> None:
-    output = start(tmp_path, config, changes, only)
-    last = output.splitlines()[-1]
-    assert last.startswith(f"RuntimeError: FastAPI {version('fastapi')} with Starlette {version('starlette')}: "), (
-        output
+    change(app)
+    assert refused(db, app) == expected
+
+
+def test_another_kind_of_middleware_is_refused(db: PGMonkey[Any], app: FastAPI) -> None:
+    app.user_middleware.append(object())  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError) as error:
+        db.init_app(app)
+    assert difference(error.value, INSTALLED, TESTED).startswith("an application has no list 'user_middleware'")
+
+
+@pytest.mark.parametrize(("name", "text"), SOURCES)
+def test_a_source_that_does_otherwise_is_refused(
+    db: PGMonkey[Any], app: FastAPI, monkeypatch: pytest.MonkeyPatch, name: str, text: str
+) -> None:
+    remove_from_source(monkeypatch, name, text)
+    assert refused(db, app) == f"the source of {name} does not contain {text}"
+
+
+async def test_a_lifespan_refuses_before_it_connects(
+    db: PGMonkey[Any], app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_compat, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeError) as error:
+        async with db.lifespan(app):
+            pass
+    assert difference(error.value, INSTALLED, TESTED) == "there is no module fastapi.routing"
+    assert not app.user_middleware
+
+
+@pytest.mark.parametrize("without", ["get_source", "loader"])
+def test_no_source_is_no_reason_to_refuse(
+    db: PGMonkey[Any], app: FastAPI, monkeypatch: pytest.MonkeyPatch, without: str
+) -> None:
+    hide_sources(monkeypatch)
+    if without == "loader":
+        monkeypatch.setattr(_compat, "find_spec", lambda name: ModuleSpec(name, None))
+    db.init_app(app)
+
+
+def test_the_sources_are_read_once_in_a_process(
+    db: PGMonkey[Any], app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db.init_app(app)
+    monkeypatch.setattr(_compat, "find_spec", None)
+    db.init_app(FastAPI())
+
+
+def test_a_request_without_the_stack_is_refused() -> None:
+    with pytest.raises(RuntimeError) as error:
+        _compat.end_of_function({"type": "http", "fastapi_function_astack": None})
+    assert (
+        difference(error.value, INSTALLED, TESTED)
+        == "the scope of a request has no AsyncExitStack 'fastapi_function_astack'"
     )
-    assert message in last
-    assert "this release of pgmonkey works with FastAPI 0.121 to" in last
-    assert "started" not in output
+
+
+async def test_a_request_without_exception_handlers_is_refused() -> None:
+    async def unused(*arguments: object) -> Any:
+        raise AssertionError("the router was called")
+
+    middleware = RollbackBeforeHandlers(Starlette())
+    with pytest.raises(RuntimeError) as error:
+        await middleware({"type": "http", DATABASES: {}}, unused, unused)
+    assert (
+        difference(error.value, INSTALLED, TESTED)
+        == "the scope of a request has no exception handlers 'starlette.exception_handlers'"
+    )

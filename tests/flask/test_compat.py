@@ -2,65 +2,106 @@
 
 from __future__ import annotations
 
+import runpy
+from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any
 
+import flask
 import pytest
-
-from ..altered import run_altered
-
-PROGRAM = """
 from flask import Flask
-from flask_pgmonkey import PGMonkey
-app = Flask("shop")
-app.config["PGMONKEY_CONFIG"] = {config!r}
-PGMonkey().init_app(app)
-print("set up")
-"""
+
+from flask_pgmonkey import PGMonkey, _compat
+
+from ..altered import difference, hide_sources, remove_from_source
+
+INSTALLED = f"Flask {version('flask')} with Werkzeug {version('werkzeug')}"
+TESTED = "Flask 3.0 to "
+SOURCES = [(name, text) for name, texts in _compat._SOURCES.items() for text in texts]
 
 
-def set_up(folder: Path, config: dict[str, Any], changes: dict[str, str]) -> str:
-    return run_altered(folder, ("flask", "werkzeug"), changes, PROGRAM.format(config=config))
+@pytest.fixture(autouse=True)
+def looked_at_anew() -> Iterator[None]:
+    _compat._check_sources.cache_clear()
+    yield
+    _compat._check_sources.cache_clear()
 
 
-def test_what_is_installed_is_set_up(tmp_path: Path, config: dict[str, Any]) -> None:
-    assert set_up(tmp_path, config, {"Flask": "Flask"}) == "set up\n"
+@pytest.fixture
+def app() -> Flask:
+    app = Flask("shop")
+    app.config["PGMONKEY_CONFIG"] = {"connection_settings": {"host": "127.0.0.1"}}  # nothing connects
+    return app
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"handle_user_exception": "handle_view_exception"}, "an application has no method handle_user_exception()"),
-        (
-            {
-                "def handle_user_exception(\n        self, ": "def handle_user_exception(\n        self, context, ",
-                "self.handle_user_exception(e)": "self.handle_user_exception(None, e)",
-            },
-            "handle_user_exception(context, e: 'Exception')",
-        ),
-        (
-            {"self.handle_user_exception(e)": "type(self).handle_user_exception(self, e)"},
-            "['wsgi_app', 'preprocess_request /raises', 'handler', 'response 418'], not in the order ['wsgi_app',",
-        ),
-        ({"preprocess_request": "before_dispatch"}, "an application has no method preprocess_request()"),
-        (
-            {"self.preprocess_request()": "type(self).preprocess_request(self)"},
-            "in the order ['wsgi_app', 'response 200'], not in the order",
-        ),
-        (
-            {"self.wsgi_app(environ, start_response)": "type(self).wsgi_app(self, environ, start_response)"},
-            "in the order ['preprocess_request /returns', 'response 200'], not in the order",
-        ),
-        ({"werkzeug.request": "werkzeug.wrapper"}, "['wsgi_app', 'preprocess_request None', 'response 200']"),
-        ({"error_handler_spec": "error_handlers"}, "no mapping error_handler_spec[None][None]"),
-        ({"_get_current_object": "_proxied"}, "has no method _get_current_object()"),
-    ],
-)
-def test_a_change_is_refused(tmp_path: Path, config: dict[str, Any], changes: dict[str, str], message: str) -> None:
-    output = set_up(tmp_path, config, changes)
-    last = output.splitlines()[-1]
-    assert last.startswith(f"RuntimeError: Flask {version('flask')} with Werkzeug {version('werkzeug')}: "), output
-    assert message in last
-    assert "this release of pgmonkey works with Flask 3.0 to" in last
-    assert "set up" not in output.splitlines()
+def refused(app: Flask) -> str:
+    before = dict(vars(app))
+    with pytest.raises(RuntimeError) as error:
+        PGMonkey(app)
+    assert dict(vars(app)) == before
+    assert not app.extensions
+    return difference(error.value, INSTALLED, TESTED)
+
+
+def test_what_is_installed_is_set_up(app: Flask) -> None:
+    PGMonkey(app)
+
+
+@pytest.mark.parametrize("name", ["wsgi_app", "preprocess_request", *_compat._CALLED_WITH_ONE_ARGUMENT])
+def test_a_missing_method_is_refused(app: Flask, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.delattr(Flask, name)
+    assert refused(app) == f"an application has no method {name}()"
+
+
+@pytest.mark.parametrize("name", _compat._CALLED_WITH_ONE_ARGUMENT)
+def test_other_arguments_are_refused(app: Flask, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(Flask, name, lambda self, context, argument: None)
+    assert refused(app) == f"{name}(context, argument) cannot be called with one argument"
+
+
+def test_another_mapping_of_error_handlers_is_refused(app: Flask) -> None:
+    app.error_handler_spec = {}
+    assert refused(app) == "an application has no mapping error_handler_spec[None][None]"
+
+
+def test_another_proxy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Proxy:
+        def __getattr__(self, name: str) -> object:
+            raise RuntimeError("Working outside of request context.")
+
+    monkeypatch.setattr(flask, "request", Proxy())
+    with pytest.raises(RuntimeError) as error:
+        runpy.run_path(_compat.__file__)
+    assert (
+        difference(error.value, INSTALLED, TESTED)
+        == "flask.current_app or flask.request has no method _get_current_object()"
+    )
+
+
+@pytest.mark.parametrize(("name", "text"), SOURCES)
+def test_a_source_that_does_otherwise_is_refused(
+    app: Flask, monkeypatch: pytest.MonkeyPatch, name: str, text: str
+) -> None:
+    remove_from_source(monkeypatch, name, text)
+    assert refused(app) == f"the source of {name} does not contain {text}"
+
+
+def test_a_missing_module_is_refused(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_compat, "find_spec", lambda name: None)
+    assert refused(app) == "there is no module flask.app"
+
+
+@pytest.mark.parametrize("without", ["get_source", "loader"])
+def test_no_source_is_no_reason_to_refuse(app: Flask, monkeypatch: pytest.MonkeyPatch, without: str) -> None:
+    hide_sources(monkeypatch)
+    if without == "loader":
+        monkeypatch.setattr(_compat, "find_spec", lambda name: ModuleSpec(name, None))
+    PGMonkey(app)
+
+
+def test_the_sources_are_read_once_in_a_process(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    PGMonkey(app)
+    monkeypatch.setattr(_compat, "find_spec", None)
+    other = Flask("other")
+    other.config.update(app.config)
+    PGMonkey(other)
