@@ -74,6 +74,8 @@ PRIVATE_NAMES = tuple(sorted({"_preparing", "_queries"}.union(*PRIVATE.values())
 """The same in one list, with the modules that are imported."""
 
 _REQUIRED = ("Connection", "PrepareManager")
+# These keep no notifications for later, so the next borrower cannot get one of the last.
+_WITHOUT_BACKLOG = ("3.2.2", "3.2.3")
 
 
 def _names_in(*functions: object) -> set[str]:
@@ -97,6 +99,8 @@ def _find_missing() -> dict[str, list[str]]:
         "PGconn": {*dir(pq.PGconn), *_names_in(pq.PGconn.__init__)},
         "Connection (generators)": {*dir(Connection), *dir(Transaction)},
     }
+    if psycopg.__version__ in _WITHOUT_BACKLOG:
+        connection.add("_notifies_backlog")
     missing = {owner: [name for name in names if name not in known[owner]] for owner, names in PRIVATE.items()}
     if issubclass(manager, Missing):
         missing["PrepareManager"] = ["PrepareManager (psycopg._preparing)"]
