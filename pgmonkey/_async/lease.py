@@ -145,7 +145,7 @@ class AsyncLease:
         except psycopg.Error:
             raise
         except BaseException:
-            pooled.close()  # interrupted half-way: nobody knows what is left in the session
+            pooled.close()  # interrupted half-way: what is left in the session is unknown
             raise
         finally:
             if self.lent is not None:

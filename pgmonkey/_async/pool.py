@@ -1,7 +1,7 @@
 """The pool: borrowers wait here, and here connections are made.  `pgmonkey._pool.ledger` keeps the books.
 
 Borrowers make the connections that they need themselves, so that a connection that cannot be made is the borrower's own
-error, with the server's own words, and nobody waits for a background worker.
+error, with the server's own words, and no borrower waits for a background worker.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class AsyncPool(Ledger[AsyncPooledConnection, Queue[_Delivery]]):
         return pooled
 
     async def wait_for_one(self, frame: FrameType) -> AsyncPooledConnection | None:
-        """Lend a connection to *frame* when one comes free; None when nobody has to wait, but one has to be made."""
+        """Lend a connection to *frame* when one comes free; None when a connection has to be made instead."""
         pooled = await self._checkout(self._settings.timeout) if self.exhausted else None
         if pooled is not None:
             pooled.borrowed_at, pooled.frame = monotonic(), frame
@@ -142,7 +142,7 @@ class AsyncPool(Ledger[AsyncPooledConnection, Queue[_Delivery]]):
         self._upkeep.stop()
 
     def terminate(self, reason: str = "the pool is closed") -> None:
-        """Close every connection now, also the lent ones, when nobody can give them back any more."""
+        """Close every connection now, also the lent ones, which cannot be given back any more."""
         # Struck off the books first: the finalizers of these leases give back later, and must find nothing to do.
         with self._lock:
             lent, self._lent = self._lent, set()

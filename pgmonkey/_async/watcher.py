@@ -34,8 +34,8 @@ class Watcher:
     psycopg begins to watch anew, and sets a timer, whenever it waits (`psycopg.waiting.wait_async`), which takes longer
     than a short statement does.  Here the callback drives psycopg's generator, and the task wakes up once, at its end.
 
-    A descriptor has to leave the loop before it is closed, or the loop would take the next one of that number for it:
-    all that close the connection use `finish`.
+    A descriptor has to leave the loop before it is closed: the loop knows it by its number, which the next socket gets.
+    So the connection is closed by `finish` only.
     """
 
     __slots__ = (
@@ -57,14 +57,14 @@ class Watcher:
         self._timer: asyncio.TimerHandle | None = None
 
     def fetch(self, limit: float | None) -> Awaitable[list[PGresult]]:
-        """Return what to await for the answer to what was sent; see `run`."""
+        """Return an awaitable for the answer to what was sent; see `run`."""
         if get_running_loop() is not self._loop or self.pgconn.flush():
             return self.run(fetching(self.pgconn), limit)
         self._waits, self._results = None, []
         return self._answered(limit)
 
     def run(self, waits: PQGen[T], limit: float | None, context: Context | None = None) -> Awaitable[T]:
-        """Return what to await for the end of *waits*; it raises `CommandTimeoutError` after *limit* seconds.
+        """Return an awaitable for the end of *waits*; it raises `CommandTimeoutError` after *limit* seconds.
 
         *waits* runs in *context*, if that is given.
         """
@@ -73,9 +73,9 @@ class Watcher:
         try:
             wanted = next(waits)
         except StopIteration as stop:
-            # psycopg sees to it that what never has to wait gives way now and then, so that others get their turn.
+            # psycopg yields to the loop now and then where a generator never has to wait; other tasks get their turn.
             return self.run_as_psycopg(_resumed(waits, Wait.R, stop), limit)
-        if wanted != _READ:  # psycopg first looks whether it can write at once, as it nearly always can
+        if wanted != _READ:  # to write, which psycopg tries at once, and nearly always can
             return self.run_as_psycopg(_resumed(waits, wanted), limit)
         self._waits, self._context = waits, context
         return self._answered(limit)
@@ -91,14 +91,14 @@ class Watcher:
     async def run_as_psycopg(self, waits: PQGen[T], limit: float | None, **options: float) -> T:
         """Run *waits* as psycopg does, in whatever event loop is running, with the *options* of its ``wait()``."""
         self._forget()
-        if get_running_loop() is self._loop:  # else what it watches ends itself, at the next answer
+        if get_running_loop() is self._loop:  # in another loop, the callback removes itself at the next answer
             self._stop()
         if limit is not None:
             waits = limited(waits, self.pgconn, limit)
         return await waiting.wait_async(waits, self._socket, **{"interval": INTERVAL, **options})
 
     def _fetch(self, answer: _Answer) -> None:
-        """Do without a generator, whose resumption costs more than what it does."""
+        """Read what has arrived.  Not a generator: resuming one costs more than the reading."""
         results = self._results
         try:
             if not read_results(self.pgconn, results):
@@ -106,14 +106,14 @@ class Watcher:
         except psycopg.OperationalError:
             if not has_error(results):
                 raise
-        self._answer, self._results = None, []  # which may be large
+        self._answer, self._results = None, []  # an idle connection must not keep a large result
         self._stop_at_the_end()
         if self._timer is not None:
             self._forget()
         answer.set_result(results)
 
     def _want(self, wanted: int) -> None:
-        # The loop keeps the context that it is called in, which may hold whole requests, for as long as it watches.
+        # The loop keeps the context of the call for as long as it watches, and with the caller's a whole request.
         this: weakref.ref[Watcher] = weakref.ref(self)
         add = Context().run
         if wanted & _READ:
@@ -133,7 +133,7 @@ class Watcher:
 
     def _stop_at_the_end(self) -> None:
         if self.pgconn.status != ConnStatus.OK:
-            self._stop()  # before anybody gets the number of the socket that libpq may have closed
+            self._stop()  # libpq may have closed the socket, and the next one gets its number
 
     def _late(self, answer: _Answer, limit: float) -> None:
         if answer.done():
@@ -150,11 +150,11 @@ class Watcher:
             self._timer = None
 
     def finish(self) -> None:
-        """Close the connection, and tell whoever waits; from any thread, at any time, also when the loop is closed."""
+        """Close the connection and wake the task that waits; from any thread, also when the loop is closed."""
         loop = self._loop
         if (self._reading or self._writing) and not loop.is_closed():
             if loop.is_running() and asyncio._get_running_loop() is not loop:
-                # The loop of another thread, which may be looking at the socket at this moment.
+                # Another thread's loop, which may be looking at the socket at this moment.
                 with suppress(RuntimeError):  # it is closed by now
                     loop.call_soon_threadsafe(self.finish)
                     return
@@ -165,7 +165,7 @@ class Watcher:
             _ready(weakref.ref(self), Ready.R)
 
     def disown(self) -> None:
-        """Leave the loop to the parent, in a forked child: they share what it watches with."""
+        """Leave the loop to the parent, in a forked child: both share the epoll descriptor."""
         self._reading = self._writing = False
         self._forget()
 
@@ -176,13 +176,13 @@ class Watcher:
 
 
 def _ready(this: weakref.ref[Watcher], how: Ready) -> None:
-    """Go on with what waits: the event loop calls this."""
+    """Read, or drive the generator, when the socket is ready: the event loop calls this."""
     self = this()
     if self is None:
         return
     waits, answer, context = self._waits, self._answer, self._context
     if answer is None or answer.done():
-        # Nobody waits: what has arrived, which may be the end, is for whoever looks at the connection next.
+        # No task waits.  What has arrived, perhaps the end of the stream, is read when the connection is borrowed next.
         self._stop()
         return
     try:
@@ -198,7 +198,7 @@ def _ready(this: weakref.ref[Watcher], how: Ready) -> None:
         self._forget()
         self._stop_at_the_end()
         answer.set_exception(error)
-        del answer, waits, context  # or they would refer to themselves, by way of the traceback
+        del answer, waits, context  # they would be in a cycle with the error's traceback
     else:
         if wanted != _READ or self._writing or not self._reading:
             self._stop()
@@ -206,7 +206,7 @@ def _ready(this: weakref.ref[Watcher], how: Ready) -> None:
 
 
 def _resumed(waits: PQGen[T], wanted: Wait, stop: StopIteration | None = None) -> PQGen[T]:
-    """Return what goes on with *waits*, which is waiting for what is *wanted*, or has come to a *stop*."""
+    """Return a generator that continues *waits*, which waits for *wanted* or has ended with *stop*."""
     try:
         while stop is None:
             ready = yield wanted

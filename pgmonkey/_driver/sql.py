@@ -17,18 +17,18 @@ Statement: TypeAlias = Union["LiteralString", bytes, SQL, Composed]
 Params: TypeAlias = abc.Params | None
 """The parameters of a statement: a sequence for ``%s``, a mapping for ``%(name)s``, or None."""
 
-# Characters from which on a statement is neither looked at nor remembered.
+# Statements of more characters are neither looked at nor remembered.
 _LONG = 10_000
 _PLAIN = re.compile(r"[\s(]*(SELECT|INSERT|UPDATE|DELETE|MERGE|VALUES|TABLE|WITH|SHOW|EXPLAIN)\b", re.IGNORECASE)
 _LASTING = re.compile(r"set_config|advisory|setseed|\btemp|;\s*\S", re.IGNORECASE)
 
-# Escapes, strings between dollar signs, and comments: with them it takes more to tell what is quoted.
+# Escapes, dollar quotes and comments: where they occur, a regular expression cannot tell what is quoted.
 _UNCLEAR = re.compile(r"\\|\$[^\d\s,)]|--|/\*")
 _QUOTED = re.compile(r"'[^']*'")
 _INTO = re.compile(r"\bINTO\s+[\w.\"]+(?:\s+AS\s+\w+)?\s*\(", re.IGNORECASE)
 _SET_LOCALLY = re.compile(r"\bset_config\((?:%s|\$\d+), (?:%s|\$\d+), true\)")
 _CALLED = re.compile(r"([\w.\"]+)\s*\(")
-# What may stand before a parenthesis: words of the language, types, and functions that leave nothing behind.
+# What may stand before a parenthesis: key words, types, and functions without lasting effect.
 _HARMLESS_NAMES = """
 all and any array as between by case char character conflict cube default distinct else except exists filter from
 group having ilike in intersect interval is join lateral like limit materialized not numeric decimal offset on or
@@ -50,7 +50,7 @@ ts_rank unnest upper variance version websearch_to_tsquery width_bucket
 _HARMLESS = frozenset(_HARMLESS_NAMES.split())
 
 _READING = re.compile(r"[\s(]*(SELECT|VALUES|TABLE|WITH)\b", re.IGNORECASE)
-# What writes, what locks, and what tells when the transaction began.
+# Words that write or lock, and those whose value is the time when the transaction began.
 _MORE_THAN_READING = re.compile(
     r"\b(INSERT|UPDATE|DELETE|MERGE|INTO|FOR|now|age|today|tomorrow|yesterday|current_\w+|localtime\w*)\b",
     re.IGNORECASE,
@@ -60,7 +60,7 @@ _MORE_THAN_READING = re.compile(
 def leaves_state(query: Statement) -> bool:
     """Tell whether *query* might leave something behind in the session, so that it must be cleaned after it.
 
-    Errs on the side of cleaning: only plain queries that name none of the functions that last are let through.
+    Errs on the side of cleaning: False only for plain queries that name no function with a lasting effect.
     """
     if isinstance(query, Composable):
         text = query.as_string(None)
@@ -77,23 +77,23 @@ def _leaves_state(text: str) -> bool:
 def is_harmless(text: bytes) -> bool:
     """Tell whether *text* is a plain query that calls nothing but well-known functions.
 
-    Stricter than `leaves_state`: somebody who does more than one thing on a connection may have a function of his own
-    set what the next thing needs.
+    Stricter than `leaves_state`: a borrower of a whole connection may let a function of its own set what its next
+    statement needs.
     """
     return len(text) <= _LONG and _is_harmless(text)
 
 
 @lru_cache(maxsize=1024)
 def is_one_plain(text: str) -> bool:
-    """Tell whether *text* is, beyond doubt, one single plain query."""
+    """Tell whether *text* is certainly one single plain query."""
     return len(text) <= _LONG and bool(_PLAIN.match(text)) and ";" not in text
 
 
 def only_reads(text: bytes) -> bool:
-    """Tell whether *text* is a harmless query that returns the same in a transaction of its own, when it comes first.
+    """Tell whether *text* is a harmless query that, as a first one, returns the same in a transaction of its own.
 
-    That is so where each statement sees what is committed when it begins.  A view, or a policy, may call a function
-    that writes nevertheless.
+    Holds at READ COMMITTED, where each statement sees what is committed when it begins.  A function behind a view or a
+    policy may write nevertheless.
     """
     plain = text.decode(errors="replace")
     return is_harmless(text) and bool(_READING.match(plain)) and not _MORE_THAN_READING.search(plain)

@@ -1,4 +1,4 @@
-"""The ledger of a pool: which connections are idle, which are lent, who waits, and how many there may be.
+"""The ledger of a pool: which connections are idle and which are lent, who waits, and how many there may be.
 
 It decides and counts; it never waits, so nothing can interrupt it half-way.  The pools of both colours extend it by
 what waits.  The lock guards the bookkeeping alone and is never held while a user's code or the network is waited for.

@@ -147,7 +147,7 @@ class Lease:
         except psycopg.Error:
             raise
         except BaseException:
-            pooled.close()  # interrupted half-way: nobody knows what is left in the session
+            pooled.close()  # interrupted half-way: what is left in the session is unknown
             raise
         finally:
             if self.lent is not None:
