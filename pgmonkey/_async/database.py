@@ -274,18 +274,20 @@ class AsyncDatabase(Generic[Row]):
                         if self._fast is not None:
                             self._fast.learn(connection, query, params, cursor)
                     return
-        pool = await self._pool()
+        handle = await self._pool()
         # Settings that hold for a transaction need one, also for a single statement.
-        if pool.needs_transactions or (self._session_values is not None and self.session_values()):
+        if handle.needs_transactions or (self._session_values is not None and self.session_values()):
             async with self.unit_of_work(), self._run(query, params) as cursor:
                 yield cursor
             return
-        lease = await self.borrow(autocommit=True)
+        lease = await handle.borrow(autocommit=True)
+        lease.row_factory = self._row_factory
         try:
-            async with await self._execute(lease.connection, query, params) as cursor:
+            connection = lease.connection
+            async with await self._execute(connection, query, params) as cursor:
                 yield cursor
                 if self._fast is not None:
-                    self._fast.learn(lease.connection, query, params, cursor)
+                    self._fast.learn(connection, query, params, cursor)
         except BaseException as error:
             await lease.finish(error, clean=leaves_state(query))
             raise

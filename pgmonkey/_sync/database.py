@@ -272,18 +272,20 @@ class Database(Generic[Row]):
                         if self._fast is not None:
                             self._fast.learn(connection, query, params, cursor)
                     return
-        pool = self._pool()
+        handle = self._pool()
         # Settings that hold for a transaction need one, also for a single statement.
-        if pool.needs_transactions or (self._session_values is not None and self.session_values()):
+        if handle.needs_transactions or (self._session_values is not None and self.session_values()):
             with self.unit_of_work(), self._run(query, params) as cursor:
                 yield cursor
             return
-        lease = self.borrow(autocommit=True)
+        lease = handle.borrow(autocommit=True)
+        lease.row_factory = self._row_factory
         try:
-            with self._execute(lease.connection, query, params) as cursor:
+            connection = lease.connection
+            with self._execute(connection, query, params) as cursor:
                 yield cursor
                 if self._fast is not None:
-                    self._fast.learn(lease.connection, query, params, cursor)
+                    self._fast.learn(connection, query, params, cursor)
         except BaseException as error:
             lease.finish(error, clean=leaves_state(query))
             raise
