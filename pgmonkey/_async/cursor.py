@@ -1,4 +1,4 @@
-"""The cursors of lent connections: psycopg's, which take the short way where nothing unusual is asked for."""
+"""The cursors of lent connections: psycopg's, which take the fast path where nothing unusual is asked for."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from psycopg.abc import Params
 from psycopg.pq import Format
 from psycopg.rows import tuple_row
 
-from .._driver.cursors import convert, plan_for, set_result, short_class
-from .._driver.plan import begin_statement
+from .._driver.begin import begin_statement
+from .._driver.cursors import convert, fast_class, plan_for, set_result
 from .._driver.sql import Statement, is_one_plain
 from .connector import AsyncPooledConnection
 from .fastpath import execute_plan, execute_text
@@ -69,6 +69,6 @@ async def _execute_merged(
 
 
 @lru_cache
-def shortened(cursor_class: type[AsyncAnyCursor]) -> type[AsyncAnyCursor]:
-    """Return the subclass of a class of cursors that takes the short way; the class itself where there is none."""
-    return short_class(cursor_class, AsyncCursor.execute, _execute, _execute_merged)
+def fast_cursor(cursor_class: type[AsyncAnyCursor]) -> type[AsyncAnyCursor]:
+    """Return the subclass of a class of cursors that takes the fast path; the class itself where there is none."""
+    return fast_class(cursor_class, AsyncCursor.execute, _execute, _execute_merged)

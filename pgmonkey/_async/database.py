@@ -22,7 +22,7 @@ from psycopg.rows import AsyncRowFactory, Row, TupleRow, tuple_row
 
 from .._config.blueprint import blueprint
 from .._config.source import Origin, Sources
-from .._driver.plan import MISS, read_all, read_count, read_one, read_value
+from .._driver.plan import DECLINED, read_all, read_count, read_one, read_value
 from .._driver.prepared import is_outdated
 from .._driver.sql import Params, Statement, leaves_state
 from .._driver.transaction_mode import TransactionMode
@@ -170,7 +170,7 @@ class AsyncDatabase(Generic[Row]):
             found: Row | None = await (
                 fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read)
             )
-            if found is not MISS:
+            if found is not DECLINED:
                 return found
         async with self._run(query, params) as cursor:
             return await cursor.fetchone()
@@ -184,7 +184,7 @@ class AsyncDatabase(Generic[Row]):
             found: list[Row] = await (
                 fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read)
             )
-            if found is not MISS:
+            if found is not DECLINED:
                 return found
         async with self._run(query, params) as cursor:
             return await cursor.fetchall()
@@ -196,7 +196,7 @@ class AsyncDatabase(Generic[Row]):
             unit = self.current_unit() if units.get() else None
             read = read_value
             found = await (fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read))
-            if found is not MISS:
+            if found is not DECLINED:
                 return found
         async with self._run(query, params) as cursor:
             tuples = cast("AsyncCursor[TupleRow]", cursor)
@@ -213,7 +213,7 @@ class AsyncDatabase(Generic[Row]):
             found: int = await (
                 fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read)
             )
-            if found is not MISS:
+            if found is not DECLINED:
                 return found
         async with self._run(query, params) as cursor:
             return cursor.rowcount

@@ -90,12 +90,12 @@ class AsyncGuard(_Base):
             await _stop(gen, pgconn, self.own_watcher())
 
     def cursor(self, *arguments: Any, **options: Any) -> Any:
-        """Return what psycopg returns, but of the class that takes the short way."""
+        """Return what psycopg returns, but of the class that takes the fast path."""
         cursor = super().cursor(*arguments, **options)
-        shortened: Callable[[type], type] | None = self.__dict__.get("shortened")
+        fast_cursor: Callable[[type], type] | None = self.__dict__.get("fast_cursor")
         # psycopg's own constructor has run, whatever class and arguments it was; only ``execute`` is another one.
-        if shortened is not None:
-            cursor.__class__ = shortened(cursor.__class__)
+        if fast_cursor is not None:
+            cursor.__class__ = fast_cursor(cursor.__class__)
         return cursor
 
     async def set_autocommit(self, value: bool) -> None:

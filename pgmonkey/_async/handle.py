@@ -188,7 +188,7 @@ class AsyncConnectionHandle:
     def fast_path(
         self, row_factory: RowFactory | None, session_values: Callable[[], object] | None
     ) -> AsyncFastPath | None:
-        """Return the short way for statements with rows as *row_factory* makes them.
+        """Return the fast path for statements with rows as *row_factory* makes them.
 
         A statement outside a transaction does not take it while *session_values* returns some.  None where the
         configuration asks for psycopg's own way.

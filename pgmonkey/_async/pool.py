@@ -103,7 +103,7 @@ class AsyncPool(Ledger[AsyncPooledConnection, Queue[_Delivery]]):
             raise
         finally:
             self._counters["requests_wait_ms"] += int((monotonic() - started) * 1000)
-        return self._delivery(waiter, timeout)
+        return self._outcome_of_wait(waiter, timeout)
 
     async def _connect(self, deadline: float | None) -> AsyncPooledConnection:
         """Make a connection for which there is room already, and count it as lent."""

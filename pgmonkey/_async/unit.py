@@ -14,7 +14,7 @@ from psycopg import AsyncConnection, AsyncTransaction
 from psycopg.pq import TransactionStatus
 from psycopg.rows import Row
 
-from .._driver.plan import MISS, Read
+from .._driver.plan import DECLINED, Read
 from .._driver.sql import Params, Statement
 from .._driver.transaction_mode import DEFAULT, TransactionMode
 from .._pool.place import Label
@@ -136,7 +136,7 @@ class AsyncUnitOfWork(Generic[Row]):
             await working.acquire()
         try:
             if self.finished:
-                return MISS
+                return DECLINED
             lease = self._lease
             if lease is not None or not self._reads_alone:
                 lease = lease or await self._first_lease()
@@ -148,7 +148,7 @@ class AsyncUnitOfWork(Generic[Row]):
                 return await fast.run_on(lease, query, params, read, alone=True)
             finally:
                 if lease.pooled is not None:
-                    lease.settle(lease.pooled)
+                    lease.release_frame(lease.pooled)
         finally:
             working.release()
 

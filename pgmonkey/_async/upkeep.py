@@ -25,7 +25,7 @@ class AsyncKept(Protocol):
     scavenge: Callable[[], Callable[[], None] | None]
 
     @property
-    def settled(self) -> bool:
+    def at_min_size(self) -> bool:
         """Whether there are exactly ``min_size`` connections."""
         ...
 
@@ -56,7 +56,7 @@ class AsyncUpkeep:
         self.reset()
 
     def reset(self) -> None:
-        """Forget what was going on: the thread that did it stayed with the parent process."""
+        """Drop the timer and the schedule: in a forked child, the thread stayed with the parent."""
         self._lock = threading.Lock()
         self._ticker: Ticker | None = None
         self._wanted = False
@@ -71,7 +71,7 @@ class AsyncUpkeep:
                 pool = self._pool()
                 if pool is None or pool.close_reason:
                     return
-                if self._settings.leak_detection_threshold or not pool.settled:
+                if self._settings.leak_detection_threshold or not pool.at_min_size:
                     self._ticker = Ticker(self._run)
             elif hurry and self._schedule.pause:
                 self._schedule.pause = 0.0

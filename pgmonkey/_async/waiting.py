@@ -19,8 +19,8 @@ T = TypeVar("T")
 sleep = asyncio.sleep
 POOL_KIND: Kind = "async_pool"
 INTERRUPTS = (asyncio.CancelledError, KeyboardInterrupt)
-"""What may end a wait from outside."""
-# Seconds, at least, between two looks for waiters whose deadline has passed.
+"""What interrupts a wait: cancellation and Ctrl-C."""
+# Minimum of seconds between two checks for expired waiters.
 _GRAIN = 0.01
 
 
@@ -34,7 +34,7 @@ def loop_id() -> int | None:
 
 
 def is_over(loop: object | None) -> bool:
-    """Tell whether *loop* is closed, so that what belongs to it is of no use any more."""
+    """Tell whether *loop* is closed; its connections are unusable then."""
     return isinstance(loop, asyncio.AbstractEventLoop) and loop.is_closed()
 
 
@@ -44,7 +44,7 @@ def cannot_wait(error: BaseException | None) -> bool:
 
 
 class Lock(asyncio.Lock):
-    """asyncio's, without a coroutine where no other task wants it.  See `try_acquire`."""
+    """An `asyncio.Lock` that `try_acquire` can take without awaiting."""
 
     _locked: bool
     _waiters: deque[asyncio.Future[bool]] | None
@@ -67,7 +67,7 @@ def try_acquire(lock: asyncio.Lock) -> bool:
 
 
 class Caller:
-    """The task that calls, which this does not keep alive."""
+    """A weak reference to the calling task, which names the borrower in messages."""
 
     __slots__ = ("_task",)
 
@@ -77,7 +77,7 @@ class Caller:
 
     @staticmethod
     def current() -> Caller:
-        """Return the one that calls."""
+        """Return the calling task."""
         return Caller()
 
     def __str__(self) -> str:
@@ -86,7 +86,7 @@ class Caller:
 
     @property
     def ended(self) -> bool:
-        """Whether it will never do anything again."""
+        """Whether the task has finished."""
         task = self._task()
         return task is None or task.done()
 
@@ -117,11 +117,11 @@ class Waiter(Generic[T]):
     def __init__(self, deadline: float) -> None:
         self.result: T | None = None
         self.deadline = deadline
-        self._thread = threading.get_ident()  # whose loop may be called without waking it by a pipe
+        self._thread = threading.get_ident()  # on this thread the loop is called directly
         self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def wait(self) -> None:
-        """Wait until something is delivered, or `Queue` finds that it has been long enough."""
+        """Wait until something is delivered, or the deadline has passed."""
         await self._future
 
     def deliver(self, result: T) -> None:
@@ -143,7 +143,7 @@ class Waiter(Generic[T]):
 
 
 class Queue(deque[Waiter[T]]):
-    """Waiters, the first of them longest.
+    """Waiters in order of arrival.
 
     One timer serves them all: with one for each, thousands would be set and hardly one would go off.
     """
@@ -152,7 +152,7 @@ class Queue(deque[Waiter[T]]):
     _due = float("inf")
 
     def add(self, deadline: float) -> Waiter[T]:
-        """Return a place at the end."""
+        """Append a waiter and return it."""
         waiter: Waiter[T] = Waiter(deadline)
         self.append(waiter)
         if deadline < self._due:

@@ -18,7 +18,7 @@ from psycopg.pq.abc import PGconn, PGresult
 from psycopg.waiting import Ready, Wait
 
 from .._driver.deadlines import INTERVAL, limited, too_slow
-from .._driver.liveness import Arrived, watch
+from .._driver.liveness import Arrived, make_poller
 from .._driver.wire import fetching, has_error, read_results
 from .._pool.forks import just_forked
 
@@ -46,7 +46,7 @@ class Watcher:
     def __init__(self, pgconn: PGconn) -> None:
         self.pgconn = pgconn
         self._socket = pgconn.socket
-        self.arrived: Arrived = watch(self._socket)
+        self.arrived: Arrived = make_poller(self._socket)
         """Tells whether something has arrived, without reading it."""
         self._loop = get_running_loop()
         self._reading = self._writing = False

@@ -1,1 +1,1 @@
-"""Everything that knows psycopg's insides and the protocol.  Written once: nothing here waits for the server."""
+"""Everything that knows psycopg's insides and the protocol.  Written once: no caller waits here."""

@@ -1,7 +1,7 @@
 """The one door to psycopg's insides: every private name that pgmonkey uses, and what happens where one is missing.
 
 psycopg may rename what is private in any release.  So each name is looked for when pgmonkey is imported.  Names that
-make things faster are optional: without one of them, the short way is off and psycopg does the work.  Names that are
+make things faster are optional: without one of them, the fast path is off and psycopg does the work.  Names that are
 needed to lend a connection are required: without one of them, a pool refuses to connect.  Either way one line says so.
 Only modules of `pgmonkey._driver` may use these names; docs/design.md says how a new psycopg is taken in.
 """
@@ -51,7 +51,7 @@ PRIVATE: dict[str, tuple[str, ...]] = {
         *("PrepareManager", "_counts", "_names", "_to_flush", "clear", "get", "maybe_add_to_cache"),
         *("prepare_threshold", "prepared_max"),
     ),
-    # Optional, as all that follows: what is open on the connection, for a COMMIT by the short way.
+    # Optional, as all that follows: what is open on the connection, for a COMMIT by the fast path.
     "Connection (open transaction)": ("_num_transactions", "_pipeline", "_tpc"),
     "PostgresQuery": ("PostgresQuery", "PostgresClientQuery", "_order", "_tx", "_want_formats"),
     "AdaptersMap": ("_dumpers", "_loaders"),
@@ -112,8 +112,8 @@ def _find_missing() -> dict[str, list[str]]:
 MISSING = _find_missing()
 """The names that the installed psycopg does not have, by what should have them."""
 
-SHORT_WAY = psycopg.Pipeline.is_supported() and not set(MISSING) - {"Connection (generators)", "PGconn"}
-"""Whether prepared statements may be executed by the short way.  It needs libpq 14, which has the pipeline mode."""
+FAST_PATH = psycopg.Pipeline.is_supported() and not set(MISSING) - {"Connection (generators)", "PGconn"}
+"""Whether prepared statements may be executed by the fast path.  It needs libpq 14, which has the pipeline mode."""
 
 
 def _explain(owners: list[str]) -> str:
@@ -140,7 +140,7 @@ LENDING_ERROR = _lending_error()
 def _warn() -> None:
     owners = [owner for owner in MISSING if owner not in _REQUIRED]
     if owners and LENDING_ERROR is None:
-        effect = "so some statements take longer" if SHORT_WAY else "so psycopg itself executes every statement"
+        effect = "so some statements take longer" if FAST_PATH else "so psycopg itself executes every statement"
         logger.warning("%s, %s", _explain(owners), effect)
 
 

@@ -1,4 +1,4 @@
-"""What the short way needs of psycopg's cursors: begin an execution on one, and show the results of it."""
+"""What the fast path needs of psycopg's cursors: begin an execution on one, and show the results of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from psycopg.abc import Params
 from psycopg.adapt import Transformer
 from psycopg.pq.abc import PGresult
 
-from .compat import SHORT_WAY, PostgresClientQuery, PostgresQuery
+from .compat import FAST_PATH, PostgresClientQuery, PostgresQuery
 from .plan import Plan, Plans, is_plain
 from .psycopg_types import AnyCursor
 from .sql import Statement
@@ -16,13 +16,13 @@ from .sql import Statement
 K = TypeVar("K", bound=AnyCursor)
 
 
-def short_class(cursor_class: type[K], usual: object, execute: object, execute_merged: object) -> type[K]:
-    """Return the subclass of *cursor_class* that takes the short way; the class itself where there is none for it.
+def fast_class(cursor_class: type[K], usual: object, execute: object, execute_merged: object) -> type[K]:
+    """Return the subclass of *cursor_class* that takes the fast path; the class itself where there is none for it.
 
-    *usual* is psycopg's ``execute``, *execute* and *execute_merged* are the short ways of cursors that send parameters
+    *usual* is psycopg's ``execute``, *execute* and *execute_merged* are the fast paths of cursors that send parameters
     to the server and of those that merge them into the text.
     """
-    if not SHORT_WAY or cursor_class.execute is not usual:
+    if not FAST_PATH or cursor_class.execute is not usual:
         return cursor_class
     way = {PostgresQuery: execute, PostgresClientQuery: execute_merged}.get(cursor_class._query_cls)
     if way is None:

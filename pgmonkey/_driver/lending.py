@@ -21,7 +21,7 @@ from psycopg.generators import execute
 from psycopg.pq import ExecStatus, PipelineStatus, TransactionStatus
 
 from ..errors import GivenBackError, PgmonkeyError
-from .compat import LENDING_ERROR, SHORT_WAY
+from .compat import FAST_PATH, LENDING_ERROR
 from .deadlines import connecting_until, limited_connecting
 from .psycopg_types import AnyConnection
 
@@ -74,7 +74,7 @@ class LendableConnection(_Base):
 
     def set_idle_autocommit(self, value: bool) -> bool:
         """Set autocommit where that needs no statement; tell whether it did not."""
-        if not SHORT_WAY or self.pgconn.transaction_status != _IDLE or self._pipeline is not None:
+        if not FAST_PATH or self.pgconn.transaction_status != _IDLE or self._pipeline is not None:
             return False
         self._autocommit = bool(value)
         return True
@@ -82,7 +82,7 @@ class LendableConnection(_Base):
     def can_commit_directly(self) -> bool:
         """Tell whether a plain COMMIT is all that psycopg's ``commit()`` would do."""
         return (
-            SHORT_WAY
+            FAST_PATH
             and self.pgconn.transaction_status == _INTRANS
             and self._pipeline is None
             and not self._num_transactions

@@ -13,7 +13,7 @@ Arrived = Callable[[int], object]
 """Tells, waiting at most as many milliseconds as it is given, whether something has arrived on a socket."""
 
 
-def watch(socket: int) -> Arrived:
+def make_poller(socket: int) -> Arrived:
     """Return what tells whether something has arrived on *socket*, without reading it."""
     if not hasattr(select, "poll"):  # Windows, whose select() is not limited to small descriptors
         return lambda timeout: select.select([socket], [], [], timeout / 1000)[0]

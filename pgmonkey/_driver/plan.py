@@ -1,8 +1,8 @@
 """Plans: how a connection executes a statement that psycopg has prepared on it.
 
 The first executions go through psycopg.  When psycopg has prepared the statement, a plan keeps what that execution
-used: the statement's name, psycopg's dumpers and loaders, its maker of rows.  From then on only the parameters and the
-answer pass through psycopg.  Where a plan does not fit, psycopg's own way is taken.
+used: the statement's name, psycopg's dumpers and loaders, the function that makes its rows.  From then on only the
+parameters and the answer pass through psycopg.  Where a plan does not fit, psycopg's own way is taken.
 """
 
 from __future__ import annotations
@@ -16,31 +16,25 @@ from psycopg.adapt import AdaptersMap, PyFormat, Transformer
 from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
 
-from .compat import SHORT_WAY, PostgresQuery
+from .compat import FAST_PATH, PostgresQuery
 from .prepared import Prepared
 from .psycopg_types import AnyConnection, AnyCursor, RowFactory
 from .sql import Statement, is_harmless, leaves_state, only_reads
 
-MISS: Any = object()
-"""The answer of the short way when it did nothing: take the usual way."""
+DECLINED: Any = object()
+"""Returned by the fast path when it did nothing: the caller uses psycopg."""
 
 _AUTO = PyFormat.AUTO
-_MOST = 200
+_MAX_PLANS = 200
 # As plain numbers, which are faster to compare than members of an enumeration.
 _IDLE, _OK = int(TransactionStatus.IDLE), int(ConnStatus.OK)
 
 
-def begin_statement(connection: AnyConnection) -> bytes | None:
-    """Return the BEGIN that the next statement on *connection* needs; None where it needs none."""
-    idle = connection.pgconn.transaction_status == _IDLE
-    return connection._get_tx_start_command() if idle and not connection._autocommit else None
-
-
 def is_plain(connection: AnyConnection) -> bool:
-    """Tell whether nothing about the lent *connection* asks for psycopg's own way."""
+    """Tell whether no pipeline, handlers, refusal or transaction settings are in force on the lent *connection*."""
     state = connection.__dict__
     return (
-        SHORT_WAY
+        FAST_PATH
         and connection.pgconn.status == _OK
         and connection._pipeline is None
         and not connection._notice_handlers
@@ -131,7 +125,7 @@ class Plan:
 
 
 class Plans:
-    """The plans of one connection, by statement; there are at most as many as fit."""
+    """The plans of one connection, by statement: at most 200; one more, and all are dropped."""
 
     def __init__(self, connection: AnyConnection, prepared: Prepared) -> None:
         self._connection = connection
@@ -147,6 +141,10 @@ class Plans:
         plan = self._plans.get((key, plan.types))
         return plan if plan is not None and plan.fits(params, adapters) else None
 
+    def forget(self) -> None:
+        """Have every statement prepared, and its plan learnt, anew: the tables have changed.  Safe in any thread."""
+        self._bookkeeping.stale = True
+
     def learn(
         self,
         key: object,
@@ -155,10 +153,10 @@ class Plans:
         cursor: AnyCursor,
         row_factory: RowFactory,
     ) -> Plan | None:
-        """Remember how *cursor* has executed *statement*; None where it is not prepared or something is unusual."""
+        """Remember how *cursor* has executed *statement*; None unless it is prepared, and by psycopg's defaults."""
         connection, prepared = self._connection, self._bookkeeping
-        # Cursors keep the query of what they did not prepare.
-        if not SHORT_WAY or not prepared._names or cursor.pgresult is None or cursor._query is not None:
+        # psycopg's cursors keep `_query` only where they did not execute a prepared statement.
+        if not FAST_PATH or not prepared._names or cursor.pgresult is None or cursor._query is not None:
             return None
         if leaves_state(statement) or connection._adapters:
             return None
@@ -169,7 +167,7 @@ class Plans:
         name = prepared.name_of((query.query, query.types))
         if name is None or cursor._adapters._loaders[0] is not psycopg.adapters._loaders[0]:
             return None
-        if len(self._plans) >= _MOST:
+        if len(self._plans) >= _MAX_PLANS:
             self._plans.clear()
         plan = Plan(connection.pgconn, prepared, name, query, cursor, row_factory)
         # Once for parameters of these types, and once to begin the search with.

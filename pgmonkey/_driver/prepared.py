@@ -42,11 +42,11 @@ class Prepared(PrepareManager):
         self._foreign = False
         """Whether a borrower prepared statements by hand, which psycopg does not know of."""
         self.stale = False
-        """Whether everything is to be prepared anew."""
+        """Whether tables have changed: the next query deallocates everything first."""
         self.unclean = False
         """Whether something may be left in the session."""
         self._unclean_before = False
-        """The same without what executes now, of which nothing is known yet."""
+        """`unclean` as it was before the running statement; restored when that is harmless."""
         self._generation = 0
         self.reading: tuple[bytes, bytes] | Literal[False] | None = None
         """The names of the prepared BEGIN and COMMIT around a single read.
@@ -55,7 +55,7 @@ class Prepared(PrepareManager):
         """
 
     @classmethod
-    def watch(cls, connection: AnyConnection) -> Prepared:
+    def install(cls, connection: AnyConnection) -> Prepared:
         """Replace *connection*'s own bookkeeping, which is still empty."""
         prepared = cls()
         prepared.prepare_threshold = connection.prepare_threshold
@@ -66,7 +66,7 @@ class Prepared(PrepareManager):
     # -- what psycopg calls -----------------------------------------------------------------------------------------
 
     def get(self, query: PostgresQuery, prepare: bool | None = None) -> tuple[Prepare, bytes]:
-        """Return what psycopg is to do about *query*."""
+        """Tell psycopg whether to prepare *query*, to use what is prepared, or neither."""
         if b"PREPARE" in query.query.upper():
             self._foreign = True
         if self.stale:
@@ -82,7 +82,7 @@ class Prepared(PrepareManager):
         return super().maybe_add_to_cache(query, prep, name)
 
     def clear(self) -> bool:
-        """Do as psycopg: everything is to be deallocated."""
+        """Have psycopg deallocate everything, the prepared BEGIN and COMMIT too."""
         self.reading = None
         return super().clear()
 
@@ -116,9 +116,8 @@ class Prepared(PrepareManager):
         statements = [] if end is None else [end]
         if clean and (statements or not pgbouncer):
             statements.append(_CLEAN)
-        rolled_back = (
-            end == b"ROLLBACK"
-        )  # a statement prepared in that transaction may be gone, so psycopg, too, forgets
+        # A statement that was prepared in that transaction may be gone, so psycopg, too, forgets all.
+        rolled_back = end == b"ROLLBACK"
         if pgbouncer:
             if rolled_back:
                 self.clear()
@@ -129,7 +128,10 @@ class Prepared(PrepareManager):
 
     @property
     def _to_deallocate(self) -> bool:
-        """Whether cleaning deallocates all: where psycopg loses nothing, as its client cursors do not tell all."""
+        """Whether cleaning deallocates everything: a borrower prepared by hand, or psycopg has nothing to lose.
+
+        Client cursors do not tell all that they execute, so the latter may hide a PREPARE.
+        """
         return self._foreign or not self._names
 
     def _forget(self) -> None:

@@ -18,7 +18,7 @@ Params: TypeAlias = abc.Params | None
 """The parameters of a statement: a sequence for ``%s``, a mapping for ``%(name)s``, or None."""
 
 # Statements of more characters are neither looked at nor remembered.
-_LONG = 10_000
+_MAX_LENGTH = 10_000
 _PLAIN = re.compile(r"[\s(]*(SELECT|INSERT|UPDATE|DELETE|MERGE|VALUES|TABLE|WITH|SHOW|EXPLAIN)\b", re.IGNORECASE)
 _LASTING = re.compile(r"set_config|advisory|setseed|\btemp|;\s*\S", re.IGNORECASE)
 
@@ -66,7 +66,7 @@ def leaves_state(query: Statement) -> bool:
         text = query.as_string(None)
     else:
         text = query.decode(errors="replace") if isinstance(query, bytes) else query
-    return len(text) > _LONG or _leaves_state(text)
+    return len(text) > _MAX_LENGTH or _leaves_state(text)
 
 
 @lru_cache(maxsize=1024)
@@ -80,13 +80,13 @@ def is_harmless(text: bytes) -> bool:
     Stricter than `leaves_state`: a borrower of a whole connection may let a function of its own set what its next
     statement needs.
     """
-    return len(text) <= _LONG and _is_harmless(text)
+    return len(text) <= _MAX_LENGTH and _is_harmless(text)
 
 
 @lru_cache(maxsize=1024)
 def is_one_plain(text: str) -> bool:
     """Tell whether *text* is certainly one single plain query."""
-    return len(text) <= _LONG and bool(_PLAIN.match(text)) and ";" not in text
+    return len(text) <= _MAX_LENGTH and bool(_PLAIN.match(text)) and ";" not in text
 
 
 def only_reads(text: bytes) -> bool:

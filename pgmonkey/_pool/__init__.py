@@ -1,1 +1,1 @@
-"""Who has which connection: bookkeeping without I/O, shared by both colours."""
+"""Which borrower has which connection: bookkeeping that never waits, shared by both colours."""

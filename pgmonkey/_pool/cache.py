@@ -74,7 +74,7 @@ class Cache:
         # Entries that a fresh one has replaced, and that other holders still use.
         self._replaced: list[_Entry] = []
         self.after_fork_in_child()
-        forks.watch(self)
+        forks.register(self)
 
     def after_fork_in_child(self) -> None:
         """Make a new lock: a thread that exists only in the parent may hold the old one."""

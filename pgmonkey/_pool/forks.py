@@ -21,7 +21,7 @@ _watched: weakref.WeakSet[Forkable] = weakref.WeakSet()
 _pid = os.getpid()
 
 
-def watch(what: Forkable) -> None:
+def register(what: Forkable) -> None:
     """Call *what*'s ``after_fork_in_child()`` in every forked child, for as long as *what* lives."""
     _watched.add(what)
 

@@ -1,7 +1,7 @@
 """The ledger of a pool: which connections are idle and which are lent, who waits, and how many there may be.
 
-It decides and counts; it never waits, so nothing can interrupt it half-way.  The pools of both colours extend it by
-what waits.  The lock guards the bookkeeping alone and is never held while a user's code or the network is waited for.
+It decides and counts; it never waits, so nothing can interrupt it half-way.  `AsyncPool` and `Pool` add
+the waiting.  The lock guards the bookkeeping alone and is never held while a user's code or the network is waited for.
 
 A finalizer may run in the middle of any section that the lock guards, on the very thread that holds it.  So it never
 waits for the lock: it notes the connection that it drops, and the holder of the lock takes that back afterwards.
@@ -63,7 +63,7 @@ class Upkeep(Protocol):
         ...
 
     def reset(self) -> None:
-        """Forget what was going on, in a forked child."""
+        """Drop the timer and the schedule, in a forked child."""
         ...
 
 
@@ -80,7 +80,7 @@ class Ledger(Generic[P, Q]):
         self.opened = False
         """Whether there ever was a connection."""
         self.scavenge: Callable[[], Callable[[], None] | None] = lambda: None
-        """Returns what takes back forgotten connections, if anything does; it is called before a borrower waits."""
+        """Returns a function that takes back forgotten connections, or None; called before a borrower waits."""
         self._settings = blueprint.settings
         self._max_size = blueprint.max_size
         self._new_queue = new_queue
@@ -88,7 +88,7 @@ class Ledger(Generic[P, Q]):
         self._counters: dict[str, float] = dict.fromkeys(_COUNTS, 0)
         self._last_error: str | None = None
         self._start_empty()
-        forks.watch(self)
+        forks.register(self)
 
     def _start_empty(self) -> None:
         self._lock = threading.Lock()
@@ -159,7 +159,7 @@ class Ledger(Generic[P, Q]):
             raise PoolFullError(f"{self.name}: {limit} borrowers are waiting already (max_waiting); {self._load()}")
         self._counters["requests_queued"] += 1
 
-    def _delivery(self, waiter: Waiter[P], timeout: float) -> P | Signal:
+    def _outcome_of_wait(self, waiter: Waiter[P], timeout: float) -> P | Signal:
         """Return what *waiter* got in its *timeout* seconds; raise `PoolTimeoutError` or `PoolClosedError`."""
         with self._lock:
             result = waiter.result
@@ -191,7 +191,7 @@ class Ledger(Generic[P, Q]):
     def give_back(self, pooled: P) -> bool:
         """Take a connection back: hand it to the first waiter, keep it, or close it when it is not fit to be kept.
 
-        Returns whether there is one less now.
+        Returns False if the connection was kept or handed on.
         """
         # It may have been lent before a fork, or before `terminate`: then it is not in the books any more, and a
         # thread that has died may hold the lock of that time.
@@ -245,7 +245,7 @@ class Ledger(Generic[P, Q]):
                 self._size -= 1
         self._take_dropped()
 
-    # -- what is made, lost or too old ------------------------------------------------------------------------------
+    # -- new, failed and expired connections ------------------------------------------------------------------------
 
     def _add(self, pooled: P, seconds: float) -> None:
         """Count a new connection, for which there was room, as lent; it took *seconds* to make."""
@@ -318,7 +318,7 @@ class Ledger(Generic[P, Q]):
     def forget_plans(self) -> None:
         """Have every connection prepare its statements anew: the tables have changed."""
         for pooled in [*self._idle, *self._lent]:
-            pooled.prepared.stale = True
+            pooled.plans.forget()
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
@@ -341,10 +341,10 @@ class Ledger(Generic[P, Q]):
         self._start_empty()
         self._upkeep.reset()
 
-    # -- what there is ----------------------------------------------------------------------------------------------
+    # -- statistics -------------------------------------------------------------------------------------------------
 
     @property
-    def settled(self) -> bool:
+    def at_min_size(self) -> bool:
         """Whether there are exactly ``min_size`` connections."""
         return self._size == self._settings.min_size
 

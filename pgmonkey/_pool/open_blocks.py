@@ -23,7 +23,7 @@ class OpenBlocks(Generic[T]):
     def __init__(self) -> None:
         self._by_frame: dict[FrameType, list[T]] = {}
         self.after_fork_in_child()
-        forks.watch(self)
+        forks.register(self)
 
     def after_fork_in_child(self) -> None:
         """Make a new lock: the old one may be held by a thread that stayed with the parent."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from types import CodeType, FrameType
 from typing import Protocol
 
-# Frames of these call the program's code; a line in them says nothing about the program.
+# Frameworks that call the program's functions: their lines are not shown.
 _FRAMEWORKS = ("fastapi", "starlette", "flask", "anyio", "asyncio")
 # Frames of these lie between the program and the pool.
 _BETWEEN = ("pgmonkey", "flask_pgmonkey", "fastapi_pgmonkey", "django_pgmonkey", "contextlib", "django")
@@ -21,7 +21,7 @@ class Borrower(Protocol):
 
     @property
     def ended(self) -> bool:
-        """Whether it will never do anything again."""
+        """Whether it has ended."""
         ...
 
 
@@ -40,7 +40,7 @@ class Place:
 
     @classmethod
     def above(cls, frame: FrameType, label: Label | None, borrower: Borrower | None) -> Place:
-        """Return the nearest place from *frame* upwards that is outside pgmonkey and Django."""
+        """Return the nearest place from *frame* upwards that is outside the packages in `_BETWEEN`."""
         while (file := frame.f_code.co_filename) in _between or (file not in _outside and _is_between(frame)):
             above = frame.f_back
             if above is None:
@@ -62,7 +62,7 @@ def location(code: CodeType, line: int | None = None) -> str:
     return f"{os.path.relpath(code.co_filename)}:{line or code.co_firstlineno} ({code.co_name})"
 
 
-# Files whose code is in one of `_BETWEEN`, and files whose code is not: a frame's file is fastest to look at.
+# Caches by file name: whether the code of a file is in one of the packages in `_BETWEEN`.
 _between: set[str] = set()
 _outside: set[str] = set()
 

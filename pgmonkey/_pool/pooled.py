@@ -50,7 +50,7 @@ class Pooled(Generic[C, W]):
         self.connection = connection
         self.pgconn = connection.pgconn
         self.watcher = watcher
-        self.prepared = Prepared.watch(connection)
+        self.prepared = Prepared.install(connection)
         self.plans = Plans(connection, self.prepared)
         self.arrived = watcher.arrived  # looked up once: the ledger asks at each borrow
         self.expires = monotonic() + max_lifetime

@@ -1,4 +1,4 @@
-"""When a pool is looked after again: soon after a failure, now and then while there is something to watch."""
+"""When upkeep runs next: soon after a failure, every few seconds while it has work, else never."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .._config.schema import PoolSettings
 
 # Seconds between two looks at a pool that has more connections than it keeps, or watches for leaks.
 _LOOK_EVERY = 5.0
-# Seconds until a connection that could not be made is tried again: the pause doubles from the first to the second.
+# Seconds until a connection that could not be made is tried again: the pause doubles from the first value to the last.
 # Borrowers do not wait for it, they try for themselves; the first to succeed ends the pause.
 _FIRST_RETRY, _LAST_RETRY = 0.25, 4.0
 
@@ -26,7 +26,7 @@ class Schedule:
     def failed(self) -> tuple[bool, bool]:
         """Note a failed attempt; return whether it is the first, and whether ``reconnect_timeout`` has passed.
 
-        The latter is told again each time that so much has passed.
+        The latter is reported again after every further ``reconnect_timeout``.
         """
         now, patience = monotonic(), self._settings.reconnect_timeout
         first = self._failing_since is None
@@ -45,7 +45,10 @@ class Schedule:
         self._failing_since, self.pause = None, 0.0
 
     def next_look(self, *, surplus: bool) -> float | None:
-        """Return the seconds until the next look; None when nothing is to be watched.  *surplus* may have to shrink."""
+        """Return the seconds until the next look; None when there is no work.
+
+        *surplus*: there are more connections than ``min_size``.
+        """
         settings, threshold = self._settings, self._settings.leak_detection_threshold
         if not surplus and not threshold:
             return None

@@ -29,7 +29,7 @@ logger = logging.getLogger("pgmonkey")
 
 # Seconds that a connection attempt gets at least, however little time the borrower has left.  On a slow network a pool
 # would otherwise never have a connection.
-_LEAST = 0.75
+_MIN_SECONDS = 0.75
 
 PooledConnection: TypeAlias = Pooled[AnyConnection, Watcher]
 
@@ -47,7 +47,7 @@ class Connector:
 
     def connect(self, deadline: float | None) -> PooledConnection:
         """Return a new connection; raise what psycopg raises when there is none by the *deadline*."""
-        token = connecting_until.set(None if deadline is None else max(deadline, monotonic() + _LEAST))
+        token = connecting_until.set(None if deadline is None else max(deadline, monotonic() + _MIN_SECONDS))
         try:
             connection = self._connect()
         except BaseException as error:

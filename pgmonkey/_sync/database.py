@@ -24,7 +24,7 @@ from psycopg.rows import Row, RowFactory, TupleRow, tuple_row
 
 from .._config.blueprint import blueprint
 from .._config.source import Origin, Sources
-from .._driver.plan import MISS, read_all, read_count, read_one, read_value
+from .._driver.plan import DECLINED, read_all, read_count, read_one, read_value
 from .._driver.prepared import is_outdated
 from .._driver.sql import Params, Statement, leaves_state
 from .._driver.transaction_mode import TransactionMode
@@ -172,7 +172,7 @@ class Database(Generic[Row]):
             found: Row | None = (
                 fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read)
             )
-            if found is not MISS:
+            if found is not DECLINED:
                 return found
         with self._run(query, params) as cursor:
             return cursor.fetchone()
@@ -184,7 +184,7 @@ class Database(Generic[Row]):
             unit = self.current_unit() if units.get() else None
             read = read_all
             found: list[Row] = fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read)
-            if found is not MISS:
+            if found is not DECLINED:
                 return found
         with self._run(query, params) as cursor:
             return cursor.fetchall()
@@ -196,7 +196,7 @@ class Database(Generic[Row]):
             unit = self.current_unit() if units.get() else None
             read = read_value
             found = fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read)
-            if found is not MISS:
+            if found is not DECLINED:
                 return found
         with self._run(query, params) as cursor:
             tuples = cast("Cursor[TupleRow]", cursor)
@@ -211,7 +211,7 @@ class Database(Generic[Row]):
             unit = self.current_unit() if units.get() else None
             read = read_count
             found: int = fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read)
-            if found is not MISS:
+            if found is not DECLINED:
                 return found
         with self._run(query, params) as cursor:
             return cursor.rowcount

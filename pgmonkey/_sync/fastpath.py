@@ -1,6 +1,6 @@
 # Generated from pgmonkey/_async/fastpath.py by tools/twins.py: change that file, then run the tool.
 
-"""The short way: execute a plan, alone on a connection borrowed for it or inside a transaction."""
+"""The fast path: execute a prepared statement without psycopg's cursor, alone or inside a transaction."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
 from psycopg.rows import tuple_row
 
-from .._driver.compat import SHORT_WAY, PostgresQuery
-from .._driver.plan import MISS, Plan, Read, adapters_of, begin_statement, is_plain, read_count
+from .._driver.begin import (
+    begin_statement,
+    send_in_read_only_transaction,
+    send_text_with_begin,
+    send_with_begin,
+    send_with_begin_and_ask,
+)
+from .._driver.compat import FAST_PATH, PostgresQuery
+from .._driver.plan import DECLINED, Plan, Read, adapters_of, is_plain, read_count
 from .._driver.prepared import is_outdated
 from .._driver.psycopg_types import RowFactory
 from .._driver.sql import Statement
-from .._driver.wire import (
-    ask_and_send,
-    begin_and_send,
-    begin_and_send_text,
-    check_results,
-    read_and_send,
-)
+from .._driver.wire import check_results
 from .connector import PooledConnection
 from .guard import after_error
 from .pool import Pool
 from .psycopg_types import AnyConnection, AnyCursor
 from .waiting import current_loop, try_acquire
 
-_LARGEST = 200
+_MAX_KEYS = 200
 # As plain numbers, which are faster to compare than members of an enumeration.
 _FATAL, _IDLE = int(ExecStatus.FATAL_ERROR), int(TransactionStatus.IDLE)
 
@@ -46,20 +47,20 @@ def execute_plan(pooled: PooledConnection, plan: Plan, begin: bytes | None, alon
     With *alone*, a plan that only reads may have a transaction of its own instead, in the same message.
     """
     pgconn, prepared = pooled.pgconn, pooled.prepared
-    # BEGIN comes before the answer, COMMIT after it.
+    # Which result is the statement's: the last after BEGIN, the second between BEGIN and COMMIT.
     answer, asked = -1, None
     if not plan.harmless:
-        prepared.expect("")
+        prepared.expect("")  # it may leave something in the session
     try:
         if begin is None:
             plan.send(plan.name, plan.params, plan.formats)
         elif not (alone and plan.reads) or prepared.reading is False:
-            begin_and_send(pgconn, begin, plan.name, plan.params, plan.formats)
+            send_with_begin(pgconn, begin, plan.name, plan.params, plan.formats)
         elif prepared.reading is None:
             asked = prepared.names_for_reading()
-            ask_and_send(pgconn, asked, plan.name, plan.params, plan.formats)
+            send_with_begin_and_ask(pgconn, asked, plan.name, plan.params, plan.formats)
         else:
-            read_and_send(pgconn, prepared.reading, plan.name, plan.params, plan.formats)
+            send_in_read_only_transaction(pgconn, prepared.reading, plan.name, plan.params, plan.formats)
             answer = 1
         plan.params = None  # which may be large
         results = pooled.watcher.fetch(pooled.connection.__dict__["command_timeout"])
@@ -81,7 +82,7 @@ def execute_text(pooled: PooledConnection, query: PostgresQuery, begin: bytes | 
         if begin is None:
             pgconn.send_query(query.query)
         else:
-            begin_and_send_text(pgconn, begin, query.query)
+            send_text_with_begin(pgconn, begin, query.query)
         results = pooled.watcher.fetch(pooled.connection.__dict__["command_timeout"])
         check_results(results, pooled.connection)
     except BaseException as error:
@@ -104,7 +105,7 @@ class Borrowed(Protocol):
 
 
 class FastPath:
-    """The short way through one pool, for rows of one kind."""
+    """The fast path through one pool, for rows of one kind."""
 
     def __init__(self, pool: Pool, row_factory: RowFactory | None, session_values: Callable[[], object] | None) -> None:
         blueprint = pool.blueprint
@@ -117,10 +118,10 @@ class FastPath:
         self._with: dict[object, object] = {}
         self._reading: set[object] = set()
         self._limit = blueprint.command_timeout
-        self._reads_alone = not blueprint.pgbouncer  # which need not know what is prepared for it
+        self._reads_alone = not blueprint.pgbouncer  # it may send a prepared BEGIN to a session that lacks it
         self._loop = pool.loop
         self.possible = (
-            SHORT_WAY
+            FAST_PATH
             and (row_factory is None or getattr(row_factory, "__module__", None) == rows.__name__)
             and not blueprint.transaction_settings
             and settings.connection_class is None
@@ -131,7 +132,7 @@ class FastPath:
         )
 
     def learn(self, connection: AnyConnection, statement: Statement, params: Params | None, cursor: AnyCursor) -> None:
-        """Remember how *cursor* has executed *statement*, if it is prepared and nothing is unusual."""
+        """Remember how *cursor* has executed *statement*, if it is prepared and psycopg's defaults are in force."""
         pooled: PooledConnection | None = connection.__dict__.get("pooled")
         if pooled is None or not isinstance(statement, str):
             return
@@ -140,7 +141,7 @@ class FastPath:
         key = keys.get(statement) or object()
         plan = pooled.plans.learn(key, statement, params, cursor, self.row_factory)
         if plan is not None:
-            if len(keys) >= _LARGEST:
+            if len(keys) >= _MAX_KEYS:
                 keys.clear()
                 self._reading.clear()
             keys[statement] = key
@@ -157,20 +158,20 @@ class FastPath:
         return self.pool.take_idle(frame) if key in self._reading else None
 
     def run(self, statement: Statement, params: Params | None, read: Read) -> Any:
-        """Execute *statement* alone and return what *read* makes of the answer; `MISS` when nothing was done."""
+        """Execute *statement* alone and return what *read* makes of the answer; `DECLINED` when nothing was done."""
         if statement.__class__ is not str or (self._loop is not None and self._loop is not current_loop()):
-            return MISS
+            return DECLINED
         key = (self._without if params is None else self._with).get(statement)
         if key is None or (self._session_values is not None and self._session_values()):
-            return MISS
+            return DECLINED
         pool, frame = self.pool, sys._getframe(1)
         pooled = pool.take_idle(frame) or pool.wait_for_one(frame)
         if pooled is None:
-            return MISS
+            return DECLINED
         try:
             plan = pooled.plans.find(key, params, psycopg.adapters)
             if plan is None or not (plan.has_rows or read is read_count):
-                return MISS
+                return DECLINED
             plan.send(plan.name, plan.params, plan.formats)
             plan.params = None  # which may be large
             result = (pooled.watcher.fetch(self._limit))[0]
@@ -179,7 +180,7 @@ class FastPath:
                 if is_outdated(error):
                     # The server refused before it executed anything, so the usual way may run the statement again.
                     pool.forget_plans()
-                    return MISS
+                    return DECLINED
                 raise error
             return read(plan, result)
         except BaseException as error:
@@ -192,10 +193,10 @@ class FastPath:
         """Do as `run`, on a borrowed connection; *alone* as for `execute_plan`."""
         pooled = lease.pooled
         if statement.__class__ is not str or pooled is None:
-            return MISS
+            return DECLINED
         key = (self._without if params is None else self._with).get(statement)
         if key is None:
-            return MISS
+            return DECLINED
         lock = pooled.connection.lock
         if not try_acquire(lock):
             lock.acquire()
@@ -203,20 +204,20 @@ class FastPath:
             connection = lease.lent  # another task may have made it a moment ago
             if connection is None:
                 if lease.refusal is not None or lease.pooled is None:
-                    return MISS
+                    return DECLINED
             elif connection.row_factory is not self.row_factory or not is_plain(connection):
-                return MISS
+                return DECLINED
             first = pooled.pgconn.transaction_status == _IDLE
             plan = pooled.plans.find(key, params, adapters_of(connection))
             if plan is None or not (plan.has_rows or read is read_count):
-                return MISS
+                return DECLINED
             begin = None if not first else b"BEGIN" if connection is None else begin_statement(connection)
             try:
                 alone = alone and connection is None and self._reads_alone
                 return read(plan, execute_plan(pooled, plan, begin, alone))
             except psycopg.Error as error:
                 if isinstance(error, ReadOnlySqlTransaction) and first and plan.reads:
-                    plan.reads = False  # a function behind a view of it writes
+                    plan.reads = False  # a view that it reads calls a function that writes
                 elif is_outdated(error):
                     self.pool.forget_plans()
                     if not first:
@@ -225,6 +226,6 @@ class FastPath:
                     raise
         finally:
             lock.release()
-        # The failed statement was the transaction's first: begin it again, and let psycopg run the statement.
+        # Nothing else was in the transaction: roll back, and let psycopg run the statement in a new one.
         lease.connection.rollback()
-        return MISS
+        return DECLINED

@@ -186,7 +186,7 @@ class ConnectionHandle:
         return self._pool.stats()
 
     def fast_path(self, row_factory: RowFactory | None, session_values: Callable[[], object] | None) -> FastPath | None:
-        """Return the short way for statements with rows as *row_factory* makes them.
+        """Return the fast path for statements with rows as *row_factory* makes them.
 
         A statement outside a transaction does not take it while *session_values* returns some.  None where the
         configuration asks for psycopg's own way.

@@ -20,7 +20,7 @@ from .._driver.psycopg_types import RowFactory
 from .._pool.place import Place
 from ..errors import GivenBackError
 from .connector import PooledConnection
-from .cursor import shortened
+from .cursor import fast_cursor
 from .guard import after_error
 from .pool import Pool
 from .psycopg_types import AnyConnection
@@ -42,7 +42,7 @@ _INTERRUPTED_TIMEOUT = 0.75
 
 
 class Lease:
-    """A borrowed connection.  The borrower calls `finish`; a lease that is merely dropped is abandoned."""
+    """A borrowed connection, which the borrower gives back by `finish`; a garbage-collected lease closes its own."""
 
     lent: AnyConnection | None = None
     """The psycopg connection, once the borrower has asked for it."""
@@ -54,9 +54,9 @@ class Lease:
     ) -> None:
         self.pool = pool
         self.refusal: psycopg.Error | None = None
-        """What every statement raises from now on."""
+        """Set by `cancel`: the error that every later statement raises."""
         self.row_factory: RowFactory | None = None
-        """How rows are made, if not as psycopg does."""
+        """The row factory; None for psycopg's default."""
         self.in_unit = False
         """Whether it belongs to a unit of work, whose end alone commits."""
         self.pooled = pooled
@@ -80,7 +80,7 @@ class Lease:
         )
         state = connection.__dict__
         state["pooled"] = pooled
-        state["shortened"] = shortened
+        state["fast_cursor"] = fast_cursor
         if self.row_factory is not None:
             state["row_factory"] = self.row_factory
         if self.in_unit:
@@ -96,8 +96,8 @@ class Lease:
             take_back(connection)
         return connection
 
-    def settle(self, pooled: PooledConnection) -> None:
-        """Turn the frame that a connection was taken for into a place, which does not keep the frame alive."""
+    def release_frame(self, pooled: PooledConnection) -> None:
+        """Replace the borrower's frame by a `Place`, so that the frame can be freed."""
         if pooled.frame is not None:
             pooled.lent_at = Place.above(pooled.frame, pooled.label, Caller.current())
             pooled.frame = None
@@ -171,7 +171,9 @@ class Lease:
         deadline = monotonic() + _CANCEL_TIMEOUT
         while not acquire(lock, _CANCEL_AGAIN):
             if monotonic() >= deadline:
-                logger.warning("a statement could not be cancelled: the server did not answer")
+                logger.warning(
+                    "a statement could not be cancelled, its connection was shut down: the server did not answer"
+                )
                 hang_up(pgconn)
                 return
             if pgconn.transaction_status == TransactionStatus.ACTIVE:

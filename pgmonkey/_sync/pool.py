@@ -105,7 +105,7 @@ class Pool(Ledger[PooledConnection, Queue[_Delivery]]):
             raise
         finally:
             self._counters["requests_wait_ms"] += int((monotonic() - started) * 1000)
-        return self._delivery(waiter, timeout)
+        return self._outcome_of_wait(waiter, timeout)
 
     def _connect(self, deadline: float | None) -> PooledConnection:
         """Make a connection for which there is room already, and count it as lent."""

@@ -16,7 +16,7 @@ from psycopg import Connection, Transaction
 from psycopg.pq import TransactionStatus
 from psycopg.rows import Row
 
-from .._driver.plan import MISS, Read
+from .._driver.plan import DECLINED, Read
 from .._driver.sql import Params, Statement
 from .._driver.transaction_mode import DEFAULT, TransactionMode
 from .._pool.place import Label
@@ -138,7 +138,7 @@ class UnitOfWork(Generic[Row]):
             working.acquire()
         try:
             if self.finished:
-                return MISS
+                return DECLINED
             lease = self._lease
             if lease is not None or not self._reads_alone:
                 lease = lease or self._first_lease()
@@ -150,7 +150,7 @@ class UnitOfWork(Generic[Row]):
                 return fast.run_on(lease, query, params, read, alone=True)
             finally:
                 if lease.pooled is not None:
-                    lease.settle(lease.pooled)
+                    lease.release_frame(lease.pooled)
         finally:
             working.release()
 

@@ -15,11 +15,11 @@ from .._config.schema import Kind
 T = TypeVar("T")
 Lock = threading.Lock
 try_acquire: Callable[[Lock], bool] = type(Lock()).acquire
-"""Acquires a lock, waiting for it, and returns True: a thread has nothing to gain from trying first."""
+"""Acquires a lock and returns True.  It may block: only a task has something to gain from trying first."""
 sleep = time.sleep
 POOL_KIND: Kind = "pool"
 INTERRUPTS = (KeyboardInterrupt,)
-"""What may end a wait from outside."""
+"""What interrupts a wait."""
 
 
 def current_loop() -> object | None:
@@ -43,7 +43,7 @@ def cannot_wait(error: BaseException | None) -> bool:
 
 
 class Caller:
-    """The thread that calls."""
+    """The calling thread, which names the borrower in messages."""
 
     __slots__ = ("_thread",)
 
@@ -52,7 +52,7 @@ class Caller:
 
     @staticmethod
     def current() -> Caller:
-        """Return the one that calls."""
+        """Return the calling thread."""
         return _of_thread.caller
 
     def __str__(self) -> str:
@@ -60,7 +60,7 @@ class Caller:
 
     @property
     def ended(self) -> bool:
-        """Whether it will never do anything again."""
+        """Whether the thread has ended."""
         return not self._thread.is_alive()
 
 
@@ -106,10 +106,10 @@ class Waiter(Generic[T]):
 
 
 class Queue(deque[Waiter[T]]):
-    """Waiters, the first of them longest."""
+    """Waiters in order of arrival."""
 
     def add(self, deadline: float) -> Waiter[T]:
-        """Return a place at the end."""
+        """Append a waiter and return it."""
         waiter: Waiter[T] = Waiter(deadline)
         self.append(waiter)
         return waiter

@@ -11,7 +11,7 @@ from psycopg.abc import PQGen
 from psycopg.pq.abc import PGconn, PGresult
 
 from .._driver.deadlines import INTERVAL, limited
-from .._driver.liveness import Arrived, watch
+from .._driver.liveness import Arrived, make_poller
 from .._driver.wire import fetching, has_error, read_results
 
 T = TypeVar("T")
@@ -22,7 +22,7 @@ class Watcher:
 
     def __init__(self, pgconn: PGconn) -> None:
         self.pgconn = pgconn
-        self.arrived: Arrived = watch(pgconn.socket)
+        self.arrived: Arrived = make_poller(pgconn.socket)
         """Tells whether something has arrived, without reading it."""
 
     def fetch(self, limit: float | None) -> list[PGresult]:

@@ -17,7 +17,7 @@ from psycopg.rows import args_row, class_row, dict_row, kwargs_row, namedtuple_r
 
 from pgmonkey import AsyncDatabase, CommandTimeoutError
 from pgmonkey._async import fastpath as fast
-from pgmonkey._driver.plan import MISS
+from pgmonkey._driver.plan import DECLINED
 
 from ..configs import prepared
 from ..values import VALUES, first_row, outcome, small, texts
@@ -39,7 +39,7 @@ def fast_path_hits(monkeypatch: pytest.MonkeyPatch) -> Hits:
         try:
             result = await usual(self, *arguments)
         finally:
-            taken += result is not MISS
+            taken += result is not DECLINED
         return result
 
     monkeypatch.setattr(fast.AsyncFastPath, "run", counted)

@@ -18,7 +18,7 @@ from psycopg import Connection, sql
 from psycopg.rows import args_row, class_row, dict_row, kwargs_row, namedtuple_row, scalar_row
 
 from pgmonkey import CommandTimeoutError, Database
-from pgmonkey._driver.plan import MISS
+from pgmonkey._driver.plan import DECLINED
 from pgmonkey._sync import fastpath as fast
 
 from ..configs import prepared
@@ -41,7 +41,7 @@ def fast_path_hits(monkeypatch: pytest.MonkeyPatch) -> Hits:
         try:
             result = usual(self, *arguments)
         finally:
-            taken += result is not MISS
+            taken += result is not DECLINED
         return result
 
     monkeypatch.setattr(fast.FastPath, "run", counted)

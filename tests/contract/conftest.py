@@ -130,7 +130,7 @@ class App:
             assert time.monotonic() < deadline, stats
             time.sleep(0.01)
 
-    def settle(self) -> None:
+    def release_frame(self) -> None:
         """Wait until no backend of the application is in a transaction or at work."""
         query = (
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
@@ -163,7 +163,7 @@ def _serve(name: str, server: Server) -> Iterator[App]:
 
 
 def _fresh(app: App) -> App:
-    app.settle()
+    app.release_frame()
     app.observer.execute("TRUNCATE t, late, doomed")
     return app
 

@@ -81,7 +81,7 @@ def test_p5_requests_that_are_cut_lose_nothing(app: App) -> None:
         return a if "/slow" in line or "/write" in line else None
 
     acknowledged = {a for a in at_once(20, call, calls) if a is not None}
-    app.settle()
+    app.release_frame()
     app.wait_until_all_is_given_back()
     assert acknowledged <= set(app.rows())
 
@@ -91,7 +91,7 @@ def test_p13_a_client_that_leaves_has_its_query_cancelled(app: App) -> None:
         # A WSGI server does not tell; what was begun is finished, and the connection comes back then.
         with request(app, "GET /slow?sleep=0.5&a=1"):
             wait_for(app, 1, "%pg_sleep%")
-        app.settle()
+        app.release_frame()
         app.wait_until_all_is_given_back()
         return
     for line in ("GET /slow?sleep=60&a=1", "GET /slow-sync?sleep=60&a=1"):

@@ -135,7 +135,7 @@ def test_p4_every_request_has_a_connection_of_its_own(app: App) -> None:
         answers = at_once(20, call, list(range(120)))
         assert [answer["who"] for answer in answers] == [f"request {i}" for i in range(120)], path
         assert all(len(set(answer["pids"])) == 1 for answer in answers), path
-        app.settle()
+        app.release_frame()
         app.wait_until_all_is_given_back()
 
 
@@ -147,7 +147,7 @@ def test_p4_three_nested_blocks_in_a_synchronous_dependency(app: App) -> None:
         return answer.json()["pids"]
 
     assert all(len(set(pids)) == 3 for pids in at_once(7, call, list(range(40))))
-    app.settle()
+    app.release_frame()
     assert app.rows() == list(range(120))
 
 
@@ -156,7 +156,7 @@ def test_p5_connections_come_back_after_exceptions(app: App) -> None:
         return app.post(["/crash", "/late", "/ignored"][a % 3], a=a).status_code
 
     assert set(at_once(20, call, list(range(90)))) == {500}
-    app.settle()
+    app.release_frame()
     app.wait_until_all_is_given_back()
 
 
@@ -183,7 +183,7 @@ def test_p6_what_a_request_leaves_in_its_session_is_gone(app: App) -> None:
 
 def test_p7_connections_that_died_while_idle_are_replaced_unnoticed(app: App) -> None:
     at_once(8, lambda i: app.get("/own", who=str(i), sleep=0.05), list(range(8)))
-    app.settle()
+    app.release_frame()
     app.observer.execute(
         "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
         " WHERE datname = current_database() AND pid <> pg_backend_pid()"
@@ -210,5 +210,5 @@ def test_p9_an_exhausted_pool_is_a_503_with_retry_after(small_app: App) -> None:
         answers = at_once(50, call, list(range(50)))
         assert {answer.status_code for answer in answers} == {200, 503}
         assert all("retry-after" in answer.headers for answer in answers if answer.status_code == 503)
-        small_app.settle()
+        small_app.release_frame()
         assert [small_app.get(path, who="after", sleep=0).status_code for _ in range(10)] == [200] * 10

@@ -37,4 +37,4 @@ def test_p4_every_request_has_a_connection_of_its_own(app_elsewhere: App) -> Non
 def test_p13_a_stream_is_whole(app_elsewhere: App) -> None:
     text = app_elsewhere.get("/stream", rows=5000).text
     assert text == ("x" * 1023 + "\n") * 5000
-    app_elsewhere.settle()
+    app_elsewhere.release_frame()

@@ -16,7 +16,7 @@ from ..checking import Checks, Report, config, observer
 
 Rows = Database[TupleRow]
 OFTEN = 8
-"""Executions of a statement: psycopg prepares with the sixth, and then the short way is taken."""
+"""Executions of a statement: psycopg prepares with the sixth, and then the fast path is taken."""
 
 
 def run(checks: Checks, report: Report) -> None:

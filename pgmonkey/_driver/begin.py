@@ -1,0 +1,100 @@
+"""BEGIN travels with the first statement of a transaction, in one message: libpq's pipeline mode."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import psycopg
+from psycopg import pq
+from psycopg.abc import Buffer
+from psycopg.pq import TransactionStatus
+from psycopg.pq.abc import PGconn
+
+from .compat import MISSING
+from .psycopg_types import AnyConnection
+
+_Params: TypeAlias = Sequence[Buffer | None] | None
+# As a plain number, which is faster to compare than a member of an enumeration.
+_IDLE = int(TransactionStatus.IDLE)
+
+
+def begin_statement(connection: AnyConnection) -> bytes | None:
+    """Return the BEGIN that the next statement on *connection* needs; None where it needs none."""
+    idle = connection.pgconn.transaction_status == _IDLE
+    return connection._get_tx_start_command() if idle and not connection._autocommit else None
+
+
+def send_with_begin(pgconn: PGconn, begin: bytes, name: bytes, params: _Params, formats: Sequence[int] | None) -> None:
+    """Send *begin* and the execution of the prepared statement *name* in one message."""
+    pgconn.enter_pipeline_mode()
+    pgconn.send_query_params(begin, None)
+    pgconn.send_query_prepared(name, params, formats)
+    pipeline_sync(pgconn)
+
+
+def send_text_with_begin(pgconn: PGconn, begin: bytes, text: bytes) -> None:
+    """Send *begin* and the query *text*, which is one statement, in one message."""
+    pgconn.enter_pipeline_mode()
+    pgconn.send_query_params(begin, None)
+    pgconn.send_query_params(text, None)
+    pipeline_sync(pgconn)
+
+
+def send_in_read_only_transaction(
+    pgconn: PGconn, transaction: tuple[bytes, bytes], name: bytes, params: _Params, formats: Sequence[int] | None
+) -> None:
+    """Send the execution of the prepared statement *name* between BEGIN and COMMIT, which are prepared statements."""
+    begin, end = transaction
+    pgconn.enter_pipeline_mode()
+    pgconn.send_query_prepared(begin, None)
+    pgconn.send_query_prepared(name, params, formats)
+    pgconn.send_query_prepared(end, None)
+    pipeline_sync(pgconn)
+
+
+def send_with_begin_and_ask(
+    pgconn: PGconn, transaction: tuple[bytes, bytes], name: bytes, params: _Params, formats: Sequence[int] | None
+) -> None:
+    """Do as `send_with_begin`, and prepare *transaction* for `send_in_read_only_transaction`.
+
+    The isolation level is asked for, too: it is the last result but one.
+    """
+    begin, end = transaction
+    pgconn.enter_pipeline_mode()
+    pgconn.send_prepare(begin, b"BEGIN READ ONLY")
+    pgconn.send_prepare(end, b"COMMIT")
+    pgconn.send_query_params(b"BEGIN", None)
+    pgconn.send_query_params(b"SHOW transaction_isolation", None)
+    pgconn.send_query_prepared(name, params, formats)
+    pipeline_sync(pgconn)
+
+
+def _find_pipeline_sync() -> Callable[[int | None], int] | None:
+    """Return libpq's ``PQpipelineSync`` to be called without the GIL; None where it is not found.
+
+    psycopg's compiled modules hold the GIL in this call.  The server wakes up at that moment and may take the processor
+    from the thread that holds it; all other threads then queue up behind a thread that does not run.
+    """
+    module = sys.modules[pq.PGconn.__module__].__file__
+    if module is None:
+        return None
+    try:
+        function = ctypes.CDLL(module).PQpipelineSync  # of the library that the module is linked with
+    except (AttributeError, OSError):
+        return None
+    function.argtypes, function.restype = (ctypes.c_void_p,), ctypes.c_int
+    return function
+
+
+_pipeline_sync = None if "PGconn" in MISSING else _find_pipeline_sync()
+
+
+def pipeline_sync(pgconn: PGconn) -> None:
+    """Do as psycopg's ``pgconn.pipeline_sync()``."""
+    if _pipeline_sync is None:
+        pgconn.pipeline_sync()
+    elif _pipeline_sync(pgconn.pgconn_ptr) != 1:  # type: ignore[attr-defined]  # the implementations have it
+        raise psycopg.OperationalError(f"sync failed: {pgconn.get_error_message()}")
