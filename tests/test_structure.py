@@ -1,4 +1,4 @@
-"""The shape of the project: public names, docstrings, sizes, floors."""
+"""The shape of the project: public names, docstrings, and the one door to what is private of psycopg."""
 
 from __future__ import annotations
 
