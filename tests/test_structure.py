@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import pgmonkey
-from pgmonkey._driver.compat import PRIVATE, PRIVATE_NAMES
+from pgmonkey._driver.compat import GENERATORS, PRIVATE_NAMES
 
 PACKAGES = ("pgmonkey", "flask_pgmonkey", "fastapi_pgmonkey", "django_pgmonkey")
 
@@ -107,5 +107,5 @@ def test_the_driver_uses_the_private_names_that_compat_lists_and_no_others() -> 
             elif isinstance(node, ast.FunctionDef):
                 own.add(node.name)
     assert used - own <= PRIVATE_OF_PSYCOPG
-    listed = PRIVATE_OF_PSYCOPG - set(PRIVATE["Connection (generators)"]) - {"_preparing", "_queries"}
+    listed = PRIVATE_OF_PSYCOPG - set(GENERATORS) - {"_preparing", "_queries"}
     assert {name for name in listed if not re.search(rf"\b{name}\b", text)} == set()

@@ -15,7 +15,7 @@ from psycopg.pq import TransactionStatus
 
 from .._config.blueprint import Blueprint
 from .._driver.deadlines import connecting_until
-from .._driver.lending import keep_begin, lendable
+from .._driver.lending import lendable, prepare_to_lend
 from .._pool.pooled import Pooled
 from ..errors import ConfigError
 from .guard import AsyncGuard, OnError
@@ -68,7 +68,7 @@ class AsyncConnector:
                 await configure(connection)
                 if connection.pgconn.transaction_status != TransactionStatus.IDLE:
                     raise psycopg.ProgrammingError("the 'configure' function left a transaction open")
-            keep_begin(connection)
+            prepare_to_lend(connection)
         except BaseException:
             pooled.close()
             raise

@@ -58,7 +58,7 @@ async def _execute_merged(
     pooled: AsyncPooledConnection | None = connection.__dict__.get("pooled")
     plain = prepare is None and binary is None and self.format == Format.TEXT
     # BEGIN and the statement travel by the extended protocol, which takes one statement a message.
-    if pooled is not None and plain and isinstance(query, str) and is_one_plain(query):
+    if pooled is not None and plain and query.__class__ is str and isinstance(query, str) and is_one_plain(query):
         async with connection.lock:
             converted = convert(self, query, params)
             if converted is not None:

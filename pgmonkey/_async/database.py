@@ -93,7 +93,7 @@ class AsyncDatabase(Generic[Row]):
         row_factory: AsyncRowFactory[Any] | None = None,
         session_values: Callable[[], SessionValues | None] | None = None,
     ) -> None:
-        self._sources = Sources()
+        self._sources = Sources()  # also what the cache knows as the holder: unlike this, it is never equal to another
         self._origin = config, resolve_env, allow_sensitive_defaults
         # Checked now: a wrong configuration is an error of the program's start, not of its first request.
         self.timeout = blueprint(self._sources.config(*self._origin), POOL_KIND).settings.timeout
@@ -117,7 +117,7 @@ class AsyncDatabase(Generic[Row]):
         """Do as `close`, where nothing can be awaited."""
         self._handle = self._fast = None
         self._sources.clear()
-        cache.release(self)
+        cache.release(self._sources)
 
     disconnect = close
 
@@ -135,23 +135,26 @@ class AsyncDatabase(Generic[Row]):
         handle = self._handle
         # Closed meanwhile, or another event loop runs: then the cache has, or makes, another handle.
         if handle is None or not handle.usable_here:
-            handle = await open_handle(self._sources.config(*self._origin), POOL_KIND, self)
+            handle = await open_handle(self._sources.config(*self._origin), POOL_KIND, self._sources)
             self._fast = handle.fast_path(self._row_factory, self._session_values and self.session_values)
             self._handle = handle
         return handle
 
-    async def borrow(
-        self, *, timeout: float | None = None, autocommit: bool | None = False, label: Label | None = None
-    ) -> AsyncLease:
-        """Lend a connection until the caller finishes the lease.
+    async def _borrow(self, *, autocommit: bool | None, timeout: float | None = None) -> AsyncLease:
+        handle = await self._pool()
+        lease = await handle.borrow(timeout=timeout, autocommit=autocommit)
+        lease.row_factory = self._row_factory
+        return lease
 
-        *timeout* is in seconds and defaults to the pool's; *autocommit* is the configuration's when None; *label*
-        returns for whom it is borrowed, for log messages.
+    async def borrow(self, *, timeout: float | None = None, label: Label | None = None) -> AsyncLease:
+        """Lend a connection, not in autocommit, until the caller finishes the lease.
+
+        *timeout* is in seconds and defaults to the pool's; *label* returns for whom it is borrowed, for log messages.
         """
         handle = self._handle
         if handle is None or not handle.usable_here:
             handle = await self._pool()
-        lease = await handle.borrow(timeout=timeout, autocommit=autocommit, label=label)
+        lease = await handle.borrow(timeout=timeout, autocommit=False, label=label)
         lease.row_factory = self._row_factory
         return lease
 
@@ -232,7 +235,7 @@ class AsyncDatabase(Generic[Row]):
         return self._stream(query, params, size, self.session_values())
 
     async def _stream(self, query: Statement, params: Params, size: int, values: SessionValues) -> AsyncIterator[Row]:
-        lease = await self.borrow()
+        lease = await self._borrow(autocommit=False)
         stopped = False
         try:
             if values:
@@ -249,7 +252,7 @@ class AsyncDatabase(Generic[Row]):
                         except GeneratorExit:
                             stopped = True
                             raise
-                    if len(rows) < size:
+                    if len(rows) < max(size, 1):
                         break
             finally:
                 # Not ServerCursor.close(): the end of the transaction closes it on the server, without a round trip.
@@ -317,7 +320,7 @@ class AsyncDatabase(Generic[Row]):
 
         *timeout* is how long to wait for a free one, in seconds, the pool's ``timeout`` by default.
         """
-        lease = await self.borrow(timeout=timeout, autocommit=None)
+        lease = await self._borrow(timeout=timeout, autocommit=None)
         try:
             if values := self.session_values():
                 await set_values(lease.connection, values)

@@ -22,7 +22,7 @@ from .._driver.begin import (
     send_with_begin,
     send_with_begin_and_ask,
 )
-from .._driver.compat import FAST_PATH, PostgresQuery
+from .._driver.compat import FAST_PATH, PIPELINES, PostgresQuery
 from .._driver.plan import DECLINED, Plan, Read, adapters_of, is_plain, read_count
 from .._driver.prepared import is_outdated
 from .._driver.psycopg_types import RowFactory
@@ -136,7 +136,7 @@ class AsyncFastPath:
     ) -> None:
         """Remember how *cursor* has executed *statement*, if it is prepared and psycopg's defaults are in force."""
         pooled: AsyncPooledConnection | None = connection.__dict__.get("pooled")
-        if pooled is None or not isinstance(statement, str):
+        if pooled is None or statement.__class__ is not str:
             return
         # An object of its own, not the text: a key is compared by identity on each call.
         keys = self._without if params is None else self._with
@@ -207,7 +207,7 @@ class AsyncFastPath:
         try:
             connection = lease.lent  # another task may have made it a moment ago
             if connection is None:
-                if lease.refusal is not None or lease.pooled is None:
+                if not PIPELINES or lease.refusal is not None or lease.pooled is None:
                     return DECLINED
             elif connection.row_factory is not self.row_factory or not is_plain(connection):
                 return DECLINED

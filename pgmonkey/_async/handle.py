@@ -148,7 +148,9 @@ class AsyncConnectionHandle:
         """Take back what was entered by hand in a thread or task that has ended, when nothing refers to it any more."""
         for lease in self._open_blocks.remove(_is_forgotten):
             if isinstance(lease, AsyncLease):
-                logger.warning("%s: taking back a connection that was never given back: %s", self._pool.name, lease)
+                logger.warning(
+                    "%s: taking back a connection that was never given back: %s", self._pool.name, str(lease)
+                )
                 lease.abandon()
 
     def close(self) -> None:

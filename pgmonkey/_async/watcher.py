@@ -88,7 +88,7 @@ class Watcher:
             self._timer = self._loop.call_later(limit, self._late, answer, limit)
         return answer
 
-    async def run_as_psycopg(self, waits: PQGen[T], limit: float | None, **options: float) -> T:
+    async def run_as_psycopg(self, waits: PQGen[T], limit: float | None, **options: Any) -> T:
         """Run *waits* as psycopg does, in whatever event loop is running, with the *options* of its ``wait()``."""
         self._forget()
         if get_running_loop() is self._loop:  # in another loop, the callback removes itself at the next answer

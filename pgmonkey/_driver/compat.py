@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import logging
 from importlib.metadata import PackageNotFoundError, version
-from types import FunctionType
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import psycopg
-from psycopg import BaseConnection, Connection, Transaction, pq
+from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor, Transaction, pq
 from psycopg.adapt import Transformer
 
 
@@ -51,11 +51,15 @@ PRIVATE: dict[str, tuple[str, ...]] = {
         *("PrepareManager", "_counts", "_names", "_to_flush", "clear", "get", "maybe_add_to_cache"),
         *("prepare_threshold", "prepared_max"),
     ),
+    "Prepare": ("NO",),
     # Optional, as all that follows: what is open on the connection, for a COMMIT by the fast path.
     "Connection (open transaction)": ("_num_transactions", "_pipeline", "_tpc"),
-    "PostgresQuery": ("PostgresQuery", "PostgresClientQuery", "_order", "_tx", "_want_formats"),
+    "PostgresQuery": (
+        *("PostgresQuery", "PostgresClientQuery", "_order", "_tx", "_want_formats"),
+        *("convert", "dump", "formats", "params", "query", "types"),
+    ),
     "AdaptersMap": ("_dumpers", "_loaders"),
-    "Transformer": ("dump_sequence", "load_row", "load_rows", "set_pgresult"),
+    "Transformer": ("dump_sequence", "formats", "load_row", "load_rows", "set_pgresult", "types"),
     "Cursor": (
         *("_adapters", "_closed", "_conn", "_convert_query", "_last_query", "_query", "_query_cls", "_reset"),
         *("_set_results", "_tx"),
@@ -64,47 +68,58 @@ PRIVATE: dict[str, tuple[str, ...]] = {
     "PGconn": ("pgconn_ptr",),
     # By these names of its generators, psycopg's own statements are told from a borrower's.
     "Connection (generators)": (
-        *("_commit_gen", "_rollback_gen", "_enter_gen", "_exit_gen", "_set_autocommit_gen"),
+        *("_commit_gen", "_rollback_gen", "_set_autocommit_gen"),
         *("_set_deferrable_gen", "_set_isolation_level_gen", "_set_read_only_gen"),
     ),
+    "Transaction (generators)": ("_enter_gen", "_exit_gen"),
 }
 """The names of psycopg that are not promised and that `pgmonkey._driver` uses, by what has them."""
 
 PRIVATE_NAMES = tuple(sorted({"_preparing", "_queries"}.union(*PRIVATE.values())))
 """The same in one list, with the modules that are imported."""
 
-_REQUIRED = ("Connection", "PrepareManager")
-# These keep no notifications for later, so the next borrower cannot get one of the last.
-_WITHOUT_BACKLOG = ("3.2.2", "3.2.3")
+GENERATORS = (*PRIVATE["Connection (generators)"], *PRIVATE["Transaction (generators)"])
+"""The generators that begin and end transactions and savepoints and set their mode, by name."""
+
+_REQUIRED = ("Connection", "PrepareManager", "Prepare")
+_SLOWER_WITHOUT = ("PGconn", "Connection (generators)", "Transaction (generators)")
 
 
-def _names_in(*functions: object) -> set[str]:
-    """Return the attributes that *functions* use, also by ``getattr``; those of an instance are not on its class."""
-    codes = [function.__code__ for function in functions if isinstance(function, FunctionType)]
-    return {name for code in codes for name in (*code.co_names, *code.co_consts) if isinstance(name, str)}
+def _names_of_connections() -> set[str]:
+    """Return the attributes of connections of both colours: of real objects, over a libpq connection that is closed."""
+    closed: Any = SimpleNamespace(status=pq.ConnStatus.BAD)
+    names = {*dir(Connection(closed))} & {*dir(AsyncConnection(closed))}
+    # psycopg_pool sets `_pool`, and the end of ``with conn`` looks for it; psycopg itself never sets it.
+    codes = [getattr(leave, "__code__", None) for leave in (Connection.__exit__, AsyncConnection.__aexit__)]
+    if all(code is None or "_pool" in (*code.co_consts, *code.co_names) for code in codes):
+        names.add("_pool")
+    return names
 
 
 def _find_missing() -> dict[str, list[str]]:
     """Return the names of `PRIVATE` that this psycopg does not have."""
-    connection = {*dir(Connection), *_names_in(BaseConnection.__init__, Connection.__init__, Connection.__exit__)}
-    manager, query = PrepareManager, PostgresQuery
+    connection = _names_of_connections()
+    # psycopg 3.2.2 and 3.2.3 keep no notifications for later, so the next borrower cannot get one of the last.
+    if psycopg.__version__.startswith(("3.2.2", "3.2.3")):
+        connection.add("_notifies_backlog")
     known: dict[str, set[str]] = {
         "Connection": connection,
-        "PrepareManager": {manager.__name__, *dir(manager), *_names_in(manager.__init__)},
+        "PrepareManager": {PrepareManager.__name__, *dir(PrepareManager())},
+        "Prepare": {*dir(Prepare)},
         "Connection (open transaction)": connection,
-        "PostgresQuery": {query.__name__, PostgresClientQuery.__name__, *dir(query)},
+        "PostgresQuery": {PostgresQuery.__name__, PostgresClientQuery.__name__, *dir(PostgresQuery)},
         "AdaptersMap": {*dir(psycopg.adapters)},
         "Transformer": {*dir(Transformer)},
-        "Cursor": {*dir(psycopg.Cursor)},
-        "PGconn": {*dir(pq.PGconn), *_names_in(pq.PGconn.__init__)},
-        "Connection (generators)": {*dir(Connection), *dir(Transaction)},
+        "Cursor": {*dir(Cursor)} & {*dir(AsyncCursor)},
+        "PGconn": {*dir(pq.PGconn)},
+        "Connection (generators)": connection,
+        "Transaction (generators)": {*dir(Transaction)},
     }
-    if psycopg.__version__ in _WITHOUT_BACKLOG:
-        connection.add("_notifies_backlog")
     missing = {owner: [name for name in names if name not in known[owner]] for owner, names in PRIVATE.items()}
-    if issubclass(manager, Missing):
-        missing["PrepareManager"] = ["PrepareManager (psycopg._preparing)"]
-    if issubclass(query, Missing):
+    # One word for the whole, not a list of all that it has.
+    if issubclass(PrepareManager, Missing):
+        missing["PrepareManager"], missing["Prepare"] = ["PrepareManager or Prepare (psycopg._preparing)"], []
+    if issubclass(PostgresQuery, Missing):
         missing["PostgresQuery"] = ["PostgresQuery or PostgresClientQuery (psycopg._queries)"]
     return {owner: names for owner, names in missing.items() if names}
 
@@ -112,8 +127,10 @@ def _find_missing() -> dict[str, list[str]]:
 MISSING = _find_missing()
 """The names that the installed psycopg does not have, by what should have them."""
 
-FAST_PATH = psycopg.Pipeline.is_supported() and not set(MISSING) - {"Connection (generators)", "PGconn"}
-"""Whether prepared statements may be executed by the fast path.  It needs libpq 14, which has the pipeline mode."""
+FAST_PATH = set(MISSING) <= set(_SLOWER_WITHOUT)
+"""Whether prepared statements may be executed by the fast path."""
+PIPELINES = psycopg.Pipeline.is_supported()
+"""Whether libpq can send several statements in one message: from 14 on."""
 
 
 def _explain(owners: list[str]) -> str:
@@ -136,12 +153,6 @@ def _lending_error() -> str | None:
 LENDING_ERROR = _lending_error()
 """Why connections cannot be lent with the installed psycopg; None when they can."""
 
-
-def _warn() -> None:
-    owners = [owner for owner in MISSING if owner not in _REQUIRED]
-    if owners and LENDING_ERROR is None:
-        effect = "so some statements take longer" if FAST_PATH else "so psycopg itself executes every statement"
-        logger.warning("%s, %s", _explain(owners), effect)
-
-
-_warn()
+if MISSING and LENDING_ERROR is None:
+    _effect = "so some statements take longer" if FAST_PATH else "so psycopg itself executes every statement"
+    logger.warning("%s, %s", _explain(list(MISSING)), _effect)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import psycopg
@@ -35,7 +35,6 @@ C = TypeVar("C", bound="AnyConnection")
 # As plain numbers, which are faster to compare than members of an enumeration.
 _IDLE, _INTRANS = int(TransactionStatus.IDLE), int(TransactionStatus.INTRANS)
 _TAKEN_BACK = ("pgconn", "lock", "watcher", "pooled")
-_lendable: dict[tuple[type, type], type] = {}
 
 
 class LendableConnection(_Base):
@@ -126,16 +125,17 @@ def lendable(connection_class: type[C], guard: type) -> type[C]:
 
     Raises `PgmonkeyError` where the installed psycopg lacks what lending needs.
     """
-    known = _lendable.get((connection_class, guard))
-    if known is not None:
-        return cast("type[C]", known)
     if LENDING_ERROR is not None:
         raise PgmonkeyError(LENDING_ERROR)
+    return cast("type[C]", _lendable(cast(Any, connection_class), cast(Any, guard)))
+
+
+@lru_cache
+def _lendable(connection_class: Any, guard: Any) -> Any:
     name, module = connection_class.__name__, {"__module__": connection_class.__module__}
     lent: Any = type(name, (LendableConnection, guard, connection_class), module)
     lent.when_taken_back = type(name, (_TakenBack, lent), module)
-    # Another thread may have made one meanwhile; all connections of one class share the first.
-    return cast("type[C]", _lendable.setdefault((connection_class, guard), lent))
+    return lent
 
 
 def lend(pooled: C, *, autocommit: bool, prepare_threshold: int | None, context: AdaptContext | None) -> C:
@@ -153,9 +153,6 @@ def lend(pooled: C, *, autocommit: bool, prepare_threshold: int | None, context:
     if adapters:
         state["_adapters"] = AdaptersMap(adapters)
     lent.__dict__ = state
-    if lent.autocommit is not autocommit:
-        # The pooled connection is in autocommit.  A psycopg that keeps this elsewhere would store what is rolled back.
-        raise PgmonkeyError(f"psycopg {psycopg.__version__} does not take autocommit={autocommit} from pgmonkey")
     lent.prepare_threshold = prepare_threshold  # kept with the prepared statements, which all borrowers share
     return lent
 
@@ -179,6 +176,14 @@ def take_back(lent: AnyConnection) -> None:
             state.pop(name, None)
 
 
-def keep_begin(connection: AnyConnection) -> None:
-    """Have psycopg build the BEGIN of *connection* now: every connection lent over it copies what is built."""
-    connection._get_tx_start_command()
+def prepare_to_lend(connection: AnyConnection) -> None:
+    """Have psycopg build BEGIN now, which all lent connections copy, and see that they take another autocommit.
+
+    The pooled connection is in autocommit.  With a psycopg that keeps this elsewhere, a lent connection would be, too,
+    and what is rolled back would be stored.  Raises `PgmonkeyError` then.
+    """
+    begin = connection._get_tx_start_command()
+    if lend(connection, autocommit=False, prepare_threshold=connection.prepare_threshold, context=None).autocommit:
+        begin = b""
+    if not begin:
+        raise PgmonkeyError(f"psycopg {psycopg.__version__} does not begin transactions as pgmonkey knows it")

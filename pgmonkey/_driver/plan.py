@@ -16,7 +16,7 @@ from psycopg.adapt import AdaptersMap, PyFormat, Transformer
 from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
 
-from .compat import FAST_PATH, PostgresQuery
+from .compat import FAST_PATH, PIPELINES, PostgresQuery
 from .prepared import Prepared
 from .psycopg_types import AnyConnection, AnyCursor, RowFactory
 from .sql import Statement, is_harmless, leaves_state, only_reads
@@ -35,6 +35,7 @@ def is_plain(connection: AnyConnection) -> bool:
     state = connection.__dict__
     return (
         FAST_PATH
+        and PIPELINES
         and connection.pgconn.status == _OK
         and connection._pipeline is None
         and not connection._notice_handlers

@@ -6,7 +6,7 @@ from typing import Literal
 
 import psycopg
 
-from .compat import PRIVATE, PostgresQuery, Prepare, PrepareManager
+from .compat import GENERATORS, PostgresQuery, Prepare, PrepareManager
 from .psycopg_types import AnyConnection
 from .sql import is_harmless
 
@@ -20,7 +20,7 @@ _CLEAN = (
 """All that DISCARD ALL does, which cannot follow a COMMIT in one message; psycopg's prepared statements stay."""
 _DEALLOCATE = b"DEALLOCATE ALL"
 # The generators that begin and end transactions and savepoints, and set their mode.
-_PSYCOPGS_OWN = frozenset((*PRIVATE["Connection (generators)"], "_start_query"))
+_PSYCOPGS_OWN = frozenset((*GENERATORS, "_start_query"))
 
 
 def is_outdated(error: psycopg.Error) -> bool:

@@ -151,27 +151,32 @@ class Ledger(Generic[P, Q]):
             self._evict()
         return None
 
-    def _count_waiter(self) -> None:
-        """Count one more borrower that waits; raise `PoolFullError` when there may not be more."""
+    def _may_wait(self) -> bool:
+        """Tell whether one more borrower may wait, and count it."""
         limit = self._settings.max_waiting
-        if limit and len(self._waiters) >= limit:
-            self._counters["requests_errors"] += 1
-            raise PoolFullError(f"{self.name}: {limit} borrowers are waiting already (max_waiting); {self._load()}")
-        self._counters["requests_queued"] += 1
+        full = 0 < limit <= len(self._waiters)
+        self._counters["requests_errors" if full else "requests_queued"] += 1
+        return not full
+
+    def _full(self) -> PoolFullError:
+        limit = self._settings.max_waiting
+        return PoolFullError(f"{self.name}: {limit} borrowers are waiting already (max_waiting); {self._load()}")
 
     def _outcome_of_wait(self, waiter: Waiter[P], timeout: float) -> P | Signal:
         """Return what *waiter* got in its *timeout* seconds; raise `PoolTimeoutError` or `PoolClosedError`."""
         with self._lock:
             result = waiter.result
             if result is None:
-                self._waiters.remove(waiter)
+                # Not there when the pool was closed a moment ago: then it tells nobody any more.
+                with suppress(ValueError):
+                    self._waiters.remove(waiter)
                 self._counters["requests_errors"] += 1
-            load = self._load() if result is None else ""
         self._take_dropped()
-        if result is None:
-            raise PoolTimeoutError(f"{self.name}: no connection came free within {timeout:g} s; {load}")
-        if result is Signal.CLOSED:
+        if result is Signal.CLOSED or (result is None and self.close_reason):
             raise PoolClosedError(f"{self.name}: {self.close_reason}")
+        if result is None:
+            # Not under the lock: this asks the program for the label of a borrower.
+            raise PoolTimeoutError(f"{self.name}: no connection came free within {timeout:g} s; {self._load()}")
         return result
 
     def _leave_queue(self, waiter: Waiter[P]) -> None:
@@ -232,7 +237,10 @@ class Ledger(Generic[P, Q]):
 
     def _take_dropped(self) -> None:
         while self._dropped and not self._lock.locked():
-            dropped = self._dropped.popleft()
+            try:
+                dropped = self._dropped.popleft()
+            except IndexError:  # another thread has taken it
+                return
             dropped.close()
             self.give_back(dropped)
 
@@ -317,10 +325,18 @@ class Ledger(Generic[P, Q]):
 
     def forget_plans(self) -> None:
         """Have every connection prepare its statements anew: the tables have changed."""
-        for pooled in [*self._idle, *self._lent]:
-            pooled.plans.forget()
+        # Under the lock: a connection that is just being claimed is neither idle nor lent.
+        with self._lock:
+            for pooled in [*self._idle, *self._lent]:
+                pooled.plans.forget()
+        self._take_dropped()
 
     # -- the end ----------------------------------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """Whether the pool was closed."""
+        return bool(self.close_reason)
 
     def _close(self, reason: str) -> None:
         """Close idle connections now and lent ones when they are given back; waiters get `PoolClosedError`."""
@@ -328,11 +344,12 @@ class Ledger(Generic[P, Q]):
             self.close_reason = self.close_reason or reason
             self._evict(all_of_them=True)
             waiters, self._waiters = self._waiters, self._new_queue()
+            lent = list(self._lent)
         self._take_dropped()
         for waiter in waiters:
             waiter.deliver(Signal.CLOSED)
-        for pooled in list(self._lent):
-            logger.warning("%s: closed while a connection is still out: %s", self.name, pooled)
+        for pooled in lent:
+            logger.warning("%s: closed while a connection is still lent: %s", self.name, str(pooled))
 
     def after_fork_in_child(self) -> None:
         """Start empty: what was open belongs to the parent, and must not be ended from here."""
@@ -351,7 +368,10 @@ class Ledger(Generic[P, Q]):
     @property
     def lent(self) -> list[P]:
         """The connections that are out."""
-        return list(self._lent)
+        with self._lock:
+            lent = list(self._lent)
+        self._take_dropped()
+        return lent
 
     def stats(self) -> dict[str, int]:
         """Return counters named as in psycopg_pool: sizes in connections, times in milliseconds."""
@@ -359,13 +379,14 @@ class Ledger(Generic[P, Q]):
         with self._lock:
             sizes = {"pool_min": self._settings.min_size, "pool_max": self._max_size, "pool_size": self._size}
             sizes.update(pool_available=len(self._idle), requests_waiting=len(self._waiters))
+            sizes.update({name: int(count) for name, count in self._counters.items()})
         self._take_dropped()
-        return {**sizes, **{name: int(count) for name, count in self._counters.items()}}
+        return sizes
 
     def _load(self) -> str:
         """Return how busy the pool is, with what, and why it may not grow."""
         parts = [f"{len(self._lent)} of at most {self._max_size} in use, {len(self._waiters)} waiting"]
-        held = [pooled for pooled in self._lent if pooled.place is not None]
+        held = [pooled for pooled in self.lent if pooled.place is not None]
         if held:
             parts.append(f"held longest: {min(held, key=lambda pooled: pooled.borrowed_at)}")
         if self._last_error is not None:

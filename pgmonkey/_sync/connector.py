@@ -17,7 +17,7 @@ from psycopg.pq import TransactionStatus
 
 from .._config.blueprint import Blueprint
 from .._driver.deadlines import connecting_until
-from .._driver.lending import keep_begin, lendable
+from .._driver.lending import lendable, prepare_to_lend
 from .._pool.pooled import Pooled
 from ..errors import ConfigError
 from .guard import Guard, OnError
@@ -70,7 +70,7 @@ class Connector:
                 configure(connection)
                 if connection.pgconn.transaction_status != TransactionStatus.IDLE:
                     raise psycopg.ProgrammingError("the 'configure' function left a transaction open")
-            keep_begin(connection)
+            prepare_to_lend(connection)
         except BaseException:
             pooled.close()
             raise

@@ -95,7 +95,7 @@ class Database(Generic[Row]):
         row_factory: RowFactory[Any] | None = None,
         session_values: Callable[[], SessionValues | None] | None = None,
     ) -> None:
-        self._sources = Sources()
+        self._sources = Sources()  # also what the cache knows as the holder: unlike this, it is never equal to another
         self._origin = config, resolve_env, allow_sensitive_defaults
         # Checked now: a wrong configuration is an error of the program's start, not of its first request.
         self.timeout = blueprint(self._sources.config(*self._origin), POOL_KIND).settings.timeout
@@ -119,7 +119,7 @@ class Database(Generic[Row]):
         """Do as `close`, where nothing can be awaited."""
         self._handle = self._fast = None
         self._sources.clear()
-        cache.release(self)
+        cache.release(self._sources)
 
     disconnect = close
 
@@ -137,23 +137,26 @@ class Database(Generic[Row]):
         handle = self._handle
         # Closed meanwhile, or another event loop runs: then the cache has, or makes, another handle.
         if handle is None or not handle.usable_here:
-            handle = open_handle(self._sources.config(*self._origin), POOL_KIND, self)
+            handle = open_handle(self._sources.config(*self._origin), POOL_KIND, self._sources)
             self._fast = handle.fast_path(self._row_factory, self._session_values and self.session_values)
             self._handle = handle
         return handle
 
-    def borrow(
-        self, *, timeout: float | None = None, autocommit: bool | None = False, label: Label | None = None
-    ) -> Lease:
-        """Lend a connection until the caller finishes the lease.
+    def _borrow(self, *, autocommit: bool | None, timeout: float | None = None) -> Lease:
+        handle = self._pool()
+        lease = handle.borrow(timeout=timeout, autocommit=autocommit)
+        lease.row_factory = self._row_factory
+        return lease
 
-        *timeout* is in seconds and defaults to the pool's; *autocommit* is the configuration's when None; *label*
-        returns for whom it is borrowed, for log messages.
+    def borrow(self, *, timeout: float | None = None, label: Label | None = None) -> Lease:
+        """Lend a connection, not in autocommit, until the caller finishes the lease.
+
+        *timeout* is in seconds and defaults to the pool's; *label* returns for whom it is borrowed, for log messages.
         """
         handle = self._handle
         if handle is None or not handle.usable_here:
             handle = self._pool()
-        lease = handle.borrow(timeout=timeout, autocommit=autocommit, label=label)
+        lease = handle.borrow(timeout=timeout, autocommit=False, label=label)
         lease.row_factory = self._row_factory
         return lease
 
@@ -230,7 +233,7 @@ class Database(Generic[Row]):
         return self._stream(query, params, size, self.session_values())
 
     def _stream(self, query: Statement, params: Params, size: int, values: SessionValues) -> Iterator[Row]:
-        lease = self.borrow()
+        lease = self._borrow(autocommit=False)
         stopped = False
         try:
             if values:
@@ -247,7 +250,7 @@ class Database(Generic[Row]):
                         except GeneratorExit:
                             stopped = True
                             raise
-                    if len(rows) < size:
+                    if len(rows) < max(size, 1):
                         break
             finally:
                 # Not ServerCursor.close(): the end of the transaction closes it on the server, without a round trip.
@@ -315,7 +318,7 @@ class Database(Generic[Row]):
 
         *timeout* is how long to wait for a free one, in seconds, the pool's ``timeout`` by default.
         """
-        lease = self.borrow(timeout=timeout, autocommit=None)
+        lease = self._borrow(timeout=timeout, autocommit=None)
         try:
             if values := self.session_values():
                 set_values(lease.connection, values)

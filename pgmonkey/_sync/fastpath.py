@@ -24,7 +24,7 @@ from .._driver.begin import (
     send_with_begin,
     send_with_begin_and_ask,
 )
-from .._driver.compat import FAST_PATH, PostgresQuery
+from .._driver.compat import FAST_PATH, PIPELINES, PostgresQuery
 from .._driver.plan import DECLINED, Plan, Read, adapters_of, is_plain, read_count
 from .._driver.prepared import is_outdated
 from .._driver.psycopg_types import RowFactory
@@ -134,7 +134,7 @@ class FastPath:
     def learn(self, connection: AnyConnection, statement: Statement, params: Params | None, cursor: AnyCursor) -> None:
         """Remember how *cursor* has executed *statement*, if it is prepared and psycopg's defaults are in force."""
         pooled: PooledConnection | None = connection.__dict__.get("pooled")
-        if pooled is None or not isinstance(statement, str):
+        if pooled is None or statement.__class__ is not str:
             return
         # An object of its own, not the text: a key is compared by identity on each call.
         keys = self._without if params is None else self._with
@@ -203,7 +203,7 @@ class FastPath:
         try:
             connection = lease.lent  # another task may have made it a moment ago
             if connection is None:
-                if lease.refusal is not None or lease.pooled is None:
+                if not PIPELINES or lease.refusal is not None or lease.pooled is None:
                     return DECLINED
             elif connection.row_factory is not self.row_factory or not is_plain(connection):
                 return DECLINED

@@ -38,8 +38,7 @@ else:
 
 # Seconds that an interrupted borrower waits for the end of its statement; then the connection is closed, not kept.
 _PATIENCE = 0.75
-# psycopg's own interval, which ours replaces.
-_NOT_GIVEN = -1.0
+_NOT_GIVEN: Any = object()
 
 OnError = Callable[[psycopg.Error, PGconn], None]
 
@@ -51,7 +50,7 @@ class Guard(_Base):
     borrower is interrupted, unless the server ends it at once.  The pool is told of every error.
     """
 
-    def wait(self, gen: PQGen[T], interval: float = _NOT_GIVEN, timeout: float | None = None) -> T:
+    def wait(self, gen: PQGen[T], interval: float | None = None, timeout: float | None = _NOT_GIVEN) -> T:
         """Run one of psycopg's generators to its end."""
         state = self.__dict__
         # A cancelled unit of work refuses every statement, also those of cursors made before.
@@ -63,10 +62,10 @@ class Guard(_Base):
         if prepared is not None:  # None while it connects
             prepared.expect(getattr(gen, "__name__", ""))
         try:
-            if interval != _NOT_GIVEN or timeout is not None:
-                options = {} if interval == _NOT_GIVEN else {"interval": interval}
-                if timeout is not None:
-                    options["timeout"] = timeout
+            options: dict[str, object] = {} if interval is None else {"interval": interval}
+            if timeout is not _NOT_GIVEN:
+                options["timeout"] = timeout
+            if options:
                 result: T = watcher.run_as_psycopg(gen, limit, **options)
             else:
                 # The borrower's handlers run in the borrower's context.

@@ -68,8 +68,7 @@ class Pool(Ledger[PooledConnection, Queue[_Delivery]]):
             try:
                 with self._lock:
                     claim = self._claim()
-                    if claim is None and scavenge is None:
-                        self._count_waiter()
+                    if claim is None and scavenge is None and self._may_wait():
                         waiter = self._waiters.add(deadline)
             finally:
                 self._take_dropped()
@@ -80,6 +79,8 @@ class Pool(Ledger[PooledConnection, Queue[_Delivery]]):
                 scavenge()
                 scavenge = None
                 continue
+            elif claim is None:
+                raise self._full()
             if claim is None or isinstance(claim, Signal):
                 return self._connect(deadline)
             if not self._checks:
@@ -124,9 +125,11 @@ class Pool(Ledger[PooledConnection, Queue[_Delivery]]):
     def grow(self) -> bool:
         """Make a connection if there are fewer than ``min_size``; tell whether one was made."""
         with self._lock:
-            if self.close_reason or self._size >= self._settings.min_size:
-                return False
-            self._size += 1
+            wanted = not self.close_reason and self._size < self._settings.min_size
+            self._size += wanted
+        self._take_dropped()
+        if not wanted:
+            return False
         self.give_back(self._connect(None))
         return True
 
@@ -140,8 +143,10 @@ class Pool(Ledger[PooledConnection, Queue[_Delivery]]):
 
         May be called from anywhere, also after the event loop has ended.
         """
-        self._close(reason)
-        self._upkeep.stop()
+        try:
+            self._close(reason)
+        finally:
+            self._upkeep.stop()
 
     def terminate(self, reason: str = "the pool is closed") -> None:
         """Close every connection now, also the lent ones, which cannot be given back any more."""

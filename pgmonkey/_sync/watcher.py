@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextvars import Context
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import waiting
@@ -46,7 +46,7 @@ class Watcher:
             waits = limited(waits, self.pgconn, limit)
         return waiting.wait(waits, self.pgconn.socket, INTERVAL)
 
-    def run_as_psycopg(self, waits: PQGen[T], limit: float | None, **options: float) -> T:
+    def run_as_psycopg(self, waits: PQGen[T], limit: float | None, **options: Any) -> T:
         """Run *waits* with the *options* of psycopg's ``wait()``."""
         if limit is not None:
             waits = limited(waits, self.pgconn, limit)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from .._config.schema import KINDS, Config, Kind
-from .._config.source import Source
 from ..errors import ConfigError
 from ..manager import AsyncKind, PGConnectionManager, SyncKind
 from . import _codegen
@@ -89,18 +88,20 @@ def _flags(options: argparse.Namespace) -> dict[str, bool]:
     return {name: True for name in ("resolve_env", "allow_sensitive_defaults") if getattr(options, name)}
 
 
-def _load(options: argparse.Namespace) -> Config:
-    return Source(options.path, **_flags(options)).config()
+def _load(options: argparse.Namespace, manager: PGConnectionManager) -> Config:
+    return manager.load(options.path, **_flags(options))
 
 
 def _test(options: argparse.Namespace) -> int:
+    manager = PGConnectionManager()
     # Before the clock starts: the time in the report is that of connecting.
-    kind: Kind = options.connection_type or _load(options).kind
+    config = _load(options, manager)
+    kind: Kind = options.connection_type or config.kind
     started = perf_counter()
     if kind == "async" or kind == "async_pool":
-        info, held = asyncio.run(_connect_async(options, kind))
+        info, held = asyncio.run(_connect_async(options, manager, kind))
     else:
-        info, held = _connect(options, kind)
+        info, held = _connect(options, manager, kind)
     elapsed = (perf_counter() - started) * 1000
     held_text = f", {held} connections held at once" if held > 1 else ""
     print(f"{options.path}: {kind}: connected to {info} in {elapsed:.0f} ms{held_text}")
@@ -113,8 +114,7 @@ def _describe(connection: psycopg.Connection[object] | psycopg.AsyncConnection[o
     return f"{info.dbname} at {info.host}:{info.port} as {info.user} (PostgreSQL {version})"
 
 
-def _connect(options: argparse.Namespace, kind: SyncKind) -> tuple[str, int]:
-    manager = PGConnectionManager()
+def _connect(options: argparse.Namespace, manager: PGConnectionManager, kind: SyncKind) -> tuple[str, int]:
     handle = manager.get_database_connection(options.path, kind, **_flags(options))
     with ExitStack() as stack:
         # Two at once, to see that the pool really makes more than one.
@@ -128,8 +128,7 @@ def _connect(options: argparse.Namespace, kind: SyncKind) -> tuple[str, int]:
     return description, held
 
 
-async def _connect_async(options: argparse.Namespace, kind: AsyncKind) -> tuple[str, int]:
-    manager = PGConnectionManager()
+async def _connect_async(options: argparse.Namespace, manager: PGConnectionManager, kind: AsyncKind) -> tuple[str, int]:
     handle = await manager.get_database_connection(options.path, kind, **_flags(options))
     async with AsyncExitStack() as stack:
         held = min(handle.stats()["pool_max"], 2)
@@ -143,7 +142,7 @@ async def _connect_async(options: argparse.Namespace, kind: AsyncKind) -> tuple[
 
 
 def _generate_code(options: argparse.Namespace) -> int:
-    config = _load(options)
+    config = _load(options, PGConnectionManager())
     kind: Kind = options.connection_type or config.kind
     path = str(options.path)
     if options.library == "pgmonkey":

@@ -51,7 +51,7 @@ def test_closing_reports_what_is_still_borrowed(config: dict[str, Any], caplog: 
         database.close()
         assert [record.levelno for record in caplog.records] == [logging.WARNING]
         assert Path(__file__).name in caplog.text
-        assert "still out" in caplog.text
+        assert "still lent" in caplog.text
         connection.execute("SELECT 1")
 
 

@@ -35,8 +35,9 @@ LONG = 300
 """Characters of what differs that are printed."""
 
 
-NAMES = [name for name in PRIVATE_NAMES if name != "get"]
-"""What is renamed; not ``get``, which dictionaries have, too."""
+WORDS = {"NO", "clear", "convert", "dump", "formats", "get", "params", "query", "types"}
+NAMES = [name for name in PRIVATE_NAMES if name not in WORDS]
+"""What is renamed; not plain words, which other things have for a name, too."""
 
 
 @dataclass(frozen=True)
