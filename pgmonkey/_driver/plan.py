@@ -25,7 +25,7 @@ DECLINED: Any = object()
 """Returned by the fast path when it did nothing: the caller uses psycopg."""
 
 _AUTO = PyFormat.AUTO
-_MAX_PLANS = 200
+_MAX_PLANS = 300
 # As plain numbers, which are faster to compare than members of an enumeration.
 _IDLE, _OK = int(TransactionStatus.IDLE), int(ConnStatus.OK)
 
@@ -63,19 +63,21 @@ class Plan:
 
     __slots__ = (
         *("_count", "_key", "_bookkeeping", "_converter", "_types", "_wanted", "dumpers", "formats", "harmless"),
-        *("has_rows", "loaders", "make_row", "name", "params", "reads", "send", "transformer"),
+        *("has_rows", "loaders", "make_row", "name", "params", "reads", "send", "session", "transformer"),
     )
 
     def __init__(
         self,
         pgconn: PGconn,
         prepared: Prepared,
+        session: tuple[bytes | None, ...],
         name: bytes,
         query: PostgresQuery,
         cursor: AnyCursor,
         row_factory: RowFactory,
     ) -> None:
         self.name = name
+        self.session = session
         self.transformer = query._tx
         self.transformer.set_pgresult(cursor.pgresult)
         self.transformer.set_pgresult(None, set_loaders=False)
@@ -126,21 +128,43 @@ class Plan:
 
 
 class Plans:
-    """The plans of one connection, by statement: at most 200; one more, and all are dropped."""
+    """The plans of one connection, by statement and session parameters: about 100; one more, and all are dropped.
+
+    psycopg's dumpers and loaders look at TimeZone, DateStyle, IntervalStyle and client_encoding when they are made, so
+    a plan is good for the values that it was learnt under.  See `psycopg.types.datetime` and `psycopg._encodings`.
+    """
 
     def __init__(self, connection: AnyConnection, prepared: Prepared) -> None:
         self._connection = connection
         self._bookkeeping = prepared
+        self._parameter = connection.pgconn.parameter_status
         self._plans: dict[object, Plan] = {}
 
     def find(self, key: object, params: Params | None, adapters: AdaptersMap) -> Plan | None:
         """Return the plan for *key*, with *params* dumped; None when psycopg's own way is to be taken."""
         plan = self._plans.get(key)
-        if plan is None or plan.fits(params, adapters):
+        if plan is None:
+            return None
+        parameter, session = self._parameter, plan.session
+        # One by one, which is faster than a tuple of them, and nearly always the same.
+        if (
+            parameter(b"TimeZone") != session[0]
+            or parameter(b"DateStyle") != session[1]
+            or parameter(b"IntervalStyle") != session[2]
+            or parameter(b"client_encoding") != session[3]
+        ):
+            session = self._session()
+            plan = self._plans.get((key, session))
+            if plan is None:
+                return None
+        if plan.fits(params, adapters):
             return plan
         # The latest one was made for parameters of other types.
-        plan = self._plans.get((key, plan.types))
+        plan = self._plans.get((key, session, plan.types))
         return plan if plan is not None and plan.fits(params, adapters) else None
+
+    def _session(self) -> tuple[bytes | None, ...]:
+        return tuple(map(self._parameter, (b"TimeZone", b"DateStyle", b"IntervalStyle", b"client_encoding")))
 
     def forget(self) -> None:
         """Have every statement prepared, and its plan learnt, anew: the tables have changed.  Safe in any thread."""
@@ -163,16 +187,23 @@ class Plans:
             return None
         if connection._notice_handlers or connection._notify_handlers:
             return None
+        own, common = cursor._adapters, psycopg.adapters
+        if own._loaders[0] is not common._loaders[0] or own._dumpers[_AUTO] is not common._dumpers[_AUTO]:
+            return None  # types of the borrower's own, which the next one does not have
         query = PostgresQuery(Transformer(_Context(connection)))
-        query.convert(statement, params)
+        try:
+            query.convert(statement, params)
+        except Exception:
+            return None  # the statement has run: whatever a dumper finds wrong now is not the caller's error
         name = prepared.name_of((query.query, query.types))
-        if name is None or cursor._adapters._loaders[0] is not psycopg.adapters._loaders[0]:
+        if name is None:
             return None
+        session = self._session()
         if len(self._plans) >= _MAX_PLANS:
             self._plans.clear()
-        plan = Plan(connection.pgconn, prepared, name, query, cursor, row_factory)
-        # Once for parameters of these types, and once to begin the search with.
-        self._plans[key] = self._plans[(key, query.types)] = plan
+        plan = Plan(connection.pgconn, prepared, session, name, query, cursor, row_factory)
+        # To begin the search with, in this session, and for parameters of these types.
+        self._plans[key] = self._plans[(key, session)] = self._plans[(key, session, query.types)] = plan
         return plan
 
 

@@ -204,6 +204,75 @@ async def test_types_that_are_registered_later(config: dict[str, Any], fast_path
     await database.close()
 
 
+# What psycopg's adapters look at, each with two values under which the same statement has another text.
+PARAMETERS: list[tuple[str, str, str, Any]] = [
+    ("TimeZone", "America/New_York", "Asia/Tokyo", "SELECT '2024-01-02 03:04:05+00'::timestamptz"),
+    ("DateStyle", "SQL, DMY", "SQL, MDY", "SELECT make_date(2024, 2, 1)"),
+    ("IntervalStyle", "iso_8601", "postgres_verbose", "SELECT '40 days'::interval"),
+    ("client_encoding", "LATIN1", "UTF8", "SELECT 'caf' || chr(233)"),
+]
+
+
+@pytest.mark.parametrize(("name", "one", "other", "query"), PARAMETERS, ids=[each[0] for each in PARAMETERS])
+async def test_session_parameters(
+    name: str, one: str, other: str, query: Any, config: dict[str, Any], observer: Observer
+) -> None:
+    database = AsyncDatabase(prepared(config))
+
+    def expected(value: str) -> str:
+        with observer.transaction():
+            observer.execute("SELECT set_config(%s, %s, true)", [name, value])
+            return repr(outcome(partial(run_sync, observer, query)))
+
+    usual = repr(run_sync(observer, query))
+    for value in (one, other, one, other):
+        async with database.transaction() as connection:
+            await connection.execute("SELECT set_config(%s, %s, true)", [name, value])
+            for _ in range(4):
+                assert repr(await run_to_end(partial(database.fetch_value, query))) == expected(value)
+                assert repr(await run_to_end(partial(value_of, connection, query))) == expected(value)
+        assert repr(await database.fetch_value(query)) == usual, "the next borrower has the usual value"
+    await database.close()
+
+
+async def test_text_is_stored_in_the_encoding_of_the_session(config: dict[str, Any], observer: Observer) -> None:
+    observer.execute("CREATE TABLE t (a text)")
+    database = AsyncDatabase(prepared(config))
+    insert, text = "INSERT INTO t VALUES (%s)", "caf\u00e9"
+    for encoding in ("UTF8", "LATIN1", "UTF8"):
+        async with database.transaction() as connection:
+            await connection.execute("SELECT set_config('client_encoding', %s, true)", [encoding])
+            for _ in range(3):
+                await database.execute(insert, [text])
+                await connection.execute(insert, [text])
+    assert observer.execute("SELECT DISTINCT a FROM t").fetchall() == [(text,)]
+    await database.close()
+
+
+async def test_a_type_of_the_borrowers_own_is_not_learnt(config: dict[str, Any], observer: Observer) -> None:
+    from psycopg.types.json import JsonbDumper
+
+    observer.execute("CREATE TABLE t (a jsonb)")
+    database = AsyncDatabase(prepared(config))
+    for number in range(8):
+        async with database.connection() as connection:
+            connection.adapters.register_dumper(dict, JsonbDumper)
+            await connection.execute("INSERT INTO t VALUES (%s)", [{"number": number}])
+    assert observer.execute("SELECT count(*) FROM t").fetchone() == (8,)
+    await database.close()
+
+
+def run_sync(connection: psycopg.Connection[Any], query: Any) -> Any:
+    row: Any = connection.execute(query).fetchone()
+    return row[0]
+
+
+async def value_of(connection: psycopg.AsyncConnection[Any], query: Any) -> Any:
+    cursor = await connection.execute(query)
+    row: Any = await cursor.fetchone()
+    return row[0]
+
+
 async def test_tables_and_types_that_change(config: dict[str, Any], observer: Observer, fast_path_hits: Hits) -> None:
     observer.execute(
         "CREATE TYPE mood AS ENUM ('fine'); CREATE TABLE t (a int, m mood); INSERT INTO t VALUES (1, 'fine')"

@@ -204,6 +204,75 @@ def test_types_that_are_registered_later(config: dict[str, Any], fast_path_hits:
     database.close()
 
 
+# What psycopg's adapters look at, each with two values under which the same statement has another text.
+PARAMETERS: list[tuple[str, str, str, Any]] = [
+    ("TimeZone", "America/New_York", "Asia/Tokyo", "SELECT '2024-01-02 03:04:05+00'::timestamptz"),
+    ("DateStyle", "SQL, DMY", "SQL, MDY", "SELECT make_date(2024, 2, 1)"),
+    ("IntervalStyle", "iso_8601", "postgres_verbose", "SELECT '40 days'::interval"),
+    ("client_encoding", "LATIN1", "UTF8", "SELECT 'caf' || chr(233)"),
+]
+
+
+@pytest.mark.parametrize(("name", "one", "other", "query"), PARAMETERS, ids=[each[0] for each in PARAMETERS])
+def test_session_parameters(
+    name: str, one: str, other: str, query: Any, config: dict[str, Any], observer: Observer
+) -> None:
+    database = Database(prepared(config))
+
+    def expected(value: str) -> str:
+        with observer.transaction():
+            observer.execute("SELECT set_config(%s, %s, true)", [name, value])
+            return repr(outcome(partial(run_sync, observer, query)))
+
+    usual = repr(run_sync(observer, query))
+    for value in (one, other, one, other):
+        with database.transaction() as connection:
+            connection.execute("SELECT set_config(%s, %s, true)", [name, value])
+            for _ in range(4):
+                assert repr(run_to_end(partial(database.fetch_value, query))) == expected(value)
+                assert repr(run_to_end(partial(value_of, connection, query))) == expected(value)
+        assert repr(database.fetch_value(query)) == usual, "the next borrower has the usual value"
+    database.close()
+
+
+def test_text_is_stored_in_the_encoding_of_the_session(config: dict[str, Any], observer: Observer) -> None:
+    observer.execute("CREATE TABLE t (a text)")
+    database = Database(prepared(config))
+    insert, text = "INSERT INTO t VALUES (%s)", "caf\u00e9"
+    for encoding in ("UTF8", "LATIN1", "UTF8"):
+        with database.transaction() as connection:
+            connection.execute("SELECT set_config('client_encoding', %s, true)", [encoding])
+            for _ in range(3):
+                database.execute(insert, [text])
+                connection.execute(insert, [text])
+    assert observer.execute("SELECT DISTINCT a FROM t").fetchall() == [(text,)]
+    database.close()
+
+
+def test_a_type_of_the_borrowers_own_is_not_learnt(config: dict[str, Any], observer: Observer) -> None:
+    from psycopg.types.json import JsonbDumper
+
+    observer.execute("CREATE TABLE t (a jsonb)")
+    database = Database(prepared(config))
+    for number in range(8):
+        with database.connection() as connection:
+            connection.adapters.register_dumper(dict, JsonbDumper)
+            connection.execute("INSERT INTO t VALUES (%s)", [{"number": number}])
+    assert observer.execute("SELECT count(*) FROM t").fetchone() == (8,)
+    database.close()
+
+
+def run_sync(connection: psycopg.Connection[Any], query: Any) -> Any:
+    row: Any = connection.execute(query).fetchone()
+    return row[0]
+
+
+def value_of(connection: psycopg.Connection[Any], query: Any) -> Any:
+    cursor = connection.execute(query)
+    row: Any = cursor.fetchone()
+    return row[0]
+
+
 def test_tables_and_types_that_change(config: dict[str, Any], observer: Observer, fast_path_hits: Hits) -> None:
     observer.execute(
         "CREATE TYPE mood AS ENUM ('fine'); CREATE TABLE t (a int, m mood); INSERT INTO t VALUES (1, 'fine')"
