@@ -34,8 +34,8 @@ logger = logging.getLogger("pgmonkey")
 P = TypeVar("P", bound=Pooled[Any, Any])
 Q = TypeVar("Q", bound=deque[Any])
 
-# As a plain number, which is faster to compare than a member of an enumeration.
-_IDLE = int(pq.TransactionStatus.IDLE)
+# As plain numbers, which are faster to compare than members of an enumeration.
+_IDLE, _NO_PIPELINE = int(pq.TransactionStatus.IDLE), int(pq.PipelineStatus.OFF)
 _COUNTS = (
     *("usage_ms", "requests_num", "requests_queued", "requests_wait_ms", "requests_errors", "returns_bad"),
     *("connections_num", "connections_ms", "connections_errors", "connections_lost"),
@@ -202,8 +202,9 @@ class Ledger(Generic[P, Q]):
         # thread that has died may hold the lock of that time.
         if pooled not in self._lent:
             return True
-        # A lost connection has another status, so this tells the dead from the living, too.
-        fit = pooled.pgconn.transaction_status == _IDLE
+        # A lost connection has another status, so this tells the dead from the living, too.  A pipeline may have been
+        # left open by a task that was cancelled in executemany(): the next borrower could not use it.
+        fit = pooled.pgconn.transaction_status == _IDLE and pooled.pgconn.pipeline_status == _NO_PIPELINE
         now = monotonic()
         with self._lock:
             self._lent.discard(pooled)
