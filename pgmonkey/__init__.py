@@ -14,6 +14,7 @@ from ._sync.unit import UnitOfWork
 from .errors import (
     CancelledUnitError,
     CommandTimeoutError,
+    CommitUnknownError,
     ConfigError,
     EnvInterpolationError,
     GivenBackError,
@@ -31,6 +32,7 @@ __all__ = [
     "AsyncUnitOfWork",
     "CancelledUnitError",
     "CommandTimeoutError",
+    "CommitUnknownError",
     "ConfigError",
     "ConnectionHandle",
     "Database",

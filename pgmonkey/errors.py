@@ -8,6 +8,7 @@ PgmonkeyError
 ├── PoolClosedError (psycopg_pool.PoolClosed)     the pool was closed, or another event loop owns it
 ├── GivenBackError (psycopg.InterfaceError)       the connection was used after it was given back to its pool
 ├── CommandTimeoutError (psycopg.OperationalError) a statement took longer than ``command_timeout``
+├── CommitUnknownError (psycopg.errors.TransactionResolutionUnknown) the answer to COMMIT was lost
 └── CancelledUnitError (psycopg.OperationalError) the unit of work was rolled back: the client is gone
 
 The errors about connections are psycopg errors too (``psycopg.Error``), so code written for psycopg or psycopg_pool
@@ -20,6 +21,7 @@ from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 __all__ = [
     "CancelledUnitError",
     "CommandTimeoutError",
+    "CommitUnknownError",
     "ConfigError",
     "EnvInterpolationError",
     "GivenBackError",
@@ -62,6 +64,13 @@ class GivenBackError(PgmonkeyError, psycopg.InterfaceError):
 
 class CommandTimeoutError(PgmonkeyError, psycopg.OperationalError):
     """Report a statement that took longer than ``command_timeout`` seconds; it was cancelled, its connection closed."""
+
+
+class CommitUnknownError(PgmonkeyError, psycopg.errors.TransactionResolutionUnknown):
+    """Report a COMMIT whose answer was lost (SQLSTATE 08007): it may have succeeded, so do not simply try again."""
+
+    def __init__(self, error: psycopg.Error) -> None:
+        super().__init__(f"the answer to COMMIT was lost, so the transaction may have been committed: {error}")
 
 
 class CancelledUnitError(PgmonkeyError, psycopg.OperationalError):

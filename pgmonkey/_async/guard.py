@@ -20,7 +20,7 @@ from .._driver.deadlines import INTERVAL
 from .._driver.lending import LendableConnection
 from .._driver.prepared import Prepared
 from .._driver.wire import fetching
-from ..errors import CommandTimeoutError
+from ..errors import CommandTimeoutError, CommitUnknownError
 from .psycopg_types import AsyncAnyConnection
 from .waiting import INTERRUPTS, wait_for
 from .watcher import Watcher
@@ -109,14 +109,18 @@ class AsyncGuard(_Base):
         state = self.__dict__
         async with self.lock:
             if "refusal" not in state and self.can_commit_directly():
-                pgconn = self.pgconn
+                pgconn, sent = self.pgconn, False
                 try:
                     pgconn.send_query(b"COMMIT")
+                    sent = True
                     result = (await self.own_watcher().fetch(state.get("command_timeout")))[0]
                     if result.status != ExecStatus.COMMAND_OK:
                         raise error_from_result(result, encoding=self.info.encoding)
                 except BaseException as error:
                     await self.after(error, fetching(pgconn))
+                    # Without an SQLSTATE the server has not answered.
+                    if sent and isinstance(error, psycopg.OperationalError) and error.sqlstate is None:
+                        raise CommitUnknownError(error) from error
                     raise
                 return
         await super().commit()

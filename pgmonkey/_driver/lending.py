@@ -165,13 +165,13 @@ def route_notices(lent: AnyConnection) -> None:
     lent.pgconn.notify_handler = partial(BaseConnection._notify_handler, reference)
 
 
-def take_back(lent: AnyConnection) -> None:
+def take_back(lent: Any) -> None:
     """Make *lent*, and every cursor made from it, unusable."""
     state = lent.__dict__
     pgconn = state.get("pgconn")
     if pgconn is not None:
         pgconn.notice_handler = pgconn.notify_handler = None  # what comes next is not for it
-        lent.__class__ = cast("LendableConnection", lent).when_taken_back
+        lent.__class__ = lent.when_taken_back
         for name in _TAKEN_BACK:
             state.pop(name, None)
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import logging
 from time import monotonic
-from typing import cast
 
 import psycopg
 from psycopg.abc import AdaptContext
@@ -18,7 +17,7 @@ from .._driver.cancel import hang_up, request_cancel
 from .._driver.lending import lend, route_notices, take_back
 from .._driver.psycopg_types import RowFactory
 from .._pool.place import Place
-from ..errors import GivenBackError
+from ..errors import CommitUnknownError, GivenBackError
 from .connector import PooledConnection
 from .cursor import fast_cursor
 from .guard import after_error
@@ -90,11 +89,11 @@ class Lease:
         if blueprint.settings.close_returns:
             state["close"] = self.finish
         # Another thread of the borrower may do the same at this moment, or finish the lease: the first one counts.
-        connection = cast("AnyConnection", self.__dict__.setdefault("lent", connection))
-        route_notices(connection)
+        first: AnyConnection = self.__dict__.setdefault("lent", connection)
+        route_notices(first)
         if self.pooled is None:
-            take_back(connection)
-        return connection
+            take_back(first)
+        return first
 
     def release_frame(self, pooled: PooledConnection) -> None:
         """Replace the borrower's frame by a `Place`, so that the frame can be freed."""
@@ -265,11 +264,15 @@ class Lease:
         lock = connection.lock
         if not try_acquire(lock):
             lock.acquire()
+        sent = False
         try:
             pooled.pgconn.send_query(message)
+            sent = True
             return pooled.watcher.fetch(connection.__dict__["command_timeout"])
         except BaseException as error:
             after_error(connection, error)
+            if sent and message.startswith(b"COMMIT") and isinstance(error, psycopg.OperationalError):
+                raise CommitUnknownError(error) from error
             raise
         finally:
             lock.release()

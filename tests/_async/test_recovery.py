@@ -10,10 +10,11 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgmonkey import AsyncDatabase, CommandTimeoutError
+from pgmonkey import AsyncDatabase, CommandTimeoutError, CommitUnknownError
 from pgmonkey._async.waiting import sleep
 
 from ..configs import pools
+from ..faults.proxy import FaultProxy
 
 Backends = Callable[[], list[tuple[int, str]]]
 Observer = psycopg.Connection[Any]
@@ -175,4 +176,48 @@ async def test_a_prepared_statement_that_is_gone_is_prepared_again(config: dict[
     async with database.connection() as connection:
         connection.pgconn.exec_(b"DEALLOCATE ALL")
     assert await database.fetch_value("SELECT 1") == 1
+    await database.close()
+
+
+async def test_a_connection_that_is_left_in_pipeline_mode_is_not_lent_again(config: dict[str, Any]) -> None:
+    database = AsyncDatabase(pools(config, max_size=1))
+    lease = await database.borrow()
+    lease.connection.pgconn.enter_pipeline_mode()
+    await lease.finish()
+    assert await database.fetch_value("SELECT 1") == 1
+    await database.close()
+
+
+@pytest.mark.parametrize("how", ["transaction", "commit"])
+async def test_a_commit_whose_answer_is_lost_has_an_error_of_its_own(
+    how: str, config: dict[str, Any], observer: Observer
+) -> None:
+    observer.execute("CREATE TABLE t (a int)")
+    connect = config["connection_settings"]
+    with FaultProxy(connect["host"], int(connect["port"])) as proxy:
+        through = {**config, "connection_settings": {**connect, "host": "127.0.0.1", "port": proxy.port}}
+        database = AsyncDatabase(pools(through, max_size=1))
+        with pytest.raises(CommitUnknownError, match="may have been committed") as caught:
+            async with database.transaction() if how == "transaction" else database.connection() as connection:
+                await connection.execute("INSERT INTO t VALUES (1)")
+                proxy.cut_after = 1
+                if how == "commit":
+                    await connection.commit()
+        assert isinstance(caught.value, psycopg.errors.TransactionResolutionUnknown)
+        assert caught.value.sqlstate == "08007"
+        assert isinstance(caught.value.__cause__, psycopg.OperationalError)
+        proxy.cut_after = 0
+        assert await database.fetch_value("SELECT count(*) FROM t") == 1, "it was committed"
+        await database.close()
+
+
+async def test_a_connection_that_is_lost_before_commit_is_not_an_unknown_commit(
+    config: dict[str, Any], observer: Observer
+) -> None:
+    database = AsyncDatabase(config)
+    with pytest.raises(psycopg.OperationalError) as caught:
+        async with database.transaction() as connection:
+            observer.execute("SELECT pg_terminate_backend(%s)", [connection.info.backend_pid])
+            await connection.execute("SELECT 1")
+    assert not isinstance(caught.value, CommitUnknownError)
     await database.close()
