@@ -223,9 +223,18 @@ class AsyncDatabase(Generic[Row]):
 
     async def execute_many(self, query: Statement, params_seq: Iterable[Params]) -> int:
         """Run *query* for each of *params_seq* in one transaction; return the number of rows affected in all."""
-        async with self.transaction() as connection, connection.cursor() as cursor:
-            await cursor.executemany(query, [params if params is not None else () for params in params_seq])
-            return cursor.rowcount
+        rows = [params if params is not None else () for params in params_seq]
+        unit = self.current_unit()
+        if unit is None:
+            async with self.transaction() as connection, connection.cursor() as cursor:
+                await cursor.executemany(query, rows)
+                return cursor.rowcount
+        # As each query method, it waits for its turn in the unit, and the next one waits for it.
+        async with unit.at_work():
+            connection = await unit.connection()
+            async with connection.transaction(), connection.cursor() as cursor:
+                await cursor.executemany(query, rows)
+                return cursor.rowcount
 
     def stream(self, query: Statement, params: Params = None, *, size: int = 1000) -> AsyncIterator[Row]:
         """Return an iterator over the rows of *query*, which come from a server-side cursor, *size* at a time.
@@ -269,14 +278,13 @@ class AsyncDatabase(Generic[Row]):
     async def _run(self, query: Statement, params: Params) -> AsyncIterator[AsyncCursor[Row]]:
         unit = self.current_unit()
         if unit is not None:
-            async with unit.at_work() as going_on:
-                if going_on:
-                    connection = await unit.connection()
-                    async with await self._execute(connection, query, params) as cursor:
-                        yield cursor
-                        if self._fast is not None:
-                            self._fast.learn(connection, query, params, cursor)
-                    return
+            async with unit.at_work():
+                connection = await unit.connection()
+                async with await self._execute(connection, query, params) as cursor:
+                    yield cursor
+                    if self._fast is not None:
+                        self._fast.learn(connection, query, params, cursor)
+            return
         handle = await self._pool()
         # Settings that hold for a transaction need one, also for a single statement.
         if handle.needs_transactions or (self._session_values is not None and self.session_values()):
@@ -323,6 +331,11 @@ class AsyncDatabase(Generic[Row]):
         lease = await self._borrow(timeout=timeout, autocommit=None)
         try:
             if values := self.session_values():
+                if lease.connection.autocommit:
+                    raise psycopg.ProgrammingError(
+                        "session_values hold until the end of a transaction, and the configuration says autocommit; "
+                        "use transaction()"
+                    )
                 await set_values(lease.connection, values)
             yield lease.connection
         except BaseException as error:

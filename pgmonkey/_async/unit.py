@@ -10,11 +10,11 @@ from types import TracebackType
 from typing import Any, Generic, Protocol, TypeAlias, cast
 
 import psycopg
-from psycopg import AsyncConnection, AsyncTransaction
+from psycopg import AsyncConnection, AsyncTransaction, Rollback
 from psycopg.pq import TransactionStatus
 from psycopg.rows import Row
 
-from .._driver.plan import DECLINED, Read
+from .._driver.plan import Read
 from .._driver.sql import Params, Statement
 from .._driver.transaction_mode import DEFAULT, TransactionMode
 from .._pool.place import Label
@@ -124,10 +124,16 @@ class AsyncUnitOfWork(Generic[Row]):
         return self._lease is not None
 
     @asynccontextmanager
-    async def at_work(self) -> AsyncIterator[bool]:
-        """Keep the unit from being finished while a query method runs; False when it was finished before."""
+    async def at_work(self) -> AsyncIterator[None]:
+        """Keep the unit from being finished while a query method runs.
+
+        Raises `GivenBackError` when it was finished while the method waited for its turn: a statement is never executed
+        outside the unit that it was called in.
+        """
         async with self._working:
-            yield not self.finished
+            if self.finished:
+                raise self._over()
+            yield
 
     async def answer(self, fast: AsyncFastPath, query: Statement, params: Params, read: Read) -> Any:
         """Do as `AsyncFastPath.run`, as part of this unit."""
@@ -135,8 +141,8 @@ class AsyncUnitOfWork(Generic[Row]):
         if not try_acquire(working):
             await working.acquire()
         try:
-            if self.finished:
-                return DECLINED
+            if self.finished:  # while it waited for its turn
+                raise self._over()
             lease = self._lease
             if lease is not None or not self._reads_alone:
                 lease = lease or await self._first_lease()
@@ -259,15 +265,19 @@ class AsyncUnitBlock(AbstractAsyncContextManager["AsyncUnitOfWork[Row]"], Generi
 
     def __init__(self, begin: Callable[[], AsyncUnitOfWork[Row]]) -> None:
         self._begin = begin
+        self._unit: AsyncUnitOfWork[Row] | None = None
 
     async def __aenter__(self) -> AsyncUnitOfWork[Row]:
+        if self._unit is not None:
+            raise _used("unit_of_work()")
         self._unit = self._begin()
         return self._unit
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._unit.finish(error)
+        if self._unit is not None:
+            await self._unit.finish(error)
 
 
 class AsyncTransactionBlock(AbstractAsyncContextManager["AsyncConnection[Row]"], Generic[Row]):
@@ -280,6 +290,8 @@ class AsyncTransactionBlock(AbstractAsyncContextManager["AsyncConnection[Row]"],
         self._savepoint: AbstractAsyncContextManager[AsyncTransaction] | None = None
 
     async def __aenter__(self) -> AsyncConnection[Row]:
+        if self._unit is not None or self._savepoint is not None:
+            raise _used("transaction()")
         outer: AsyncUnitOfWork[Row] | None = current_unit(self._source)
         if outer is None:
             unit: AsyncUnitOfWork[Row] = AsyncUnitOfWork(self._source, self._mode)
@@ -304,7 +316,12 @@ class AsyncTransactionBlock(AbstractAsyncContextManager["AsyncConnection[Row]"],
             return await self._savepoint.__aexit__(kind, error, traceback)
         if self._unit is not None:
             await self._unit.finish(error)
-        return None
+        # As psycopg's outermost block: Rollback() ends it, and the program goes on behind it.
+        return error is not None and isinstance(error, Rollback) and error.transaction is None
+
+
+def _used(method: str) -> RuntimeError:
+    return RuntimeError(f"this block was entered before, and each is good for one use; call {method} again")
 
 
 async def set_values(connection: AsyncAnyConnection, values: SessionValues) -> None:

@@ -221,9 +221,18 @@ class Database(Generic[Row]):
 
     def execute_many(self, query: Statement, params_seq: Iterable[Params]) -> int:
         """Run *query* for each of *params_seq* in one transaction; return the number of rows affected in all."""
-        with self.transaction() as connection, connection.cursor() as cursor:
-            cursor.executemany(query, [params if params is not None else () for params in params_seq])
-            return cursor.rowcount
+        rows = [params if params is not None else () for params in params_seq]
+        unit = self.current_unit()
+        if unit is None:
+            with self.transaction() as connection, connection.cursor() as cursor:
+                cursor.executemany(query, rows)
+                return cursor.rowcount
+        # As each query method, it waits for its turn in the unit, and the next one waits for it.
+        with unit.at_work():
+            connection = unit.connection()
+            with connection.transaction(), connection.cursor() as cursor:
+                cursor.executemany(query, rows)
+                return cursor.rowcount
 
     def stream(self, query: Statement, params: Params = None, *, size: int = 1000) -> Iterator[Row]:
         """Return an iterator over the rows of *query*, which come from a server-side cursor, *size* at a time.
@@ -267,14 +276,13 @@ class Database(Generic[Row]):
     def _run(self, query: Statement, params: Params) -> Iterator[Cursor[Row]]:
         unit = self.current_unit()
         if unit is not None:
-            with unit.at_work() as going_on:
-                if going_on:
-                    connection = unit.connection()
-                    with self._execute(connection, query, params) as cursor:
-                        yield cursor
-                        if self._fast is not None:
-                            self._fast.learn(connection, query, params, cursor)
-                    return
+            with unit.at_work():
+                connection = unit.connection()
+                with self._execute(connection, query, params) as cursor:
+                    yield cursor
+                    if self._fast is not None:
+                        self._fast.learn(connection, query, params, cursor)
+            return
         handle = self._pool()
         # Settings that hold for a transaction need one, also for a single statement.
         if handle.needs_transactions or (self._session_values is not None and self.session_values()):
@@ -321,6 +329,11 @@ class Database(Generic[Row]):
         lease = self._borrow(timeout=timeout, autocommit=None)
         try:
             if values := self.session_values():
+                if lease.connection.autocommit:
+                    raise psycopg.ProgrammingError(
+                        "session_values hold until the end of a transaction, and the configuration says autocommit; "
+                        "use transaction()"
+                    )
                 set_values(lease.connection, values)
             yield lease.connection
         except BaseException as error:

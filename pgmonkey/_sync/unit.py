@@ -12,11 +12,11 @@ from types import TracebackType
 from typing import Any, Generic, Protocol, TypeAlias, cast
 
 import psycopg
-from psycopg import Connection, Transaction
+from psycopg import Connection, Rollback, Transaction
 from psycopg.pq import TransactionStatus
 from psycopg.rows import Row
 
-from .._driver.plan import DECLINED, Read
+from .._driver.plan import Read
 from .._driver.sql import Params, Statement
 from .._driver.transaction_mode import DEFAULT, TransactionMode
 from .._pool.place import Label
@@ -126,10 +126,16 @@ class UnitOfWork(Generic[Row]):
         return self._lease is not None
 
     @contextmanager
-    def at_work(self) -> Iterator[bool]:
-        """Keep the unit from being finished while a query method runs; False when it was finished before."""
+    def at_work(self) -> Iterator[None]:
+        """Keep the unit from being finished while a query method runs.
+
+        Raises `GivenBackError` when it was finished while the method waited for its turn: a statement is never executed
+        outside the unit that it was called in.
+        """
         with self._working:
-            yield not self.finished
+            if self.finished:
+                raise self._over()
+            yield
 
     def answer(self, fast: FastPath, query: Statement, params: Params, read: Read) -> Any:
         """Do as `FastPath.run`, as part of this unit."""
@@ -137,8 +143,8 @@ class UnitOfWork(Generic[Row]):
         if not try_acquire(working):
             working.acquire()
         try:
-            if self.finished:
-                return DECLINED
+            if self.finished:  # while it waited for its turn
+                raise self._over()
             lease = self._lease
             if lease is not None or not self._reads_alone:
                 lease = lease or self._first_lease()
@@ -261,15 +267,19 @@ class UnitBlock(AbstractContextManager["UnitOfWork[Row]"], Generic[Row]):
 
     def __init__(self, begin: Callable[[], UnitOfWork[Row]]) -> None:
         self._begin = begin
+        self._unit: UnitOfWork[Row] | None = None
 
     def __enter__(self) -> UnitOfWork[Row]:
+        if self._unit is not None:
+            raise _used("unit_of_work()")
         self._unit = self._begin()
         return self._unit
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._unit.finish(error)
+        if self._unit is not None:
+            self._unit.finish(error)
 
 
 class TransactionBlock(AbstractContextManager["Connection[Row]"], Generic[Row]):
@@ -282,6 +292,8 @@ class TransactionBlock(AbstractContextManager["Connection[Row]"], Generic[Row]):
         self._savepoint: AbstractContextManager[Transaction] | None = None
 
     def __enter__(self) -> Connection[Row]:
+        if self._unit is not None or self._savepoint is not None:
+            raise _used("transaction()")
         outer: UnitOfWork[Row] | None = current_unit(self._source)
         if outer is None:
             unit: UnitOfWork[Row] = UnitOfWork(self._source, self._mode)
@@ -306,7 +318,12 @@ class TransactionBlock(AbstractContextManager["Connection[Row]"], Generic[Row]):
             return self._savepoint.__exit__(kind, error, traceback)
         if self._unit is not None:
             self._unit.finish(error)
-        return None
+        # As psycopg's outermost block: Rollback() ends it, and the program goes on behind it.
+        return error is not None and isinstance(error, Rollback) and error.transaction is None
+
+
+def _used(method: str) -> RuntimeError:
+    return RuntimeError(f"this block was entered before, and each is good for one use; call {method} again")
 
 
 def set_values(connection: AnyConnection, values: SessionValues) -> None:

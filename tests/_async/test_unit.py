@@ -244,6 +244,37 @@ async def test_a_retry_in_a_transaction_that_has_begun_is_refused(database: Asyn
 # -- session values ---------------------------------------------------------------------------------------------------
 
 
+async def test_rollback_ends_a_transaction_block_as_psycopgs(database: AsyncDatabase, observer: Observer) -> None:
+    async with database.transaction():
+        await database.execute("INSERT INTO t VALUES (1)")
+        raise psycopg.Rollback
+    async with database.transaction():
+        async with database.transaction():
+            await database.execute("INSERT INTO t VALUES (2)")
+            raise psycopg.Rollback
+        await database.execute("INSERT INTO t VALUES (3)")
+    assert rows(observer) == [3]
+
+
+async def test_a_rollback_of_another_block_is_raised(database: AsyncDatabase, observer: Observer) -> None:
+    with pytest.raises(psycopg.Rollback):
+        async with database.transaction() as connection:
+            async with connection.transaction() as inner:
+                pass
+            raise psycopg.Rollback(inner)
+
+
+@pytest.mark.parametrize("method", ["transaction", "unit_of_work"])
+async def test_a_block_is_good_for_one_use(method: str, database: AsyncDatabase, observer: Observer) -> None:
+    block = getattr(database, method)()
+    async with block:
+        await database.execute("INSERT INTO t VALUES (1)")
+    with pytest.raises(RuntimeError, match=method):
+        async with block:
+            await database.execute("INSERT INTO t VALUES (2)")
+    assert rows(observer) == [1]
+
+
 @pytest.fixture
 def tenant(config: dict[str, Any], observer: Observer, dbname: str) -> Iterator[dict[str, Any]]:
     """The values that the next transaction gets, for a table whose rows only their tenant sees."""
@@ -283,6 +314,20 @@ async def test_session_values_hold_wherever_a_statement_runs(config: dict[str, A
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         await database.execute("INSERT INTO notes VALUES (2, 'not mine')")
     assert await database.execute("INSERT INTO notes VALUES (1, 'mine')") == 1
+
+
+async def test_session_values_are_refused_where_there_is_no_transaction(
+    config: dict[str, Any], tenant: dict[str, Any]
+) -> None:
+    config["connection_settings"]["autocommit"] = True
+    database = AsyncDatabase(config, session_values=lambda: tenant)
+    tenant["app.tenant"] = 1
+    with pytest.raises(psycopg.ProgrammingError, match=r"use transaction\(\)"):
+        async with database.connection():
+            pytest.fail("without its tenant")
+    async with database.transaction():
+        assert await database.fetch_value("SELECT current_setting('app.tenant')") == "1"
+    await database.close()
 
 
 async def test_session_values_of_a_stream_are_those_of_the_call(config: dict[str, Any], tenant: dict[str, Any]) -> None:

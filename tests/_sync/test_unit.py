@@ -238,6 +238,37 @@ def test_a_retry_in_a_transaction_that_has_begun_is_refused(database: Database, 
 # -- session values ---------------------------------------------------------------------------------------------------
 
 
+def test_rollback_ends_a_transaction_block_as_psycopgs(database: Database, observer: Observer) -> None:
+    with database.transaction():
+        database.execute("INSERT INTO t VALUES (1)")
+        raise psycopg.Rollback
+    with database.transaction():
+        with database.transaction():
+            database.execute("INSERT INTO t VALUES (2)")
+            raise psycopg.Rollback
+        database.execute("INSERT INTO t VALUES (3)")
+    assert rows(observer) == [3]
+
+
+def test_a_rollback_of_another_block_is_raised(database: Database, observer: Observer) -> None:
+    with pytest.raises(psycopg.Rollback):
+        with database.transaction() as connection:
+            with connection.transaction() as inner:
+                pass
+            raise psycopg.Rollback(inner)
+
+
+@pytest.mark.parametrize("method", ["transaction", "unit_of_work"])
+def test_a_block_is_good_for_one_use(method: str, database: Database, observer: Observer) -> None:
+    block = getattr(database, method)()
+    with block:
+        database.execute("INSERT INTO t VALUES (1)")
+    with pytest.raises(RuntimeError, match=method):
+        with block:
+            database.execute("INSERT INTO t VALUES (2)")
+    assert rows(observer) == [1]
+
+
 @pytest.fixture
 def tenant(config: dict[str, Any], observer: Observer, dbname: str) -> Iterator[dict[str, Any]]:
     """The values that the next transaction gets, for a table whose rows only their tenant sees."""
@@ -277,6 +308,20 @@ def test_session_values_hold_wherever_a_statement_runs(config: dict[str, Any], t
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         database.execute("INSERT INTO notes VALUES (2, 'not mine')")
     assert database.execute("INSERT INTO notes VALUES (1, 'mine')") == 1
+
+
+def test_session_values_are_refused_where_there_is_no_transaction(
+    config: dict[str, Any], tenant: dict[str, Any]
+) -> None:
+    config["connection_settings"]["autocommit"] = True
+    database = Database(config, session_values=lambda: tenant)
+    tenant["app.tenant"] = 1
+    with pytest.raises(psycopg.ProgrammingError, match=r"use transaction\(\)"):
+        with database.connection():
+            pytest.fail("without its tenant")
+    with database.transaction():
+        assert database.fetch_value("SELECT current_setting('app.tenant')") == "1"
+    database.close()
 
 
 def test_session_values_of_a_stream_are_those_of_the_call(config: dict[str, Any], tenant: dict[str, Any]) -> None:

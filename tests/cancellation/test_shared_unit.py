@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from psycopg.errors import QueryCanceled
 
-from pgmonkey import AsyncDatabase, CancelledUnitError, Database, PoolTimeoutError
+from pgmonkey import AsyncDatabase, CancelledUnitError, Database, GivenBackError, PoolTimeoutError
 
 from ..configs import prepared
 
@@ -155,8 +155,25 @@ async def test_finish_waits_for_a_running_query(config: dict[str, Any], observer
     await asyncio.sleep(0.02)
     await unit.finish()
     assert observer.execute("SELECT count(*) FROM t").fetchone() == (1,)
-    await asyncio.gather(*queries)
-    assert observer.execute("SELECT count(*) FROM t").fetchone() == (3,), "what came later is its own transaction"
+    outcomes = await asyncio.gather(*queries, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [int, GivenBackError, GivenBackError]
+    assert observer.execute("SELECT count(*) FROM t").fetchone() == (1,), "nothing runs outside its unit"
+
+
+async def test_execute_many_waits_for_its_turn(config: dict[str, Any], observer: Observer) -> None:
+    observer.execute("CREATE TABLE t (a int)")
+    database = AsyncDatabase(config)
+    for _ in range(10):
+        async with database.transaction():
+            insert = "INSERT INTO t VALUES (%s)"
+            counts = await asyncio.gather(
+                database.execute_many(insert, [[1], [2]]),
+                database.execute(insert, [3]),
+                database.execute_many(insert, [[4], [5], [6]]),
+            )
+            assert counts == [2, 1, 3]
+    assert observer.execute("SELECT count(*) FROM t").fetchone() == (60,)
+    await database.close()
 
 
 @pytest.mark.parametrize("first_read", [True, False])
