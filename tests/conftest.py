@@ -27,7 +27,11 @@ ON_CI = bool(os.environ.get("CI"))
 REFUSED = "Connection refused|server closed the connection unexpectedly"
 # What drives commands, servers and projects from outside is run on the oldest and on the newest Python only.  What can
 # differ between them and on no other is how processes fork and end, garbage, event loops, threads and what calls cost.
-PROGRAMS = {"cli", "contract", "django", "docs", "examples", "seed", "test_embedded.py"}
+# What depends on the interpreter no more than on what is tested at both ends: programs, frameworks, files.
+AT_BOTH_ENDS = {
+    *("cli", "compat", "config", "contract", "django", "docs", "examples", "fastapi", "flask", "seed"),
+    *("test_embedded.py", "test_structure.py"),
+}
 _SERVERS = "(?:flask|fastapi|django)(?:-sync|-gthread|-uvloop|-hypercorn)?"
 _numbers = itertools.count(1)
 _server: Server | None = None
@@ -55,12 +59,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave the fault suite out unless it is asked for, and with ``--every-python`` the programs."""
+    """Leave the fault suite out unless it is asked for, and with ``--every-python`` what runs at both ends."""
     if collection_path.parent != ROOT / "tests":
         return None
     if collection_path.name == "faults" and not config.getoption("--faults"):
         return True
-    return True if collection_path.name in PROGRAMS and config.getoption("--every-python") else None
+    return True if collection_path.name in AT_BOTH_ENDS and config.getoption("--every-python") else None
 
 
 def pytest_configure(config: pytest.Config) -> None:
