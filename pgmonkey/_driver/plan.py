@@ -131,7 +131,7 @@ class Plans:
     """The plans of one connection, by statement and session parameters: about 100; one more, and all are dropped.
 
     psycopg's dumpers and loaders look at TimeZone, DateStyle, IntervalStyle and client_encoding when they are made, so
-    a plan is good for the values that it was learnt under.  See `psycopg.types.datetime` and `psycopg._encodings`.
+    a plan is good for the values that it was learnt under.  See `psycopg.types.datetime`.
     """
 
     def __init__(self, connection: AnyConnection, prepared: Prepared) -> None:
