@@ -36,7 +36,7 @@ else:
 
 # Seconds that an interrupted borrower waits for the end of its statement; then the connection is closed, not kept.
 _PATIENCE = 0.75
-_NOT_GIVEN: Any = object()
+_NOT_GIVEN = -1.0
 
 OnError = Callable[[psycopg.Error, PGconn], None]
 
@@ -61,7 +61,7 @@ class AsyncGuard(_Base):
             prepared.expect(getattr(gen, "__name__", ""))
         try:
             options: dict[str, object] = {} if interval is None else {"interval": interval}
-            if timeout is not _NOT_GIVEN:
+            if timeout != _NOT_GIVEN:
                 options["timeout"] = timeout
             if options:
                 result: T = await watcher.run_as_psycopg(gen, limit, **options)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 from psycopg import ProgrammingError, capabilities, pq
 from psycopg.conninfo import conninfo_to_dict
@@ -41,6 +41,10 @@ _SECTIONS = (
 _PARAMETER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_$]*(\.[A-Za-z_][A-Za-z0-9_$]*)*\Z")
 
 
+Hook: TypeAlias = Callable[..., Any]
+"""A function that is given a connection; of async pools, a coroutine function."""
+
+
 @dataclass(frozen=True)
 class PoolSettings:
     """The parameters of a pool, named and meant as in psycopg_pool: sizes in connections, times in seconds."""
@@ -61,9 +65,9 @@ class PoolSettings:
     open_timeout: float = 0.0
     leak_detection_threshold: float = 0.0
     # Untyped results, because both kinds of pool have them: an async pool takes coroutine functions.
-    configure: Callable[..., Any] | None = None
-    check: Callable[..., Any] | None = None
-    reset: Callable[..., Any] | None = None
+    configure: Hook | None = None
+    check: Hook | None = None
+    reset: Hook | None = None
     reconnect_failed: Callable[..., object] | None = None
     connection_class: type[Any] | None = None
     kwargs: Mapping[str, object] = field(default_factory=dict)

@@ -26,6 +26,8 @@ from .deadlines import connecting_until, limited_connecting
 from .psycopg_types import AnyConnection
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     _Base = AnyConnection
 else:
     _Base = object
@@ -44,8 +46,8 @@ class LendableConnection(_Base):
     _pool: Any = True
 
     @classmethod
-    def _connect_gen(cls, *arguments: Any, **options: Any) -> PQGenConn[Any]:
-        connecting: PQGenConn[Any] = super()._connect_gen(*arguments, **options)
+    def _connect_gen(cls, *arguments: Any, **options: Any) -> PQGenConn[Self]:
+        connecting: PQGenConn[Self] = super()._connect_gen(*arguments, **options)
         deadline = connecting_until.get()
         return connecting if deadline is None else limited_connecting(connecting, deadline)
 
@@ -127,15 +129,16 @@ def lendable(connection_class: type[C], guard: type) -> type[C]:
     """
     if LENDING_ERROR is not None:
         raise PgmonkeyError(LENDING_ERROR)
-    return cast("type[C]", _lendable(cast(Any, connection_class), cast(Any, guard)))
+    return cast("type[C]", _lendable(connection_class, guard))  # type: ignore[arg-type]  # classes are hashable
 
 
 @lru_cache
-def _lendable(connection_class: Any, guard: Any) -> Any:
+def _lendable(connection_class: type, guard: type) -> type:
     name, module = connection_class.__name__, {"__module__": connection_class.__module__}
     lent: Any = type(name, (LendableConnection, guard, connection_class), module)
     lent.when_taken_back = type(name, (_TakenBack, lent), module)
-    return lent
+    made: type = lent
+    return made
 
 
 def lend(pooled: C, *, autocommit: bool, prepare_threshold: int | None, context: AdaptContext | None) -> C:
