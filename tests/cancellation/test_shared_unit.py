@@ -171,7 +171,7 @@ async def test_execute_many_waits_for_its_turn(config: dict[str, Any], observer:
                 database.execute(insert, [3]),
                 database.execute_many(insert, [[4], [5], [6]]),
             )
-            assert counts == [2, 1, 3]
+            assert list(counts) == [2, 1, 3]
     assert observer.execute("SELECT count(*) FROM t").fetchone() == (60,)
     await database.close()
 
