@@ -13,7 +13,7 @@ from .renaming import NAMES, Copies, Outcome
 
 # One or two of each group of names in compat.  ``nox -s compat`` renames all, which takes a minute and a half.
 SOME = (
-    *("_autocommit", "_connect_gen", "_notifies_backlog", "_pool", "_start_query", "lock", "wait"),
+    *("_autocommit", "_connect_gen", "_notifies_backlog", "_pool", "_start_query", "lock"),
     *("_prepared", "maybe_add_to_cache", "_tpc", "PostgresQuery", "_loaders", "_set_results", "_exit_gen"),
 )
 JOBS = 3  # on two cores, since each run waits a good part of its time
