@@ -3,7 +3,8 @@
 psycopg may rename what is private in any release.  So each name is looked for when pgmonkey is imported.  Names that
 make things faster are optional: without one of them, the fast path is off and psycopg does the work.  Names that are
 needed to lend a connection are required: without one of them, a pool refuses to connect.  Either way one line says so.
-Only modules of `pgmonkey._driver` may use these names; docs/design.md says how a new psycopg is taken in.
+Only modules of `pgmonkey._driver` may use those that begin with an underscore; docs/design.md says how a new psycopg is
+taken in.
 """
 
 from __future__ import annotations
