@@ -53,7 +53,7 @@ def _count(function: Callable[[], Any]) -> int:
 LIMITS = {
     "fetch_one": (31, 84),
     "fetch_one with parameters": (33, 86),
-    "unit of work that reads once": (77, 136),
+    "unit of work that reads once": (84, 195),
     "transaction with one statement": (132, 247),
 }
 

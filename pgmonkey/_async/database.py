@@ -396,10 +396,7 @@ class AsyncDatabase(Generic[Row]):
             return await function()
 
     def unit_of_work(self) -> AsyncUnitBlock[Row]:
-        """Open a unit of work for a block: a `transaction` that borrows only when a query method needs a connection.
-
-        When the first query only reads, the transaction begins with the next one; see `AsyncUnitOfWork`.
-        """
+        """Open a unit of work for a block: a `transaction` that borrows only when a query method needs a connection."""
         return AsyncUnitBlock(self.begin)
 
     def begin(
@@ -416,7 +413,7 @@ class AsyncDatabase(Generic[Row]):
         *label* returns for whom it works, for log messages; *on_borrow* is called when it has borrowed a connection.
         """
         mode = TransactionMode.of(isolation, read_only, deferrable)
-        return enter(AsyncUnitOfWork(self, mode, label, on_borrow, reads_alone=True))
+        return enter(AsyncUnitOfWork(self, mode, label, on_borrow))
 
     def current_unit(self) -> AsyncUnitOfWork[Row] | None:
         """Return the innermost unfinished unit of work of this database that the current context is in."""

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from types import FrameType
 from typing import Any, Protocol
 
 import psycopg
 from psycopg import rows
 from psycopg.abc import Params
-from psycopg.errors import ReadOnlySqlTransaction, error_from_result
+from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
 from psycopg.rows import tuple_row
 
-from .._driver.begin import (
-    begin_statement,
-    send_in_read_only_transaction,
-    send_text_with_begin,
-    send_with_begin,
-    send_with_begin_and_ask,
-)
+from .._driver.begin import begin_statement, send_text_with_begin, send_with_begin
 from .._driver.compat import FAST_PATH, PIPELINES, PostgresQuery
 from .._driver.plan import DECLINED, Plan, Read, adapters_of, is_plain, read_count
 from .._driver.prepared import is_outdated
@@ -39,37 +32,23 @@ _MAX_KEYS = 200
 _FATAL, _IDLE = int(ExecStatus.FATAL_ERROR), int(TransactionStatus.IDLE)
 
 
-async def execute_plan(pooled: AsyncPooledConnection, plan: Plan, begin: bytes | None, alone: bool = False) -> PGresult:
-    """Execute *plan* on a connection whose lock is held, with the BEGIN that it needs before it.
-
-    With *alone*, a plan that only reads may have a transaction of its own instead, in the same message.
-    """
+async def execute_plan(pooled: AsyncPooledConnection, plan: Plan, begin: bytes | None) -> PGresult:
+    """Execute *plan* on a connection whose lock is held, with the BEGIN that it needs before it."""
     pgconn, prepared = pooled.pgconn, pooled.prepared
-    # Which result is the statement's: the last after BEGIN, the second between BEGIN and COMMIT.
-    answer, asked = -1, None
     if not plan.harmless:
         prepared.expect("")  # it may leave something in the session
     try:
         if begin is None:
             plan.send(plan.name, plan.params, plan.formats)
-        elif not (alone and plan.reads) or prepared.reading is False:
-            send_with_begin(pgconn, begin, plan.name, plan.params, plan.formats)
-        elif prepared.reading is None:
-            asked = prepared.names_for_reading()
-            send_with_begin_and_ask(pgconn, asked, plan.name, plan.params, plan.formats)
         else:
-            send_in_read_only_transaction(pgconn, prepared.reading, plan.name, plan.params, plan.formats)
-            answer = 1
+            send_with_begin(pgconn, begin, plan.name, plan.params, plan.formats)
         plan.params = None  # which may be large
         results = await pooled.watcher.fetch(pooled.connection.__dict__["command_timeout"])
         check_results(results, pooled.connection)
     except BaseException as error:
         await after_error(pooled.connection, error)
         raise
-    if asked is not None:
-        # At a higher level a first read would fix the snapshot of the whole transaction, so it belongs to it.
-        prepared.reading = asked if results[-2].get_value(0, 0) == b"read committed" else False
-    return results[answer]
+    return results[-1]
 
 
 async def execute_text(pooled: AsyncPooledConnection, query: PostgresQuery, begin: bytes | None) -> list[PGresult]:
@@ -116,9 +95,7 @@ class AsyncFastPath:
         # What identifies each statement, without and with parameters; its plan is kept with each connection.
         self._without: dict[object, object] = {}
         self._with: dict[object, object] = {}
-        self._reading: set[object] = set()
         self._limit = blueprint.command_timeout
-        self._reads_alone = not blueprint.pgbouncer  # it may send a prepared BEGIN to a session that lacks it
         self._loop = pool.loop
         self.possible = (
             FAST_PATH
@@ -145,19 +122,7 @@ class AsyncFastPath:
         if plan is not None:
             if len(keys) >= _MAX_KEYS:
                 keys.clear()
-                self._reading.clear()
             keys[statement] = key
-            if plan.reads:
-                self._reading.add(key)
-
-    def take_for_reading(
-        self, statement: Statement, params: Params | None, frame: FrameType
-    ) -> AsyncPooledConnection | None:
-        """Lend an idle connection to *frame* if *statement* only reads; None otherwise."""
-        if statement.__class__ is not str or (self._loop is not None and self._loop is not current_loop()):
-            return None
-        key = (self._without if params is None else self._with).get(statement)
-        return self.pool.take_idle(frame) if key in self._reading else None
 
     async def run(self, statement: Statement, params: Params | None, read: Read) -> Any:
         """Execute *statement* alone and return what *read* makes of the answer; `DECLINED` when nothing was done."""
@@ -191,10 +156,8 @@ class AsyncFastPath:
         finally:
             pool.give_back(pooled)
 
-    async def run_on(
-        self, lease: Borrowed, statement: Statement, params: Params | None, read: Read, *, alone: bool
-    ) -> Any:
-        """Do as `run`, on a borrowed connection; *alone* as for `execute_plan`."""
+    async def run_on(self, lease: Borrowed, statement: Statement, params: Params | None, read: Read) -> Any:
+        """Do as `run`, on a borrowed connection."""
         pooled = lease.pooled
         if statement.__class__ is not str or pooled is None:
             return DECLINED
@@ -217,17 +180,13 @@ class AsyncFastPath:
                 return DECLINED
             begin = None if not first else b"BEGIN" if connection is None else begin_statement(connection)
             try:
-                alone = alone and connection is None and self._reads_alone
-                return read(plan, await execute_plan(pooled, plan, begin, alone))
+                return read(plan, await execute_plan(pooled, plan, begin))
             except psycopg.Error as error:
-                if isinstance(error, ReadOnlySqlTransaction) and first and plan.reads:
-                    plan.reads = False  # a view that it reads calls a function that writes
-                elif is_outdated(error):
-                    self.pool.forget_plans()
-                    if not first:
-                        raise  # the transaction has failed with it, and earlier work cannot be repeated
-                else:
+                if not is_outdated(error):
                     raise
+                self.pool.forget_plans()
+                if not first:
+                    raise  # the transaction has failed with it, and earlier work cannot be repeated
         finally:
             lock.release()
         # Nothing else was in the transaction: roll back, and let psycopg run the statement in a new one.

@@ -14,14 +14,13 @@ from psycopg.pq.abc import PGresult
 from .._driver.cancel import hang_up, request_cancel
 from .._driver.lending import lend, route_notices, take_back
 from .._driver.psycopg_types import RowFactory
-from .._pool.place import Place
 from ..errors import CommitUnknownError, GivenBackError
 from .connector import AsyncPooledConnection
 from .cursor import fast_cursor
 from .guard import after_error
 from .pool import AsyncPool
 from .psycopg_types import AsyncAnyConnection
-from .waiting import Caller, acquire, cannot_wait, try_acquire, wait_for
+from .waiting import acquire, cannot_wait, try_acquire, wait_for
 
 logger = logging.getLogger("pgmonkey")
 
@@ -92,12 +91,6 @@ class AsyncLease:
         if self.pooled is None:
             take_back(first)
         return first
-
-    def release_frame(self, pooled: AsyncPooledConnection) -> None:
-        """Replace the borrower's frame by a `Place`, so that the frame can be freed."""
-        if pooled.frame is not None:
-            pooled.lent_at = Place.above(pooled.frame, pooled.label, Caller.current())
-            pooled.frame = None
 
     @property
     def active(self) -> bool:

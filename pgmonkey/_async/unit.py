@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
@@ -43,8 +42,7 @@ class AsyncUnitOfWork(Generic[Row]):
     """What a request, or a transaction block, does: all of it on one connection, committed or rolled back as one.
 
     The connection is borrowed by the first query method, or by `connection`.  `pgmonkey.AsyncDatabase.begin` makes a
-    unit.  With *reads_alone*, a first query that only reads has a read-only transaction of its own, in one round trip;
-    the unit's transaction begins with the next one.
+    unit.
     """
 
     def __init__(
@@ -53,12 +51,9 @@ class AsyncUnitOfWork(Generic[Row]):
         mode: TransactionMode,
         label: Label | None = None,
         on_borrow: Callable[[], None] | None = None,
-        *,
-        reads_alone: bool = False,
     ) -> None:
         self.source = source
         self.finished = False
-        self._reads_alone = reads_alone
         self._mode = mode
         self._label = label
         self._on_borrow = on_borrow
@@ -143,34 +138,10 @@ class AsyncUnitOfWork(Generic[Row]):
         try:
             if self.finished:  # while it waited for its turn
                 raise self._over()
-            lease = self._lease
-            if lease is not None or not self._reads_alone:
-                lease = lease or await self._first_lease()
-                return await fast.run_on(lease, query, params, read, alone=False)
-            # Only the first query may have a transaction of its own: the ones after it must see the same one.
-            self._reads_alone = False
-            lease = self._lease_for_reading(fast, query, params) or await self._first_lease()
-            try:
-                return await fast.run_on(lease, query, params, read, alone=True)
-            finally:
-                if lease.pooled is not None:
-                    lease.release_frame(lease.pooled)
+            lease = self._lease or await self._first_lease()
+            return await fast.run_on(lease, query, params, read)
         finally:
             working.release()
-
-    def _lease_for_reading(self, fast: AsyncFastPath, query: Statement, params: Params) -> AsyncLease | None:
-        """Borrow for a first query that only reads; None when the usual way is to be taken."""
-        if self._mode is not DEFAULT or self._cancelled is not None or self.source.session_values():
-            return None
-        pooled = fast.take_for_reading(query, params, sys._getframe(1))
-        if pooled is None:
-            return None
-        pooled.label = self._label
-        lease = self._lease = AsyncLease(fast.pool, pooled, autocommit=False)
-        lease.row_factory, lease.in_unit = fast.row_factory, True
-        if self._on_borrow is not None:
-            self._on_borrow()
-        return lease
 
     async def set_mode(self, mode: TransactionMode) -> None:
         """Choose the mode of the transaction; raise `psycopg.ProgrammingError` when it has begun already."""

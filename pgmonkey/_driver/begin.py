@@ -43,35 +43,6 @@ def send_text_with_begin(pgconn: PGconn, begin: bytes, text: bytes) -> None:
     pipeline_sync(pgconn)
 
 
-def send_in_read_only_transaction(
-    pgconn: PGconn, transaction: tuple[bytes, bytes], name: bytes, params: _Params, formats: Sequence[int] | None
-) -> None:
-    """Send the execution of the prepared statement *name* between BEGIN and COMMIT, which are prepared statements."""
-    begin, end = transaction
-    pgconn.enter_pipeline_mode()
-    pgconn.send_query_prepared(begin, None)
-    pgconn.send_query_prepared(name, params, formats)
-    pgconn.send_query_prepared(end, None)
-    pipeline_sync(pgconn)
-
-
-def send_with_begin_and_ask(
-    pgconn: PGconn, transaction: tuple[bytes, bytes], name: bytes, params: _Params, formats: Sequence[int] | None
-) -> None:
-    """Do as `send_with_begin`, and prepare *transaction* for `send_in_read_only_transaction`.
-
-    The isolation level is asked for, too: it is the last result but one.
-    """
-    begin, end = transaction
-    pgconn.enter_pipeline_mode()
-    pgconn.send_prepare(begin, b"BEGIN READ ONLY")
-    pgconn.send_prepare(end, b"COMMIT")
-    pgconn.send_query_params(b"BEGIN", None)
-    pgconn.send_query_params(b"SHOW transaction_isolation", None)
-    pgconn.send_query_prepared(name, params, formats)
-    pipeline_sync(pgconn)
-
-
 def _find_pipeline_sync() -> Callable[[int | None], int] | None:
     """Return libpq's ``PQpipelineSync`` to be called without the GIL; None where it is not found.
 

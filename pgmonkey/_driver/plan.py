@@ -19,7 +19,7 @@ from psycopg.pq.abc import PGconn, PGresult
 from .compat import FAST_PATH, PIPELINES, PostgresQuery
 from .prepared import Prepared
 from .psycopg_types import AnyConnection, AnyCursor, RowFactory
-from .sql import Statement, is_harmless, leaves_state, only_reads
+from .sql import Statement, is_harmless, leaves_state
 
 DECLINED: Any = object()
 """Returned by the fast path when it did nothing: the caller uses psycopg."""
@@ -63,7 +63,7 @@ class Plan:
 
     __slots__ = (
         *("_count", "_key", "_bookkeeping", "_converter", "_types", "_wanted", "dumpers", "formats", "harmless"),
-        *("has_rows", "loaders", "make_row", "name", "params", "reads", "send", "session", "transformer"),
+        *("has_rows", "loaders", "make_row", "name", "params", "send", "session", "transformer"),
     )
 
     def __init__(
@@ -84,7 +84,6 @@ class Plan:
         self.has_rows = cursor.description is not None
         self.make_row = row_factory(cursor)
         self.harmless = is_harmless(query.query)
-        self.reads = only_reads(query.query)
         self.send = pgconn.send_query_prepared
         # psycopg copies these maps before it changes them, so a type registered later is seen as another map.
         self.dumpers, self.loaders = psycopg.adapters._dumpers[_AUTO], psycopg.adapters._loaders[0]

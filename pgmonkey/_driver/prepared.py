@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import psycopg
 
 from .compat import GENERATORS, PostgresQuery, Prepare, PrepareManager
@@ -47,12 +45,6 @@ class Prepared(PrepareManager):
         """Whether something may be left in the session."""
         self._unclean_before = False
         """`unclean` as it was before the running statement; restored when that is harmless."""
-        self._generation = 0
-        self.reading: tuple[bytes, bytes] | Literal[False] | None = None
-        """The names of the prepared BEGIN and COMMIT around a single read.
-
-        False where a read may not have a transaction of its own; None as long as that is not known.
-        """
 
     @classmethod
     def install(cls, connection: AnyConnection) -> Prepared:
@@ -80,11 +72,6 @@ class Prepared(PrepareManager):
         self.unclean = self._unclean_before
         self.note(query)
         return super().maybe_add_to_cache(query, prep, name)
-
-    def clear(self) -> bool:
-        """Have psycopg deallocate everything, the prepared BEGIN and COMMIT too."""
-        self.reading = None
-        return super().clear()
 
     # -- what may be left in the session ----------------------------------------------------------------------------
 
@@ -136,7 +123,6 @@ class Prepared(PrepareManager):
 
     def _forget(self) -> None:
         self._foreign = False
-        self.reading = None
         self._counts.clear()
         self._names.clear()
         self._to_flush.clear()
@@ -146,8 +132,3 @@ class Prepared(PrepareManager):
     def name_of(self, key: Key) -> bytes | None:
         """Return the name of the statement prepared for *key*."""
         return None if self.stale else self._names.get(key)
-
-    def names_for_reading(self) -> tuple[bytes, bytes]:
-        """Return two names under which nothing is prepared."""
-        self._generation += 1
-        return b"pgmonkey_begin_%d" % self._generation, b"pgmonkey_end_%d" % self._generation

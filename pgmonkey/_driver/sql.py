@@ -1,4 +1,4 @@
-"""SQL as the query methods are given it: whether it only reads, and whether it may leave something in the session."""
+"""SQL as the query methods are given it: whether it may leave something in the session."""
 
 from __future__ import annotations
 
@@ -49,13 +49,6 @@ ts_rank unnest upper variance version websearch_to_tsquery width_bucket
 """
 _HARMLESS = frozenset(_HARMLESS_NAMES.split())
 
-_READING = re.compile(r"[\s(]*(SELECT|VALUES|TABLE|WITH)\b", re.IGNORECASE)
-# Words that write or lock, and those whose value is the time when the transaction began.
-_MORE_THAN_READING = re.compile(
-    r"\b(INSERT|UPDATE|DELETE|MERGE|INTO|FOR|now|age|today|tomorrow|yesterday|current_\w+|localtime\w*)\b",
-    re.IGNORECASE,
-)
-
 
 def leaves_state(query: Statement) -> bool:
     """Tell whether *query* might leave something behind in the session, so that it must be cleaned after it.
@@ -87,16 +80,6 @@ def is_harmless(text: bytes) -> bool:
 def is_one_plain(text: str) -> bool:
     """Tell whether *text* is certainly one single plain query."""
     return len(text) <= _MAX_LENGTH and bool(_PLAIN.match(text)) and ";" not in text
-
-
-def only_reads(text: bytes) -> bool:
-    """Tell whether *text* is a harmless query that, as a first one, returns the same in a transaction of its own.
-
-    Holds at READ COMMITTED, where each statement sees what is committed when it begins.  A function behind a view or a
-    policy may write nevertheless.
-    """
-    plain = text.decode(errors="replace")
-    return is_harmless(text) and bool(_READING.match(plain)) and not _MORE_THAN_READING.search(plain)
 
 
 @lru_cache(maxsize=1024)

@@ -394,10 +394,7 @@ class Database(Generic[Row]):
             return function()
 
     def unit_of_work(self) -> UnitBlock[Row]:
-        """Open a unit of work for a block: a `transaction` that borrows only when a query method needs a connection.
-
-        When the first query only reads, the transaction begins with the next one; see `UnitOfWork`.
-        """
+        """Open a unit of work for a block: a `transaction` that borrows only when a query method needs a connection."""
         return UnitBlock(self.begin)
 
     def begin(
@@ -414,7 +411,7 @@ class Database(Generic[Row]):
         *label* returns for whom it works, for log messages; *on_borrow* is called when it has borrowed a connection.
         """
         mode = TransactionMode.of(isolation, read_only, deferrable)
-        return enter(UnitOfWork(self, mode, label, on_borrow, reads_alone=True))
+        return enter(UnitOfWork(self, mode, label, on_borrow))
 
     def current_unit(self) -> UnitOfWork[Row] | None:
         """Return the innermost unfinished unit of work of this database that the current context is in."""

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -45,8 +44,7 @@ class UnitOfWork(Generic[Row]):
     """What a request, or a transaction block, does: all of it on one connection, committed or rolled back as one.
 
     The connection is borrowed by the first query method, or by `connection`.  `pgmonkey.Database.begin` makes a
-    unit.  With *reads_alone*, a first query that only reads has a read-only transaction of its own, in one round trip;
-    the unit's transaction begins with the next one.
+    unit.
     """
 
     def __init__(
@@ -55,12 +53,9 @@ class UnitOfWork(Generic[Row]):
         mode: TransactionMode,
         label: Label | None = None,
         on_borrow: Callable[[], None] | None = None,
-        *,
-        reads_alone: bool = False,
     ) -> None:
         self.source = source
         self.finished = False
-        self._reads_alone = reads_alone
         self._mode = mode
         self._label = label
         self._on_borrow = on_borrow
@@ -145,34 +140,10 @@ class UnitOfWork(Generic[Row]):
         try:
             if self.finished:  # while it waited for its turn
                 raise self._over()
-            lease = self._lease
-            if lease is not None or not self._reads_alone:
-                lease = lease or self._first_lease()
-                return fast.run_on(lease, query, params, read, alone=False)
-            # Only the first query may have a transaction of its own: the ones after it must see the same one.
-            self._reads_alone = False
-            lease = self._lease_for_reading(fast, query, params) or self._first_lease()
-            try:
-                return fast.run_on(lease, query, params, read, alone=True)
-            finally:
-                if lease.pooled is not None:
-                    lease.release_frame(lease.pooled)
+            lease = self._lease or self._first_lease()
+            return fast.run_on(lease, query, params, read)
         finally:
             working.release()
-
-    def _lease_for_reading(self, fast: FastPath, query: Statement, params: Params) -> Lease | None:
-        """Borrow for a first query that only reads; None when the usual way is to be taken."""
-        if self._mode is not DEFAULT or self._cancelled is not None or self.source.session_values():
-            return None
-        pooled = fast.take_for_reading(query, params, sys._getframe(1))
-        if pooled is None:
-            return None
-        pooled.label = self._label
-        lease = self._lease = Lease(fast.pool, pooled, autocommit=False)
-        lease.row_factory, lease.in_unit = fast.row_factory, True
-        if self._on_borrow is not None:
-            self._on_borrow()
-        return lease
 
     def set_mode(self, mode: TransactionMode) -> None:
         """Choose the mode of the transaction; raise `psycopg.ProgrammingError` when it has begun already."""

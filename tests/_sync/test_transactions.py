@@ -80,7 +80,7 @@ def test_round_trips(config: dict[str, Any], observer: Observer) -> None:
 
         for function, expected in {
             query: 1,
-            reads_once: 1,
+            reads_once: 2,
             reads_twice: 3,
             transaction: 2,
             reads_in_a_transaction: 2,

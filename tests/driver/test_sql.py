@@ -2,7 +2,7 @@
 
 import pytest
 
-from pgmonkey._driver.sql import is_harmless, is_one_plain, only_reads
+from pgmonkey._driver.sql import is_harmless, is_one_plain
 
 
 @pytest.mark.parametrize(
@@ -53,44 +53,6 @@ def test_leaves_nothing_in_the_session(text: str) -> None:
 )
 def test_may_leave_something_in_the_session(text: str) -> None:
     assert not is_harmless(text.encode())
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "SELECT id, name FROM things WHERE id = $1",
-        "WITH x AS (SELECT 1 AS a) SELECT a FROM x",
-        "(SELECT 1) UNION (SELECT 2)",
-        "VALUES (1)",
-        "TABLE things",
-        "SELECT count(*) FROM t WHERE format = 'x' AND nowhere",
-    ],
-)
-def test_only_reads(text: str) -> None:
-    assert only_reads(text.encode())
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "INSERT INTO t VALUES (1)",
-        "WITH x AS (DELETE FROM t RETURNING a) SELECT a FROM x",
-        "WITH x AS (update t SET a = 1 RETURNING a) SELECT a FROM x",
-        "SELECT a INTO b FROM t",
-        "SELECT a FROM t FOR SHARE",
-        "SELECT a FROM t for no key update",
-        "SELECT now()",
-        "SELECT age(made) FROM t",
-        "SELECT a FROM t WHERE made > current_date",
-        "SELECT localtimestamp",
-        "SELECT 'today'::date",
-        "SELECT mine(1)",
-        "SHOW transaction_isolation",
-        "EXPLAIN SELECT 1",
-    ],
-)
-def test_may_do_more_than_read(text: str) -> None:
-    assert not only_reads(text.encode())
 
 
 def test_one_plain_statement() -> None:
