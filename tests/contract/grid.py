@@ -1,0 +1,153 @@
+"""Random programs of a web application, and an account of what each may leave in its databases.  Knows no framework.
+
+A *program* says what the parts of an application do: its endpoint, and whoever else may answer the request.  A test
+builds it for its framework, serves it, sends one request, and compares the rows that are stored with
+`Account.stored`, which is told nothing but what happened and the status that left::
+
+    with account.part(answers=status_of):
+        for touch, row in account.steps(part):
+            ...  # do it
+        ...  # end as part.end says
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+
+TOUCHES = (
+    "write",  # one row
+    "write elsewhere",  # one row, in the second database
+    "nested",  # one row, in a nested block
+    "undone",  # one row, in a nested block that raises; the error is caught around the block
+    "read",
+    "late",  # one row that the server refuses at COMMIT
+    "caught",  # a statement that fails, whose error is caught
+    "close",  # closes the connection of the request
+    "keep",  # keep_request()
+    "roll back",  # rollback_request()
+)
+ENDS = (
+    "return",
+    "stream",  # returns a response whose body is a generator
+    "refuse",  # raises the framework's HTTP exception with this status
+    "answer",  # raises the framework's HTTP exception that carries a response of this status, where there is one
+    "raise",  # raises Crash
+    "group",  # raises an ExceptionGroup
+)
+STATUSES = (200, 201, 302, 400, 409, 500)
+
+EVERY_EXAMPLE = settings(
+    max_examples=int(os.environ.get("PGMONKEY_EXAMPLES", "60")),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+class Crash(Exception):
+    """What a part raises that is no answer."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one part of an application does: it touches the databases, then it ends."""
+
+    touches: tuple[str, ...]
+    end: str
+    status: int
+
+
+@dataclass(frozen=True)
+class Program:
+    """An application of one endpoint."""
+
+    parts: Mapping[str, Part]
+    """What each part does, by its name; there is always an ``endpoint``."""
+    turns: Mapping[str, int]
+    """The status that a middleware answers with whatever it got, response or exception, by the middleware's name."""
+    order: tuple[str, ...]
+    """In which order the application is set up."""
+
+
+def programs(
+    others: Sequence[str] = (),
+    middlewares: Sequence[str] = (),
+    order: Sequence[str] = (),
+    touches: Sequence[str] = TOUCHES,
+    ends: Sequence[str] = ENDS,
+) -> st.SearchStrategy[Program]:
+    """Draw programs whose parts are an endpoint and perhaps some of *others*; *order* is what is set up, in any order."""
+    parts = st.builds(
+        Part, st.lists(st.sampled_from(touches), max_size=4).map(tuple), st.sampled_from(ends), st.sampled_from(STATUSES)
+    )
+    return st.builds(
+        Program,
+        parts=st.fixed_dictionaries({"endpoint": parts}, optional=dict.fromkeys(others, parts)),
+        turns=st.fixed_dictionaries({}, optional=dict.fromkeys(middlewares, st.sampled_from(STATUSES))),
+        order=st.permutations(order).map(tuple),
+    )
+
+
+_rows = itertools.count(1)
+
+
+@dataclass
+class Account:
+    """What one request has done so far that its end may store."""
+
+    pending: list[int] = field(default_factory=list)
+    """The rows that were written and not undone."""
+    failed: bool = False
+    """Whether what is pending cannot be committed."""
+    decision: bool | None = None
+    """What keep_request() or rollback_request() decided."""
+
+    @contextmanager
+    def part(
+        self, *, answers: Callable[[BaseException], int | None] | None = None, handles: bool = False
+    ) -> Iterator[None]:
+        """Be the block in which a part runs.
+
+        *answers* returns the status of what leaves the part where that is an HTTP exception of the framework, which is
+        an answer, and None otherwise.  *handles*: the part handles an error, perhaps that of a COMMIT.
+        """
+        if handles and self.failed:
+            self._undo()
+        try:
+            yield
+        except BaseException as error:
+            status = answers(error) if answers is not None else None
+            if (status is None or status >= 400) and (self.failed or not self.decision):
+                self._undo()
+            raise
+
+    def steps(self, part: Part) -> Iterator[tuple[str, int]]:
+        """Give each touch of *part*, with a row of its own, to be done by the caller."""
+        for touch in part.touches:
+            row = next(_rows)
+            yield touch, row
+            if touch in ("write", "write elsewhere", "nested"):
+                self.pending.append(row)
+            elif touch in ("late", "caught", "close"):
+                self.failed = True
+            elif touch in ("keep", "roll back"):
+                self.decision = touch == "keep"
+
+    def stored(self, status: int) -> list[int]:
+        """Return the rows that must be stored, in order, when *status* has left; raise AssertionError if it may not."""
+        keeps = status < 400 if self.decision is None else self.decision
+        if keeps and self.failed:
+            assert status >= 400 or not self.pending, f"{status} left, but {self.pending} cannot have been committed"
+            return []
+        return self.pending if keeps else []
+
+    def _undo(self) -> None:
+        self.pending, self.failed = [], False
+        if self.decision:
+            self.decision = None  # what it would have kept is gone
