@@ -82,10 +82,9 @@ def programs(
     touches: Sequence[str] = TOUCHES,
     ends: Sequence[str] = ENDS,
 ) -> st.SearchStrategy[Program]:
-    """Draw programs whose parts are an endpoint and perhaps some of *others*; *order* is what is set up, in any order."""
-    parts = st.builds(
-        Part, st.lists(st.sampled_from(touches), max_size=4).map(tuple), st.sampled_from(ends), st.sampled_from(STATUSES)
-    )
+    """Draw programs of an endpoint and perhaps some of *others* and *middlewares*, set up in any *order*."""
+    some = st.lists(st.sampled_from(touches), max_size=4).map(tuple)
+    parts = st.builds(Part, some, st.sampled_from(ends), st.sampled_from(STATUSES))
     return st.builds(
         Program,
         parts=st.fixed_dictionaries({"endpoint": parts}, optional=dict.fromkeys(others, parts)),
