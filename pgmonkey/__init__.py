@@ -22,6 +22,7 @@ from .errors import (
     PoolClosedError,
     PoolFullError,
     PoolTimeoutError,
+    ServerUnavailableError,
 )
 from .manager import PGConnectionManager
 
@@ -45,6 +46,7 @@ __all__ = [
     "PoolClosedError",
     "PoolFullError",
     "PoolTimeoutError",
+    "ServerUnavailableError",
     "Statement",
     "UnitOfWork",
     "load_config",

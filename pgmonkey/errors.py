@@ -5,6 +5,7 @@ PgmonkeyError
 │   └── EnvInterpolationError                     a ``${VAR}``, ``from_env`` or ``from_file`` could not be resolved
 ├── PoolTimeoutError (psycopg_pool.PoolTimeout)   every connection stayed busy for the whole wait
 ├── PoolFullError (psycopg_pool.TooManyRequests)  ``max_waiting`` borrowers are in the queue already
+├── ServerUnavailableError (psycopg.OperationalError) no connection could be made, and why
 ├── PoolClosedError (psycopg_pool.PoolClosed)     the pool was closed, or another event loop owns it
 ├── GivenBackError (psycopg.InterfaceError)       the connection was used after it was given back to its pool
 ├── CommandTimeoutError (psycopg.OperationalError) a statement took longer than ``command_timeout``
@@ -12,7 +13,7 @@ PgmonkeyError
 └── CancelledUnitError (psycopg.OperationalError) the unit of work was rolled back: the client is gone
 
 The errors about connections are psycopg errors too (``psycopg.Error``), so code written for psycopg or psycopg_pool
-catches them unchanged.  When no connection can be made, psycopg's own exception is raised, with the server's message.
+catches them unchanged.
 """
 
 import psycopg
@@ -29,6 +30,7 @@ __all__ = [
     "PoolClosedError",
     "PoolFullError",
     "PoolTimeoutError",
+    "ServerUnavailableError",
 ]
 
 
@@ -52,6 +54,10 @@ class PoolTimeoutError(PgmonkeyError, PoolTimeout):
 
 class PoolFullError(PgmonkeyError, TooManyRequests):
     """Report that ``max_waiting`` borrowers, of the pool settings, were waiting already."""
+
+
+class ServerUnavailableError(PgmonkeyError, psycopg.OperationalError):
+    """Report that no connection could be made: the server is away, starting, full, or does not let the user in."""
 
 
 class PoolClosedError(PgmonkeyError, PoolClosed):

@@ -17,7 +17,7 @@ from .._config.blueprint import Blueprint
 from .._driver.deadlines import connecting_until
 from .._driver.lending import lendable, prepare_to_lend
 from .._pool.pooled import Pooled
-from ..errors import ConfigError
+from ..errors import ConfigError, ServerUnavailableError
 from .guard import AsyncGuard, OnError
 from .psycopg_types import AsyncAnyConnection
 from .waiting import Lock, ask
@@ -44,7 +44,7 @@ class AsyncConnector:
         """Whether the server is asked before a connection is lent."""
 
     async def connect(self, deadline: float | None) -> AsyncPooledConnection:
-        """Return a new connection; raise what psycopg raises when there is none by the *deadline*."""
+        """Return a new connection; raise `ServerUnavailableError`, or ConnectionTimeout after the *deadline*."""
         token = connecting_until.set(None if deadline is None else max(deadline, monotonic() + _MIN_SECONDS))
         try:
             connection = await self._connect()
@@ -94,10 +94,13 @@ class AsyncConnector:
                 # The pooled object is always in autocommit; what is lent over it has the mode that was asked for.
                 arguments = {**self._blueprint.connect, **given, "autocommit": True}
                 connection: AsyncAnyConnection = await self._class.connect(**arguments)
-            except psycopg.OperationalError:
+            except psycopg.OperationalError as error:
                 # The credentials may have changed since they were read.
                 previous, credentials = credentials, self._current_credentials()
                 if credentials == previous:
+                    # Subclasses, such as ConnectionTimeout, say what they are themselves.
+                    if type(error) is psycopg.OperationalError:
+                        raise ServerUnavailableError(str(error)) from error
                     raise
             else:
                 self._credentials = credentials

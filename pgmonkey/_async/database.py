@@ -106,7 +106,7 @@ class AsyncDatabase(Generic[Row]):
     # -- opening and closing ----------------------------------------------------------------------------------------
 
     async def connect(self) -> None:
-        """Open the pool now; raise what psycopg raises when the server cannot be reached."""
+        """Open the pool now; raise `ServerUnavailableError` when no connection can be made."""
         await self._pool()
 
     async def close(self) -> None:

@@ -19,7 +19,7 @@ from .._config.blueprint import Blueprint
 from .._driver.deadlines import connecting_until
 from .._driver.lending import lendable, prepare_to_lend
 from .._pool.pooled import Pooled
-from ..errors import ConfigError
+from ..errors import ConfigError, ServerUnavailableError
 from .guard import Guard, OnError
 from .psycopg_types import AnyConnection
 from .waiting import Lock, ask
@@ -46,7 +46,7 @@ class Connector:
         """Whether the server is asked before a connection is lent."""
 
     def connect(self, deadline: float | None) -> PooledConnection:
-        """Return a new connection; raise what psycopg raises when there is none by the *deadline*."""
+        """Return a new connection; raise `ServerUnavailableError`, or ConnectionTimeout after the *deadline*."""
         token = connecting_until.set(None if deadline is None else max(deadline, monotonic() + _MIN_SECONDS))
         try:
             connection = self._connect()
@@ -96,10 +96,13 @@ class Connector:
                 # The pooled object is always in autocommit; what is lent over it has the mode that was asked for.
                 arguments = {**self._blueprint.connect, **given, "autocommit": True}
                 connection: AnyConnection = self._class.connect(**arguments)
-            except psycopg.OperationalError:
+            except psycopg.OperationalError as error:
                 # The credentials may have changed since they were read.
                 previous, credentials = credentials, self._current_credentials()
                 if credentials == previous:
+                    # Subclasses, such as ConnectionTimeout, say what they are themselves.
+                    if type(error) is psycopg.OperationalError:
+                        raise ServerUnavailableError(str(error)) from error
                     raise
             else:
                 self._credentials = credentials

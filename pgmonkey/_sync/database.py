@@ -108,7 +108,7 @@ class Database(Generic[Row]):
     # -- opening and closing ----------------------------------------------------------------------------------------
 
     def connect(self) -> None:
-        """Open the pool now; raise what psycopg raises when the server cannot be reached."""
+        """Open the pool now; raise `ServerUnavailableError` when no connection can be made."""
         self._pool()
 
     def close(self) -> None:

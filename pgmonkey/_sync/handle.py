@@ -25,7 +25,7 @@ from .._driver.psycopg_types import RowFactory
 from .._pool.cache import Key, cache
 from .._pool.open_blocks import OpenBlocks
 from .._pool.place import Label
-from ..errors import PgmonkeyError
+from ..errors import PgmonkeyError, ServerUnavailableError
 from .fastpath import FastPath
 from .lease import Lease
 from .pool import Pool
@@ -65,7 +65,7 @@ class ConnectionHandle:
         return f"<{type(self).__module__}.{type(self).__qualname__} {self._blueprint.name!r} {state}>"
 
     def open(self) -> None:
-        """Connect now rather than at the first borrow; raise what psycopg raises when the server cannot be reached.
+        """Connect now rather than at the first borrow; raise `ServerUnavailableError` when there is no server.
 
         It is tried again for ``open_timeout`` seconds.
         """
@@ -80,8 +80,9 @@ class ConnectionHandle:
                 try:
                     self._pool.open()
                 except psycopg.OperationalError as error:
-                    # Our own errors say that the pool is exhausted or closed; trying again does not help.
-                    if isinstance(error, PgmonkeyError) or monotonic() + pause >= give_up:
+                    # A pool that is exhausted or closed: trying again does not help.
+                    own = isinstance(error, PgmonkeyError) and not isinstance(error, ServerUnavailableError)
+                    if own or monotonic() + pause >= give_up:
                         raise
                     logger.warning("%s: cannot connect, trying again: %s", self._pool.name, error)
                     sleep(pause)
@@ -248,7 +249,7 @@ class _Nested:
 def open_handle(config: Config, kind: Kind, holder: object, *, fresh: bool = False) -> ConnectionHandle:
     """Return the one handle of the process for *config* and *kind*, opened; *holder* keeps it from being closed.
 
-    With *fresh*, a new handle replaces the cached one.  Raises what psycopg raises when the server cannot be reached.
+    With *fresh*, a new handle replaces the cached one.  Raises `ServerUnavailableError` when there is no server.
     """
     key: Key = (config.digest, kind, loop_id())
     handle = cache.acquire(key, ConnectionHandle, config, holder, fresh=fresh)

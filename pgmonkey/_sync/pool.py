@@ -41,7 +41,7 @@ class Pool(Ledger[PooledConnection, Queue[_Delivery]]):
         """Return a live connection that is the caller's until `give_back`.
 
         *timeout* is in seconds, the pool's own when None; *label* says for whom.  Raises `PoolTimeoutError`,
-        `PoolFullError`, `PoolClosedError`, or what psycopg raises when a connection cannot be made.
+        `PoolFullError`, `PoolClosedError`, or `ServerUnavailableError` when no connection can be made.
         """
         # An idle connection is taken without a coroutine: most borrows find one.
         pooled = None if self._checks else self.take_idle(None)

@@ -17,7 +17,14 @@ from psycopg import sql
 from psycopg.errors import InFailedSqlTransaction
 from psycopg.rows import dict_row
 
-from pgmonkey import ConnectionHandle, GivenBackError, PGConnectionManager, PoolClosedError, PoolTimeoutError
+from pgmonkey import (
+    ConnectionHandle,
+    GivenBackError,
+    PGConnectionManager,
+    PoolClosedError,
+    PoolTimeoutError,
+    ServerUnavailableError,
+)
 from pgmonkey._config.schema import Kind
 from pgmonkey._sync.waiting import POOL_KIND, sleep
 
@@ -253,10 +260,10 @@ def test_an_exhausted_pool_names_who_holds_its_connections(config: dict[str, Any
 
 def test_the_first_error_is_in_the_servers_words(config: dict[str, Any]) -> None:
     settings = {**config["connection_settings"], "password": "wrong"}
-    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+    with pytest.raises(ServerUnavailableError, match="password authentication failed"):
         get({**config, "connection_settings": settings})
     settings = {**config["connection_settings"], "dbname": "missing_db"}
-    with pytest.raises(psycopg.OperationalError, match='"missing_db" does not exist'):
+    with pytest.raises(ServerUnavailableError, match='"missing_db" does not exist'):
         get({**config, "connection_settings": settings})
 
 
