@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from pgmonkey import AsyncDatabase
 
-__all__ = ["database"]
+__all__ = ["database", "keep_request", "rollback_request"]
 
 
 def database(alias: str = "default") -> AsyncDatabase[TupleRow]:
@@ -35,3 +35,24 @@ def database(alias: str = "default") -> AsyncDatabase[TupleRow]:
     if not isinstance(wrapper, PooledWrapper):
         raise TypeError(f"the ENGINE of DATABASES[{alias!r}] is not django_pgmonkey")
     return pools.get_async(alias, wrapper.settings.config(wrapper.timezone_name))
+
+
+def rollback_request(using: str | None = None) -> None:
+    """Roll the request back although its status will be a success, on the database *using* or on all.
+
+    The last call wins, of this and of `keep_request`.  Raises RuntimeError where the middleware serves no request.
+    """
+    from ._requests import current
+
+    current().decide(False, using)
+
+
+def keep_request(using: str | None = None) -> None:
+    """Commit the request although its status will be an error, on the database *using* or on all.
+
+    A transaction that failed is not committed.  The last call wins, of this and of `rollback_request`.  Raises
+    RuntimeError where the middleware serves no request.
+    """
+    from ._requests import current
+
+    current().decide(True, using)

@@ -7,14 +7,20 @@ no longer calls would leave connections borrowed.
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any
 
 import django
 from django.core.exceptions import ImproperlyConfigured
+from django.core.handlers.base import BaseHandler
 from django.db.backends.postgresql import base as postgresql
 
 if TYPE_CHECKING:
     from psycopg import Connection
+
+View = Callable[..., Any]
+"""A view, or a function that calls one."""
 
 _TESTED = "Django 5.2 to 6.1"
 # With how many arguments Django calls them, self among them.
@@ -48,8 +54,23 @@ class PostgresWrapper(postgresql.DatabaseWrapper):
     """Django's own wrapper, with its private methods declared for type checkers."""
 
     if TYPE_CHECKING:
+        rollback_exc: BaseException | None
 
         def _close(self) -> None: ...
         def _configure_connection(self, connection: Connection[object]) -> bool: ...
         def _configure_timezone(self, connection: Connection[object]) -> bool: ...
         def _set_autocommit(self, autocommit: bool) -> None: ...
+
+
+def watch_views(watch: Callable[[View, View], View]) -> None:
+    """Let *watch* wrap what Django calls for a view: it is given the view, and the view as Django has wrapped it.
+
+    ATOMIC_REQUESTS wraps views there too; only there is it seen that a view raises, before others answer it.
+    """
+    make_view_atomic = BaseHandler.make_view_atomic
+
+    @wraps(make_view_atomic)
+    def make_watched(handler: BaseHandler, view: View) -> View:
+        return watch(view, make_view_atomic(handler, view))
+
+    BaseHandler.make_view_atomic = make_watched  # type: ignore[method-assign, assignment]

@@ -9,12 +9,12 @@ from psycopg import IsolationLevel
 
 from pgmonkey import ConnectionHandle
 
-from ._compat import PostgresWrapper
 from ._pools import pools
 from ._settings import Config, ConnectionParams, DatabaseSettings, Settings
+from ._transaction import TransactionalWrapper
 
 
-class PooledWrapper(PostgresWrapper):
+class PooledWrapper(TransactionalWrapper):
     """Django's wrapper with the settings of the YAML file; `base.DatabaseWrapper` borrows and gives back."""
 
     def __init__(self, settings_dict: DatabaseSettings, alias: str = "default") -> None:
@@ -25,8 +25,9 @@ class PooledWrapper(PostgresWrapper):
     @property
     def settings(self) -> Settings:
         """The settings of this alias as they are now; tests replace them."""
-        if self._settings.settings is not self.settings_dict:
-            self._settings = Settings(self.alias, self.settings_dict)
+        own = self._hidden if self._hidden is not None and self.settings_dict is self._shown else self.settings_dict
+        if self._settings.settings is not own:
+            self._settings = Settings(self.alias, own)
         return self._settings
 
     @property

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 from django.db.backends.base.base import NO_DB_ALIAS, BaseDatabaseWrapper
-from django.db.transaction import Atomic
-from psycopg.errors import InFailedSqlTransaction
-from psycopg.pq import TransactionStatus
 
 from pgmonkey import Lease
 
@@ -30,7 +26,6 @@ class DatabaseWrapper(PooledWrapper):
     client_class = DatabaseClient
     validation_class = DatabaseValidation
 
-    _request: _RequestTransaction | None = None
     _open_cursors = 0
     _thread_lease: weakref.ref[ThreadLease] | None = None
 
@@ -51,7 +46,7 @@ class DatabaseWrapper(PooledWrapper):
         pool = self._pool_for(known[0] if known is not None else self.settings.config(self.timezone_name))
         if self._lease is not None:  # connect() was called on an open connection
             self._lease.finish(ClosedError())
-        route = self._request.route if self._request is not None else None
+        route = self.request_transaction.route if self.request_transaction is not None else None
         # In autocommit, which Django turns off itself where it needs to.
         lease = pool.borrow(autocommit=True, context=conn_params["context"], label=route)
         connection = lease.connection
@@ -97,15 +92,18 @@ class DatabaseWrapper(PooledWrapper):
 
     def connect(self) -> None:
         """Connect, and begin the transaction that the middleware asked for."""
-        if self._request is not None and self.connection is not None:
-            return  # reading in_atomic_block has connected, and begun the request's transaction
+        request = self.request_transaction
+        if request is not None:
+            if self.connection is not None:
+                return  # reading in_atomic_block has connected, and begun the request's transaction
+            request.reconnecting()
         self._open_cursors = 1  # while it connects, closing a cursor must not give the connection back
         try:
             super().connect()
         finally:
             self._open_cursors = 0
-        if self._request is not None:
-            self._request.begin()
+        if request is not None:
+            request.begin()
 
     def _close(self) -> None:
         lease, self._lease = self._lease, None
@@ -156,71 +154,3 @@ class DatabaseWrapper(PooledWrapper):
         if self.connection is None:
             return False
         return self._configure_timezone(self.connection)
-
-    # -- the request's transaction, for the middleware ------------------------------------------------------------
-
-    def _get_in_atomic_block(self) -> bool:
-        # Django asks before it opens an atomic block or runs a query; the request's transaction must have begun then.
-        if self._request is not None:
-            self._request.prepare()
-        return self._in_atomic_block
-
-    def _set_in_atomic_block(self, value: bool) -> None:
-        self._in_atomic_block = value
-
-    if not TYPE_CHECKING:  # for type checkers it stays an attribute, as Django declares it
-        in_atomic_block = property(_get_in_atomic_block, _set_in_atomic_block)
-
-    def begin_request(self, route: Callable[[], str]) -> None:
-        """Make the request one transaction, which begins with the first query; *route* names it in the log."""
-        self._request = _RequestTransaction(self, route)
-        if self.connection is not None:
-            self._request.begin()
-
-    def end_request(self, *, commit: bool) -> None:
-        """Commit or roll back the transaction that `begin_request` announced, if it has begun."""
-        request, self._request = self._request, None
-        if request is not None:
-            request.end(commit)
-
-
-class _RequestTransaction:
-    """The transaction of a request: an atomic block that begins when the connection is first needed."""
-
-    def __init__(self, wrapper: DatabaseWrapper, route: Callable[[], str]) -> None:
-        self.route = route
-        self._wrapper = wrapper
-        self._atomic: Atomic | None = None
-        self._connecting = False
-
-    def prepare(self) -> None:
-        """Connect, which begins the transaction, unless that was done or is going on.
-
-        An atomic block of the view must find this one open, to be a savepoint of it.
-        """
-        if self._atomic is None and not self._connecting:
-            self._connecting = True
-            try:
-                self._wrapper.ensure_connection()
-            finally:
-                self._connecting = False
-
-    def begin(self) -> None:
-        if self._atomic is None:
-            self._atomic = Atomic(self._wrapper.alias, savepoint=True, durable=False)
-            self._atomic.__enter__()
-
-    def end(self, commit: bool) -> None:
-        if self._atomic is None:
-            return
-        # PostgreSQL answers the COMMIT of a failed transaction with ROLLBACK, and neither psycopg nor Django report it.
-        connection = self._wrapper.connection
-        failed = connection is not None and connection.pgconn.transaction_status == TransactionStatus.INERROR
-        if failed or not commit:
-            self._wrapper.set_rollback(True)
-        self._atomic.__exit__(None, None, None)
-        if failed and commit:
-            with self._wrapper.wrap_database_errors:
-                raise InFailedSqlTransaction(
-                    "nothing was committed: a statement of this transaction failed and its error was ignored"
-                )

@@ -1,0 +1,179 @@
+"""The transactions of the request that is served: what its view raises, and which status leaves, decides about them."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from contextvars import ContextVar
+from functools import wraps
+
+from asgiref.sync import iscoroutinefunction, sync_to_async
+from django.core.exceptions import BadRequest, PermissionDenied, SuspiciousOperation
+from django.core.signals import got_request_exception
+from django.db import connections
+from django.http import Http404, HttpRequest
+from django.http.multipartparser import MultiPartParserError
+from django.http.response import HttpResponseBase
+
+from ._compat import View, watch_views
+from .base import DatabaseWrapper
+
+# Exceptions that are answers: Django makes a 400, 403 or 404 of them.
+_ANSWERS = (Http404, PermissionDenied, BadRequest, SuspiciousOperation, MultiPartParserError)
+
+_current: ContextVar[RequestTransactions | None] = ContextVar("django_pgmonkey.request", default=None)
+
+
+class RequestTransactions:
+    """The transactions of one request, one on each database."""
+
+    def __init__(self, request: HttpRequest) -> None:
+        self.uncaught: BaseException | None = None
+        """What handler500 was called for."""
+        self._request = request
+        self._thread = threading.get_ident()
+        # All of them, because which ones the view will use is not known.  Nothing is borrowed here.
+        self._wrappers = [wrapper for wrapper in connections.all() if isinstance(wrapper, DatabaseWrapper)]
+        self._undone: BaseException | None = None
+
+    def serve(self, answer: Callable[[], HttpResponseBase]) -> HttpResponseBase:
+        """Return the response of *answer*, after the transactions were committed or rolled back."""
+        token = _current.set(self)
+        try:
+            self._begin(self._wrappers)
+            try:
+                response = answer()
+            except BaseException as error:
+                self._end(f"{type(error).__name__} was raised", decided=False)
+                raise
+            self._end(self._refusal(response))
+        finally:
+            _current.reset(token)
+        return response
+
+    def decide(self, keep: bool, using: str | None) -> None:
+        """Commit or roll back on the database *using*, or on all, whatever the status."""
+        wrappers = [wrapper for wrapper in self._wrappers if using in (None, wrapper.alias)]
+        transactions = [wrapper.request_transaction for wrapper in wrappers if wrapper.request_transaction is not None]
+        if not transactions:
+            raise RuntimeError(f"the request has no transaction on {'any database' if using is None else repr(using)}")
+        for transaction in transactions:
+            transaction.decide(keep)
+
+    def watch(self, view: View, wrapped: View) -> View:
+        """Return *wrapped*, which Django calls for *view*, so that what it raises rolls back at once.
+
+        Nobody else sees that: a middleware's process_exception() may answer with a success.
+        """
+        aliases = getattr(view, "_non_atomic_requests", ())
+        apart = [wrapper for wrapper in self._wrappers if wrapper.alias in aliases]
+
+        if iscoroutinefunction(wrapped):
+
+            @wraps(wrapped)
+            async def watched_async(*args: object, **kwargs: object) -> object:
+                try:
+                    # In the thread of the middleware, which the connections belong to.
+                    if apart:
+                        await sync_to_async(self._end)(None, apart)
+                    return await wrapped(*args, **kwargs)
+                except Exception as error:
+                    await sync_to_async(self._undo)(error)
+                    raise
+                finally:
+                    if apart:
+                        await sync_to_async(self._begin)(apart)
+
+            return watched_async
+
+        @wraps(wrapped)
+        def watched(*args: object, **kwargs: object) -> object:
+            try:
+                self._end(None, apart)
+                return wrapped(*args, **kwargs)
+            except Exception as error:
+                self._undo(error)
+                raise
+            finally:
+                self._begin(apart)
+
+        return watched
+
+    def note_uncaught(self, error: BaseException | None) -> None:
+        """Roll back before handler500 runs, which may use the database; what it does is decided by its status."""
+        self.uncaught = error
+        # Under ASGI, handler500 runs in a thread, and on connections, of its own.
+        if error is not None and threading.get_ident() == self._thread:
+            self._undo(error)
+
+    def _undo(self, error: BaseException) -> None:
+        if self._undone is error:
+            return
+        self._undone = error
+        for wrapper in self._wrappers:
+            transaction = wrapper.request_transaction
+            kept = transaction is not None and transaction.decision and transaction.failure() is None
+            if not (kept and isinstance(error, _ANSWERS)):
+                wrapper.restart_request(f"{type(error).__name__} was raised")
+
+    def _begin(self, wrappers: list[DatabaseWrapper]) -> None:
+        for wrapper in wrappers:
+            wrapper.begin_request(self._route)
+
+    def _end(self, refusal: str | None, wrappers: list[DatabaseWrapper] | None = None, *, decided: bool = True) -> None:
+        """Commit one after the other, or roll all back when there is a *refusal*; raise what makes a COMMIT fail."""
+        failure: BaseException | None = None
+        for wrapper in self._wrappers if wrappers is None else wrappers:
+            transaction = wrapper.request_transaction
+            why = refusal
+            if decided and transaction is not None and transaction.decision is not None:
+                why = None if transaction.decision else "rollback_request() was called"
+            # All must be ended, or this thread could not use them again.
+            if failure is not None:
+                why = f"{type(failure).__name__} on another database"
+            try:
+                wrapper.end_request(why)
+            except BaseException as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+    def _refusal(self, response: HttpResponseBase) -> str | None:
+        """Return why *response* does not commit; None when it does."""
+        if response.status_code >= 400:
+            return f"the status is {response.status_code}"
+        if self.uncaught is not None and self.uncaught is not self._undone:
+            return f"{type(self.uncaught).__name__} was raised"
+        # Django REST framework says so of a response that its EXCEPTION_HANDLER made.
+        if getattr(response, "exception", False) is True:
+            return "the view of Django REST framework raised an exception"
+        return None
+
+    def _route(self) -> str:
+        """Return the method and the route, ``GET orders/<int:id>``, never the path: that may contain personal data."""
+        match = self._request.resolver_match
+        return f"{self._request.method} {match.route if match is not None else '(no route)'}"
+
+
+def current() -> RequestTransactions:
+    """Return the transactions of the request that is served here; raise RuntimeError when there is none."""
+    transactions = _current.get()
+    if transactions is None:
+        raise RuntimeError("outside of a request that django_pgmonkey.middleware.TransactionMiddleware serves")
+    return transactions
+
+
+def _watch(view: View, wrapped: View) -> View:
+    transactions = _current.get()
+    return wrapped if transactions is None else transactions.watch(view, wrapped)
+
+
+def _note_uncaught(**signal: object) -> None:
+    transactions = _current.get()
+    if transactions is not None:
+        transactions.note_uncaught(sys.exc_info()[1])
+
+
+watch_views(_watch)
+got_request_exception.connect(_note_uncaught, dispatch_uid="django_pgmonkey")
