@@ -84,12 +84,6 @@ class Caller:
         task = self._task()
         return "a task that is gone" if task is None else f"task {task.get_name()!r}"
 
-    @property
-    def ended(self) -> bool:
-        """Whether the task has finished."""
-        task = self._task()
-        return task is None or task.done()
-
 
 async def wait_for(future: Future[None], timeout: float) -> None:
     """Wait until *future*, which a thread completes, is done, at most *timeout* seconds."""

@@ -1,81 +1,162 @@
-"""Find the lease that a bare ``with pool as conn`` entered, when one pool is entered many times at once.
+"""Find what a bare ``with pool as conn`` entered, when one pool is entered many times at once.
 
 Neither the thread nor a context variable can tell: FastAPI enters, uses and exits a synchronous dependency on different
-threads, each with a copy of the context.  The frame can: a ``with`` statement enters and exits in the same frame,
-whichever thread runs it.
+threads, each with a copy of the context.  The frame can: a ``with`` statement looks ``__enter__`` and ``__exit__`` up
+in one frame, whichever thread runs it; so does `contextlib.ExitStack`, also for what ``pop_all()`` takes from it.
+
+A class that enters and exits in two methods, on behalf of others, has two frames.  They belong together when they are
+methods of the same object, called by the same frame, or in the same thread or task.  Beyond that nothing is guessed.
 """
 
 from __future__ import annotations
 
+import asyncio
+import inspect
+import sys
 import threading
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from types import FrameType
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
 
-from . import forks
+if TYPE_CHECKING:
+    from typing import Concatenate
 
+    from typing_extensions import ParamSpec
+
+    P = ParamSpec("P")
+
+S = TypeVar("S")
 T = TypeVar("T")
+R = TypeVar("R")
+
+Runner: TypeAlias = "Callable[[], threading.Thread | asyncio.Task[Any] | None]"
+"""A weak reference to the thread, or to the task in it, that runs something."""
+
+# Such frames are suspended, not finished, when nothing runs them: another thread or task may resume them.
+_RESUMABLE = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
+
+
+def by_frame(method: Callable[Concatenate[S, FrameType, P], R]) -> Callable[Concatenate[S, P], R]:
+    """Have *method* called with the frame that looked it up, before its other arguments."""
+    return cast("Callable[Concatenate[S, P], R]", _ByFrame(method))
+
+
+class _ByFrame:
+    def __init__(self, method: Callable[..., object]) -> None:
+        self._method = method
+
+    def __get__(self, instance: object, owner: type) -> Callable[..., object]:
+        frame = sys._getframe(1)
+        return _OfClass(self._method, frame) if instance is None else partial(self._method, instance, frame)
+
+
+class _OfClass:
+    """What `contextlib` finds in the class, keeps in that frame, and calls once."""
+
+    def __init__(self, method: Callable[..., object], frame: FrameType) -> None:
+        self._method = method
+        self._frame: FrameType | None = frame
+
+    def __call__(self, instance: object, *arguments: object) -> object:
+        frame, self._frame = self._frame, None  # or each would keep the other alive
+        return self._method(instance, frame or sys._getframe(1), *arguments)
+
+
+def current_runner() -> Runner:
+    """Return what runs the caller."""
+    loop = asyncio._get_running_loop()
+    task = None if loop is None else asyncio.current_task(loop)
+    return weakref.ref(threading.current_thread() if task is None else task)
 
 
 class OpenBlocks(Generic[T]):
-    """What was entered and not exited yet, by the frame that entered it; the latest of a frame is exited first."""
+    """What was entered and not exited yet.  Each change is one step of the interpreter, so it needs no lock."""
 
     def __init__(self) -> None:
-        self._by_frame: dict[FrameType, list[T]] = {}
-        self.after_fork_in_child()
-        forks.register(self)
+        self._blocks: list[_Block[T]] = []
 
-    def after_fork_in_child(self) -> None:
-        """Make a new lock: the old one may be held by a thread that stayed with the parent."""
-        self._lock = threading.Lock()
+    def push(self, frame: FrameType, runner: Runner, entry: T) -> None:
+        """Remember that *frame* entered *entry*, in *runner*."""
+        self._blocks.append(_Block(frame, runner, entry))
 
-    def push(self, frame: FrameType, entry: T) -> None:
-        """Remember that *frame* entered *entry*."""
-        with self._lock:
-            self._by_frame.setdefault(frame, []).append(entry)
+    def pop(self, frame: FrameType) -> T | None:
+        """Return what *frame* entered last, or else another method of its object; None when it cannot be told."""
+        latest_first = self._blocks[::-1]
+        block = next((block for block in latest_first if block.frame is frame), None)
+        if block is None:
+            block = _delegated(latest_first, frame)
+        if block is None:
+            return None
+        self._blocks.remove(block)
+        return block.entry
 
-    def pop(self, frame: FrameType) -> T:
-        """Return what *frame* entered last.
+    def remove_forgotten(self, unused: Callable[[T], bool]) -> list[T]:
+        """Remove and return what nobody can exit any more, as far as it is *unused*."""
+        forgotten = [block for block in self._blocks[:] if block.cannot_end() and unused(block.entry)]
+        for block in forgotten:
+            self._blocks.remove(block)
+        return [block.entry for block in forgotten]
 
-        `contextlib.ExitStack`, and classes that enter on behalf of others, enter and exit in two methods: these are
-        recognised by the object that both belong to.  Raises RuntimeError when it cannot be told.
-        """
-        with self._lock:
-            entered_by = frame if frame in self._by_frame else self._same_object(frame)
-            if entered_by is None and sum(map(len, self._by_frame.values())) == 1:
-                entered_by = next(iter(self._by_frame))
-            if entered_by is None:
-                raise RuntimeError(
-                    "cannot tell which 'with' block ends here: it was entered by another function; "
-                    "use 'with pool.connection() as conn' there"
-                )
-            entries = self._by_frame[entered_by]
-            entry = entries.pop()
-            if not entries:
-                del self._by_frame[entered_by]
-            return entry
 
-    def remove(self, abandoned: Callable[[T, FrameType], bool]) -> list[T]:
-        """Remove and return the entries that are abandoned, as *abandoned* tells."""
-        removed: list[T] = []
-        with self._lock:
-            for frame, entries in list(self._by_frame.items()):
-                gone = [entry for entry in entries if abandoned(entry, frame)]
-                removed += gone
-                entries[:] = [entry for entry in entries if entry not in gone]
-                if not entries:
-                    del self._by_frame[frame]
-        return removed
+class _Block(Generic[T]):
+    __slots__ = ("caller", "entry", "frame", "runner")
 
-    def _same_object(self, frame: FrameType) -> FrameType | None:
-        owner = _first_argument(frame)
-        if owner is not None:
-            for candidate in reversed(self._by_frame):
-                if _first_argument(candidate) is owner:
-                    return candidate
+    def __init__(self, frame: FrameType, runner: Runner, entry: T) -> None:
+        self.frame = frame
+        self.caller = frame.f_back
+        self.runner = runner
+        self.entry = entry
+
+    def cannot_end(self) -> bool:
+        """Tell whether the frame is finished, and the thread or task has ended that could exit the block instead."""
+        runner = self.runner()
+        ended = runner is None or (not runner.is_alive() if isinstance(runner, threading.Thread) else runner.done())
+        if not ended or _resumable(self.frame):
+            return False
+        try:
+            self.frame.clear()  # its variables are of no use any more, and would keep the connection alive
+        except RuntimeError:  # it is not finished
+            return False
+        if self.caller is not None and not _resumable(self.caller):
+            with suppress(RuntimeError):
+                self.caller.clear()
+        return True
+
+
+def _delegated(latest_first: list[_Block[T]], frame: FrameType) -> _Block[T] | None:
+    """Return the block that another method of the same object entered."""
+    owner, caller = _owner(frame), frame.f_back
+    # A frame that runs, or may run again, has a ``with`` statement of its own.
+    entered = [each for each in latest_first if not (_resumable(each.frame) or _is_running(each.frame))]
+    entered = [each for each in entered if _owner(each.frame) is owner]
+    runner = current_runner()()
+    fitting = [each for each in entered if caller is not None and each.caller is caller]
+    fitting = fitting or [each for each in entered if each.runner() is runner and not _resumable(each.caller)]
+    if owner is None and len(fitting) > 1:
+        # Functions that methods of one object call; others share nothing that would say which one they mean.
+        owner = _owner(caller)
+        fitting = [each for each in fitting if owner is not None and _owner(each.caller) is owner]
+    return next(iter(fitting), None)
+
+
+def _owner(frame: FrameType | None) -> object:
+    """Return the object whose method *frame* runs; None for a function."""
+    if frame is None:
         return None
-
-
-def _first_argument(frame: FrameType) -> object:
     code = frame.f_code
-    return frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+    name = code.co_varnames[0] if code.co_argcount else ""
+    return frame.f_locals.get(name) if name in ("self", "cls") else None
+
+
+def _resumable(frame: FrameType | None) -> bool:
+    return frame is not None and bool(frame.f_code.co_flags & _RESUMABLE)
+
+
+def _is_running(frame: FrameType) -> bool:
+    above = sys._getframe(1)
+    while above is not frame and above.f_back is not None:
+        above = above.f_back
+    return above is frame

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from types import CodeType, FrameType
-from typing import Protocol
 
 # Frameworks that call the program's functions: their lines are not shown.
 _FRAMEWORKS = ("fastapi", "starlette", "flask", "anyio", "asyncio")
@@ -16,21 +15,12 @@ Label = Callable[[], str]
 """Returns for whom a connection is borrowed, such as the route of a request; called only when that is shown."""
 
 
-class Borrower(Protocol):
-    """A thread or a task; ``str()`` gives its name."""
-
-    @property
-    def ended(self) -> bool:
-        """Whether it has ended."""
-        ...
-
-
 class Place:
     """Where in the program a connection was borrowed, by whom, and on whose behalf."""
 
     __slots__ = ("_code", "_globals", "_instruction", "_label", "borrower")
 
-    def __init__(self, frame: FrameType, label: Label | None, borrower: Borrower | None) -> None:
+    def __init__(self, frame: FrameType, label: Label | None, borrower: object) -> None:
         self.borrower = borrower
         self._code = frame.f_code
         # The line is looked up when the place is shown, which is rare; the instruction costs nothing.
@@ -39,7 +29,7 @@ class Place:
         self._label = label
 
     @classmethod
-    def above(cls, frame: FrameType, label: Label | None, borrower: Borrower | None) -> Place:
+    def above(cls, frame: FrameType, label: Label | None, borrower: object) -> Place:
         """Return the nearest place from *frame* upwards that is outside the packages in `_BETWEEN`."""
         while (file := frame.f_code.co_filename) in _between or (file not in _outside and _is_between(frame)):
             above = frame.f_back

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import sys
 from collections import deque
@@ -23,7 +22,7 @@ from .._config.blueprint import blueprint
 from .._config.schema import Config, Kind
 from .._driver.psycopg_types import RowFactory
 from .._pool.cache import Key, cache
-from .._pool.open_blocks import OpenBlocks
+from .._pool.open_blocks import OpenBlocks, Runner, by_frame, current_runner
 from .._pool.place import Label
 from ..errors import PgmonkeyError, ServerUnavailableError
 from .fastpath import FastPath
@@ -119,35 +118,45 @@ class ConnectionHandle:
             raise
         lease.finish()
 
-    def __enter__(self) -> _Entering:
-        # Not an async function: the caller's frame is the block's only until something is awaited.
-        entering: _Entering = cast(Any, self._enter(sys._getframe(1)))
+    @by_frame
+    def __enter__(self, frame: FrameType) -> _Entering:
+        # Not an async function: a task that only waits for the connection must not be taken for the block's.
+        entering: _Entering = cast(Any, self._enter(frame, current_runner()))
         return entering
 
+    @by_frame
     def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+        self,
+        frame: FrameType,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
     ) -> _Exiting:
-        exiting: _Exiting = cast(Any, self._exit(self._open_blocks.pop(sys._getframe(1)), exc))
+        entry = self._open_blocks.pop(frame)
+        if entry is None:
+            self._take_back_forgotten()
+            raise RuntimeError(
+                f"{self._pool.name}: cannot tell which 'with' block ends here: it was not entered by this function, "
+                "nor by the same object in this thread or task; use 'with pool.connection() as conn' there"
+            )
+        exiting: _Exiting = cast(Any, entry.finish(exc))
         return exiting
 
-    def _enter(self, frame: FrameType) -> AnyConnection:
+    def _enter(self, frame: FrameType, runner: Runner) -> AnyConnection:
         # A single connection cannot be lent twice, so a block inside its block is a savepoint.
         outer = self._outer() if self._blueprint.single else None
         entry = self.borrow() if outer is None else _Nested.begin(outer)
         if isinstance(entry, Lease) and self._blueprint.single:
             _blocks.set((*(lease for lease in _blocks.get() if lease.active), entry))
-        self._open_blocks.push(frame, entry)
+        self._open_blocks.push(frame, runner, entry)
         return entry.connection
-
-    def _exit(self, entry: Lease | _Nested, error: BaseException | None) -> None:
-        entry.finish(error)
 
     def _outer(self) -> Lease | None:
         return next((lease for lease in _blocks.get() if lease.active and lease.pool is self._pool), None)
 
     def _take_back_forgotten(self) -> None:
         """Take back what was entered by hand in a thread or task that has ended, when nothing refers to it any more."""
-        for lease in self._open_blocks.remove(_is_forgotten):
+        for lease in self._open_blocks.remove_forgotten(_is_unused):
             if isinstance(lease, Lease):
                 logger.warning(
                     "%s: taking back a connection that was never given back: %s", self._pool.name, str(lease)
@@ -207,19 +216,9 @@ class ConnectionHandle:
         return bool(self._blueprint.transaction_settings)
 
 
-# Such frames are suspended, not finished, when their thread or task has ended: another one may resume them.
-_RESUMABLE = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
-
-
-def _is_forgotten(entry: Lease | _Nested, frame: FrameType) -> bool:
-    if isinstance(entry, _Nested) or not entry.borrower_has_ended or frame.f_code.co_flags & _RESUMABLE:
-        return False
-    try:
-        frame.clear()  # its variables are of no use any more, and would keep the connection alive
-    except RuntimeError:  # it is not finished
-        return False
+def _is_unused(entry: Lease | _Nested) -> bool:
     # One reference is the lease's own, the other that of this call.
-    return sys.getrefcount(entry.connection) <= 2
+    return isinstance(entry, Lease) and sys.getrefcount(entry.connection) <= 2
 
 
 _blocks: ContextVar[tuple[Lease, ...]] = ContextVar("pgmonkey_blocks", default=())

@@ -104,12 +104,6 @@ class Lease:
         """Whether no transaction is open."""
         return self.pooled is not None and self.pooled.pgconn.transaction_status == _IDLE
 
-    @property
-    def borrower_has_ended(self) -> bool:
-        """Whether the thread or task that borrowed the connection will never do anything again."""
-        place = self.pooled.place if self.pooled is not None else None
-        return place is not None and place.borrower is not None and place.borrower.ended
-
     def __str__(self) -> str:
         return "given back" if self.pooled is None else str(self.pooled)
 

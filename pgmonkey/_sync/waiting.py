@@ -58,11 +58,6 @@ class Caller:
     def __str__(self) -> str:
         return f"thread {self._thread.name!r}"
 
-    @property
-    def ended(self) -> bool:
-        """Whether the thread has ended."""
-        return not self._thread.is_alive()
-
 
 class _OfThread(threading.local):
     def __init__(self) -> None:

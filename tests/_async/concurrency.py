@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 
 async def elsewhere(function: Callable[[], Awaitable[None]]) -> None:
@@ -21,3 +21,36 @@ async def run_to_end(function: Callable[[], Awaitable[object]]) -> object:
         return await function()
     except Exception as error:
         return error
+
+
+async def in_turns(
+    order: str, actors: Mapping[str, Callable[[Callable[[], Awaitable[None]]], Awaitable[object]]]
+) -> dict[str, object]:
+    """Run *actors* in tasks of their own; return what each returned or raised, by name.
+
+    Each awaits what it is given before each of its steps, and *order* names whose step is next.
+    """
+    steps, changed = list(order), asyncio.Condition()
+
+    async def run(name: str) -> object:
+        at_work = False
+
+        async def done() -> None:
+            async with changed:
+                if at_work:
+                    del steps[0]
+                    changed.notify_all()
+
+        async def turn() -> None:
+            nonlocal at_work
+            await done()
+            async with changed:
+                await changed.wait_for(lambda: steps[0] == name)
+            at_work = True
+
+        try:
+            return await run_to_end(lambda: actors[name](turn))
+        finally:
+            await done()
+
+    return dict(zip(actors, await asyncio.gather(*map(run, actors)), strict=True))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 
 def elsewhere(function: Callable[[], None]) -> None:
@@ -19,3 +20,35 @@ def run_to_end(function: Callable[[], object]) -> object:
         return function()
     except Exception as error:
         return error
+
+
+def in_turns(order: str, actors: Mapping[str, Callable[[Callable[[], None]], object]]) -> dict[str, object]:
+    """Run *actors* in threads of their own; return what each returned or raised, by name.
+
+    Each calls what it is given before each of its steps, and *order* names whose step is next.
+    """
+    steps, changed = list(order), threading.Condition()
+
+    def run(name: str) -> object:
+        at_work = False
+
+        def done() -> None:
+            with changed:
+                if at_work:
+                    del steps[0]
+                    changed.notify_all()
+
+        def turn() -> None:
+            nonlocal at_work
+            done()
+            with changed:
+                assert changed.wait_for(lambda: steps[0] == name, 10)
+            at_work = True
+
+        try:
+            return run_to_end(lambda: actors[name](turn))
+        finally:
+            done()
+
+    with ThreadPoolExecutor(len(actors)) as threads:
+        return dict(zip(actors, threads.map(run, actors), strict=True))

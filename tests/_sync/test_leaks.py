@@ -68,7 +68,7 @@ def test_a_connection_of_an_ended_task_is_taken_back(config: dict[str, Any], cap
         with handle as connection:
             connection.execute("SELECT 1")
     assert "never given back" in caplog.text
-    assert len(handle._open_blocks._by_frame) <= 2
+    assert len(handle._open_blocks._blocks) <= 2
     assert handle.stats()["pool_size"] <= 2
 
 

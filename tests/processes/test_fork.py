@@ -136,7 +136,7 @@ from pgmonkey._pool.cache import cache
 pool = PGConnectionManager().get_database_connection_from_dict(CONFIG, "pool")
 locked, forked = threading.Event(), threading.Event()
 def lock():
-    with cache._lock, pool._open_blocks._lock, pool._pool._lock, pool._pool._upkeep._lock:
+    with cache._lock, pool._pool._lock, pool._pool._upkeep._lock:
         locked.set()
         forked.wait(30)
 thread = threading.Thread(target=lock)
