@@ -4,12 +4,32 @@ from __future__ import annotations
 
 import os
 import threading
+from typing import Any
 
+from django.db.backends.base.base import NO_DB_ALIAS
 from psycopg.rows import TupleRow
+from psycopg_pool import ConnectionPool
 
 from pgmonkey import AsyncDatabase, ConnectionHandle, PGConnectionManager
 
 from ._settings import Config
+
+
+class Pool:
+    """What ``connection.pool`` is: a handle, with the names of psycopg_pool's pool that others ask for."""
+
+    def __init__(self, handle: ConnectionHandle, check: object) -> None:
+        self._handle = handle
+        self._check = check
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._handle, name)
+
+    def stats(self) -> dict[str, int]:
+        """Return the counters, under psycopg_pool's names."""
+        return self._handle.stats()
+
+    get_stats = stats
 
 
 class Pools:
@@ -19,6 +39,7 @@ class Pools:
         self.after_fork_in_child()
         self._managers: dict[str, PGConnectionManager] = {}
         self._handles: dict[str, tuple[Config, ConnectionHandle]] = {}
+        self._shown: dict[str, tuple[ConnectionHandle, Pool]] = {}
         self._async: dict[str, tuple[Config, AsyncDatabase[TupleRow]]] = {}
 
     def after_fork_in_child(self) -> None:
@@ -43,9 +64,18 @@ class Pools:
                 del self._handles[alias]
                 manager.clear_cache()
         # Outside of the lock, because connecting may take long.  For one configuration, threads get the same handle.
-        handle = manager.get_database_connection_from_dict(config, "pool")
+        handle = manager.get_database_connection_from_dict(config, "normal" if alias == NO_DB_ALIAS else "pool")
         self._handles[alias] = (config, handle)
         return handle
+
+    def show(self, alias: str, config: Config, handle: ConnectionHandle) -> Pool:
+        """Return *handle*, the pool of *alias*, as Django's pools are."""
+        known = self._shown.get(alias)
+        if known is None or known[0] is not handle:
+            settings = config.get("pool_settings") or {}
+            own = ConnectionPool.check_connection if settings.get("check_on_checkout") else None
+            known = self._shown[alias] = (handle, Pool(handle, settings.get("check", own)))
+        return known[1]
 
     def get_async(self, alias: str, config: Config) -> AsyncDatabase[TupleRow]:
         """Return the asynchronous database of *alias*; its pool opens with the first query."""
@@ -61,6 +91,7 @@ class Pools:
         """Close the pools of *alias*; they stay open for others in the process with the same configuration."""
         with self._lock:
             self._handles.pop(alias, None)
+            self._shown.pop(alias, None)
             if alias in self._managers:
                 self._managers[alias].clear_cache()
             if alias in self._async:

@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg.pq
 from django.core.exceptions import ImproperlyConfigured
+from psycopg.conninfo import conninfo_to_dict
 
 from pgmonkey import ConfigError, load_config
 
@@ -27,6 +28,30 @@ _DJANGOS = ("pool", "assume_role", "isolation_level", "server_side_binding", "pr
 # Django's names of settings, and libpq's keywords for them.
 _SETTINGS = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port"}
 _EMPTY: Config = {"connection_settings": {}}
+# Keys of connection_settings that only pgmonkey knows.
+_ONLY_OURS = ("command_timeout", "pgbouncer", "conninfo")
+
+
+def _dbname(conninfo: str) -> str:
+    """Return the database that libpq would connect to with *conninfo*; empty where that is for its service to say."""
+    given = conninfo_to_dict(conninfo)
+    if not conninfo or "service" in given:
+        return str(given.get("dbname", ""))
+    return str(given.get("dbname") or os.environ.get("PGDATABASE") or given.get("user") or "")
+
+
+def for_libpq(settings: ConnectionParams) -> ConnectionParams:
+    """Return *settings* as psycopg and psql take them: no lists, no URL, no keys of pgmonkey."""
+    result: ConnectionParams = {**conninfo_to_dict(settings.get("conninfo") or "")}
+    for key, value in settings.items():
+        if key in _ONLY_OURS:
+            continue
+        if isinstance(value, list):
+            value = ",".join(map(str, value))
+        elif isinstance(value, bool) and key != "autocommit":
+            value = int(value)  # libpq's switches are 0 and 1
+        result[key] = value
+    return result
 
 
 @lru_cache
@@ -57,9 +82,12 @@ class Settings:
             self.yaml = self._load()
         except ConfigError as error:
             self.error = str(error)
+        own = self.yaml["connection_settings"]
         if settings["NAME"] == "":
             # Django derives the names of test databases from it.
-            settings["NAME"] = self.yaml["connection_settings"].get("dbname", "")
+            settings["NAME"] = own.get("dbname") or _dbname(own.get("conninfo") or "")
+        if settings["NAME"] == "" and own.get("service"):
+            settings["OPTIONS"].setdefault("service", own["service"])  # where Django looks for it
 
     @property
     def options(self) -> DatabaseSettings:
@@ -145,11 +173,17 @@ class Settings:
         for name, keyword in _SETTINGS.items():
             if self.settings[name]:
                 settings[keyword] = self.settings[name]
+        if self.settings["NAME"] is None:
+            # How Django asks for a database that is always there, to make and drop test databases from.
+            settings.pop("service", None)
+            settings["dbname"] = "postgres"
         return settings
 
     def for_psycopg(self, params: ConnectionParams) -> ConnectionParams:
         """Return the connection settings of the YAML file, overridden by *params*, which are Django's."""
-        return {**self.yaml["connection_settings"], **{key: params[key] for key in params if key not in _OURS}}
+        return for_libpq(
+            {**self.yaml["connection_settings"], **{key: params[key] for key in params if key not in _OURS}}
+        )
 
     def unknown_options(self) -> dict[str, str | None]:
         """Return the unknown OPTIONS, each with the known one that was probably meant."""

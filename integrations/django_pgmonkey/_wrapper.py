@@ -7,9 +7,9 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db.backends.base.base import NO_DB_ALIAS
 from psycopg import IsolationLevel
 
-from pgmonkey import ConnectionHandle
+from pgmonkey import ConfigError, ConnectionHandle
 
-from ._pools import pools
+from ._pools import Pool, pools
 from ._settings import Config, ConnectionParams, DatabaseSettings, Settings
 from ._transaction import TransactionalWrapper
 
@@ -31,12 +31,13 @@ class PooledWrapper(TransactionalWrapper):
         return self._settings
 
     @property
-    def pool(self) -> ConnectionHandle | None:
+    def pool(self) -> Pool | None:
         """The pool for the settings of this alias; None for the connection without one, which makes test databases."""
         if self.alias == NO_DB_ALIAS:
             return None
         self._check_max_age()
-        return self._pool_for(self.settings.config(self.timezone_name))
+        config = self.settings.config(self.timezone_name)
+        return pools.show(self.alias, config, self._pool_for(config))
 
     def close_pool(self) -> None:
         """Close the pool of this alias; it stays open for others in the process with the same configuration."""
@@ -62,8 +63,11 @@ class PooledWrapper(TransactionalWrapper):
     def _pool_for(self, config: Config) -> ConnectionHandle:
         handle = pools.known(self.alias, config)
         if handle is None:
-            with self.wrap_database_errors:
-                handle = pools.get(self.alias, config)
+            try:
+                with self.wrap_database_errors:
+                    handle = pools.get(self.alias, config)
+            except ConfigError as error:
+                raise ImproperlyConfigured(f"DATABASES[{self.alias!r}]: {error}") from error
         return handle
 
     def _set_isolation_level(self) -> None:

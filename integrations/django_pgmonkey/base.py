@@ -38,9 +38,6 @@ class DatabaseWrapper(PooledWrapper):
     def get_new_connection(self, conn_params: ConnectionParams) -> Connection[object]:
         """Borrow a connection and set it up as Django's settings say."""
         connection: Connection[object]
-        if self.alias == NO_DB_ALIAS:
-            connection = super().get_new_connection(conn_params)
-            return connection
         # get_connection_params() was called just before, and looked at the settings.
         known = self._params
         pool = self._pool_for(known[0] if known is not None else self.settings.config(self.timezone_name))
@@ -114,6 +111,8 @@ class DatabaseWrapper(PooledWrapper):
         with self.wrap_database_errors:
             lease.finish(ClosedError())
         self.connection = None
+        if self.alias == NO_DB_ALIAS:
+            self.close_pool()
 
     def after_fork_in_child(self) -> None:
         """Forget the connection, which is the parent's; a transaction that is open on it cannot continue here."""

@@ -77,7 +77,7 @@ class DatabaseValidation(BaseDatabaseValidation):
             with self.connection.cursor() as cursor:
                 cursor.execute(_ALLOWED)
                 (allowed,) = cursor.fetchone()
-        except Error as error:
+        except (Error, ImproperlyConfigured) as error:
             yield self._error(4, " ".join(str(error).split()))
             return
         pool = self._wrapper.pool

@@ -87,16 +87,46 @@ def test_the_management_command(project: Path, dbname: str, config: dict[str, An
     answer = ok(run(project, "pgmonkey", "ping"))
     assert re.fullmatch(rf"default: PostgreSQL .*, {dbname} as \w+, answers in \d+\.\d ms\n", answer)
     assert re.match(
-        r"default: \d+ of \d+ connections of the server are in use\n  pool_min +1\n",
+        r"default: \d+ of \d+ connections of the server are in use\n"
+        r"  the pool of this command, which it has opened just now; each process of the server has its own:\n"
+        r"  pool_min +1\n",
         ok(run(project, "pgmonkey", "stats")),
     )
     shown = ok(run(project, "pgmonkey", "config", "--database", "default"))
     assert yaml.safe_load(shown)["connection_settings"]["dbname"] == dbname
     assert config["connection_settings"]["password"] not in shown
+    finished = run(project, "pgmonkey", "ping", "--database", "nope")
+    assert finished.returncode == 1
+    assert finished.stderr == "CommandError: 'nope' is not in DATABASES, which has default\n"
     (project / "config.yaml").write_text("connection_settings: 7\n")
     finished = run(project, "pgmonkey", "ping")
     assert finished.returncode == 1
     assert finished.stderr.startswith(f"CommandError: default: {project}/config.yaml:1: connection_settings: ")
+    assert "Traceback" not in finished.stderr
+
+
+def test_the_management_command_shows_what_only_python_can_give(
+    project: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("APP_USER", config["connection_settings"]["user"])
+    monkeypatch.setenv("APP_PASSWORD", config["connection_settings"]["password"])
+    config["connection_settings"] |= {"user": "${APP_USER}", "password": {"from_env": "APP_PASSWORD"}}
+    (project / "config.yaml").write_text(yaml.safe_dump(config))
+    source = SETTINGS.replace('["shop"]', '["django_pgmonkey", "shop"]')
+    more = "DATABASES['default']['OPTIONS'] |= {'resolve_env': True, 'pool': {'configure': print}}\n"
+    (project / "settings.py").write_text(f"EXTRA = {{}}\n{source}{more}")
+    shown = yaml.safe_load(ok(run(project, "pgmonkey", "config")))
+    assert shown["connection_settings"]["password"] == "***REDACTED***"
+    assert shown["pool_settings"]["configure"] == "<print>"
+
+
+@pytest.mark.parametrize("command", [["pgmonkey", "stats"], ["check", "--database", "default"]])
+def test_a_wrong_option_of_the_pool_is_one_line(project: Path, command: list[str]) -> None:
+    source = (project / "settings.py").read_text().replace('["shop"]', '["django_pgmonkey", "shop"]')
+    (project / "settings.py").write_text(source + "DATABASES['default']['OPTIONS']['pool'] = {'max_size': 'many'}\n")
+    finished = run(project, *command)
+    assert finished.returncode == 1
+    assert "pool_settings.max_size: 'many' is not a whole number" in finished.stderr
     assert "Traceback" not in finished.stderr
 
 
@@ -116,6 +146,33 @@ def test_dbshell_shows_no_secret_on_its_command_line(
     for name, value in {"PASSWORD": settings["password"], "DATABASE": dbname, "PORT": settings["port"]}.items():
         assert f"PG{name}={value}\n" in output
     assert "PGAPPNAME=shell\n" in output
+
+
+@pytest.mark.parametrize("as_url", [True, False])
+def test_dbshell_goes_where_the_application_goes(
+    as_url: bool, project: Path, dbname: str, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = project / "bin" / "psql"
+    fake.parent.mkdir()
+    fake.write_text("#!/bin/sh\nenv | grep ^PG\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+    own = config["connection_settings"]
+    host, port = own["host"], own["port"]
+    if as_url:
+        url = f"postgresql://{own['user']}:{own['password']}@{host}:{port}/{dbname}"
+        config["connection_settings"] = {"conninfo": url, "command_timeout": 30}
+        expected = {"HOST": host, "PORT": port}
+        (project / "config.yaml").write_text(yaml.safe_dump(config))
+    else:
+        own |= {"host": [host, host], "port": [port, port]}
+        expected = {"HOST": f"{host},{host}", "PORT": f"{port},{port}"}
+        mapping = f"config = {config!r}\nconfig['connection_settings']['password'] = lambda: {own['password']!r}\n"
+        more = f"{mapping}DATABASES['default']['OPTIONS']['config'] = config\n"
+        (project / "settings.py").write_text(f"EXTRA = {{}}\n{SETTINGS}{more}")
+    output = ok(run(project, "dbshell")).splitlines()
+    expected |= {"USER": own["user"], "PASSWORD": own["password"], "DATABASE": dbname}
+    assert [line for line in (f"PG{name}={value}" for name, value in expected.items()) if line not in output] == []
 
 
 # -- the backend ------------------------------------------------------------------------------------------------------
@@ -301,6 +358,31 @@ for _ in range(2):
         observer.execute(f"DROP ROLE assumed_{dbname}".encode())
     configure(project, assume_role="nobody_at_all")
     assert ok(run(project, code=code)).splitlines() == ['role "nobody_at_all" does not exist'] * 2
+
+
+def test_a_second_name_of_the_engine_ends_in_postgresql(project: Path) -> None:
+    source = (project / "settings.py").read_text()
+    (project / "settings.py").write_text(source.replace('"django_pgmonkey"', '"django_pgmonkey.postgresql"'))
+    code = """
+from django.db import connection, connections
+from django_pgmonkey.base import DatabaseWrapper
+connection.ensure_connection()
+print(isinstance(connections["default"], DatabaseWrapper), connection.settings_dict["ENGINE"].rpartition(".")[2])
+"""
+    assert ok(run(project, code=code)) == "True postgresql\n"
+
+
+def test_the_pool_answers_as_psycopg_pools_does(project: Path) -> None:
+    code = """
+from django.db import connection
+pool = connection.pool
+print(pool._check, pool is connection.pool, pool.get_stats() == pool.stats())
+connection.settings_dict["CONN_HEALTH_CHECKS"] = True
+print(connection.pool._check.__name__)
+connection.settings_dict["OPTIONS"]["pool"] = {"check": print}
+print(connection.pool._check is print)
+"""
+    assert ok(run(project, code=code)) == "None True True\ncheck_connection\nTrue\n"
 
 
 def test_release_per_query(project: Path, observer: Observer) -> None:

@@ -66,6 +66,26 @@ def test_test_databases(options: list[str], project: Path, server: Any, dbname: 
         assert left.fetchone() == (0,)
 
 
+@pytest.mark.parametrize("as_url", [True, False])
+def test_test_databases_with_what_only_pgmonkey_knows(as_url: bool, project: Path, config: dict[str, Any]) -> None:
+    ok(run(project, "makemigrations", "shop"))
+    own = config["connection_settings"]
+    password = own.pop("password")
+    if as_url:
+        url = f"postgresql://{own['user']}:{password}@{own['host']}:{own['port']}/{own['dbname']}"
+        config["connection_settings"] = {"conninfo": url}
+        more = ""
+    else:
+        own |= {"command_timeout": 30, "pgbouncer": True, "keepalives": True}
+        own |= {"host": [own["host"]] * 2, "port": [own["port"]] * 2}
+        more = f"config['connection_settings']['password'] = lambda: {password!r}\n"
+    more = f"config = {config!r}\n{more}DATABASES['default']['OPTIONS']['config'] = config\n"
+    (project / "settings.py").write_text(f"EXTRA = {{}}\n{SETTINGS}{more}")
+    finished = run(project, "test", "--verbosity", "2", "shop.tests.InTransaction")
+    assert finished.returncode == 0, finished.stderr
+    assert f"test_{own['dbname']}" in finished.stderr
+
+
 def test_pytest_django(project: Path) -> None:
     ok(run(project, "makemigrations", "shop"))
     (project / "test_things.py").write_text(

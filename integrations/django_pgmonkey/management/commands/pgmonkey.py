@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser
+from collections.abc import Mapping
 from time import perf_counter
 
 import yaml
@@ -38,15 +39,17 @@ class Command(BaseCommand):
 
     def handle(self, *args: object, what: str, database: str | None, **options: object) -> None:
         """Run the command."""
-        wrappers = [connections[alias] for alias in ([database] if database else connections)]
-        for wrapper in wrappers:
-            if isinstance(wrapper, PooledWrapper):
-                try:
+        if database is not None and database not in connections:
+            raise CommandError(f"{database!r} is not in DATABASES, which has {', '.join(connections)}")
+        for alias in [database] if database else connections:
+            try:
+                wrapper = connections[alias]
+                if isinstance(wrapper, PooledWrapper):
                     getattr(self, f"_{what}")(wrapper)
-                except (Error, ImproperlyConfigured) as error:
-                    raise CommandError(f"{wrapper.alias}: {' '.join(str(error).split())}") from None
-            elif database:
-                raise CommandError(f"the ENGINE of {database} is not django_pgmonkey")
+                elif database:
+                    raise CommandError(f"the ENGINE of {database} is not django_pgmonkey")
+            except (Error, ImproperlyConfigured) as error:
+                raise CommandError(f"{alias}: {' '.join(str(error).split())}") from None
 
     def _ping(self, wrapper: PooledWrapper) -> None:
         version, dbname, user, *_ = self._ask(wrapper)
@@ -61,17 +64,30 @@ class Command(BaseCommand):
     def _stats(self, wrapper: PooledWrapper) -> None:
         *_, allowed, used = self._ask(wrapper)
         self.stdout.write(f"{wrapper.alias}: {used} of {allowed} connections of the server are in use")
+        self.stdout.write(
+            "  the pool of this command, which it has opened just now; each process of the server has its own:"
+        )
         for counter, value in (wrapper.pool.stats() if wrapper.pool is not None else {}).items():
             self.stdout.write(f"  {counter:<20} {value}")
 
     def _config(self, wrapper: PooledWrapper) -> None:
         self.stdout.write(f"# {wrapper.alias}")
-        self.stdout.write(
-            yaml.safe_dump(redact_config(wrapper.settings.config(wrapper.timezone_name)), sort_keys=False)
-        )
+        config = redact_config(wrapper.settings.config(wrapper.timezone_name))
+        self.stdout.write(yaml.safe_dump(_writable(config), sort_keys=False))
 
     def _ask(self, wrapper: PooledWrapper) -> Server:
         with wrapper.cursor() as cursor:
             cursor.execute(_SERVER)
             server: Server = cursor.fetchone()
             return server
+
+
+def _writable(value: object) -> object:
+    """Return *value* as YAML can have it: settings and functions that only Python can give are named."""
+    if isinstance(value, Mapping):
+        return {str(key): _writable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_writable(item) for item in value]
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    return f"<{getattr(value, '__qualname__', type(value).__qualname__)}>"
