@@ -7,8 +7,8 @@ transaction could lose its end unnoticed.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Iterable
+from functools import lru_cache, partial
 from importlib.abc import InspectLoader
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -17,18 +17,18 @@ from typing import TYPE_CHECKING, cast
 from flask import Flask, Request, current_app, request
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
     from werkzeug.local import LocalProxy
-    from werkzeug.routing import Rule
 
 _TESTED = "Flask 3.0 to 3.1 with Werkzeug 3.0 to 3.1"
-# Where Werkzeug keeps the request in its WSGI environment.
-_REQUEST = "werkzeug.request"
-_CALLED_WITH_ONE_ARGUMENT = ("handle_user_exception", "handle_exception", "make_response", "process_response")
+_CALLED = ("wsgi_app", "preprocess_request", "dispatch_request", "full_dispatch_request")
+_CALLED_WITH_ONE_ARGUMENT = ("handle_user_exception", "handle_exception", "finalize_request", "process_response")
 # What their sources contain as long as they use what the functions below replace and read.
 _SOURCES = {
-    "flask.app": ("self.wsgi_app(", "self.preprocess_request(", "self.handle_user_exception("),
-    "werkzeug.wrappers.request": (f'"{_REQUEST}"',),
+    "flask.app": (
+        *("self.wsgi_app(", "self.preprocess_request(", "self.dispatch_request(", "self.full_dispatch_request("),
+        *("self.handle_user_exception(", "self.handle_exception(", "self.process_response("),
+    ),
 }
 
 
@@ -49,18 +49,29 @@ except (AttributeError, RuntimeError):  # a proxy looks for what it does not hav
     raise _unsupported("flask.current_app or flask.request has no method _get_current_object()") from None
 
 
-def route_of(environ: WSGIEnvironment) -> Rule | None:
-    """Return the URL rule that the request of *environ* matched."""
-    rule: Rule | None = getattr(environ.get(_REQUEST), "url_rule", None)
-    return rule
-
-
 # -- applications -----------------------------------------------------------------------------------------------------
 
 
 def replace_method(app: Flask, name: str, replacement: Callable[..., object]) -> None:
     """Let Flask call *replacement* in place of the method *name* of *app*."""
     setattr(app, name, replacement)
+
+
+def replace_call(
+    app: Flask, replacement: Callable[[WSGIApplication, WSGIEnvironment, StartResponse], Iterable[bytes]]
+) -> None:
+    """Let *replacement* be called in place of *app*, with what would be called, and the arguments.
+
+    That is outside of what is put around ``app.wsgi_app``, whenever it is.  Python looks a ``__call__`` up in the
+    class, so the application gets a class of its own, derived from the one it had.
+    """
+    base = type(app)
+
+    def __call__(self: Flask, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        return replacement(partial(base.__call__, self), environ, start_response)
+
+    members = {"__call__": __call__, "__module__": base.__module__, "__qualname__": base.__qualname__}
+    app.__class__ = type(base.__name__, (base,), members)
 
 
 def has_error_handler(app: Flask, error: type[Exception]) -> bool:
@@ -73,7 +84,7 @@ def has_error_handler(app: Flask, error: type[Exception]) -> bool:
 
 def check(app: Flask) -> None:
     """Raise RuntimeError unless *app* has what this extension uses, and Flask's sources use it too."""
-    for name in ("wsgi_app", "preprocess_request", *_CALLED_WITH_ONE_ARGUMENT):
+    for name in (*_CALLED, *_CALLED_WITH_ONE_ARGUMENT):
         if not callable(getattr(app, name, None)):
             raise _unsupported(f"an application has no method {name}()")
     # Later releases of Flask may pass the context first.

@@ -5,18 +5,17 @@ from __future__ import annotations
 from typing import cast, overload
 
 import click
-from flask import Flask, current_app
+from flask import Blueprint, Flask
 from psycopg.rows import Row, RowFactory, TupleRow
 
-from pgmonkey import ConfigError, Database, PoolFullError, PoolTimeoutError
+from pgmonkey import ConfigError, Database
 
 from ._commands import commands
 from ._compat import check, has_error_handler
 from ._database import EXTENSION, BoundDatabase
-from ._middleware import TransactionMiddleware
+from ._middleware import TransactionMiddleware, current_units
 from ._settings import Settings, read
-
-_RETRY_AFTER = "1"  # seconds
+from ._unavailable import UNAVAILABLE, answer_unavailable, health_blueprint
 
 
 class PGMonkey(BoundDatabase[Row]):
@@ -68,12 +67,42 @@ class PGMonkey(BoundDatabase[Row]):
             raise click.ClickException(str(error)) from None  # the flask command shows it without a traceback
         app.extensions[EXTENSION] = databases
         TransactionMiddleware(app, {key: own.scope for key, own in settings.items()})
-        for kind in (PoolTimeoutError, PoolFullError):
+        for kind in UNAVAILABLE:
             # An application's own handler, registered before or after, takes precedence.
             if not has_error_handler(app, kind):
-                app.register_error_handler(kind, _answer_busy)
+                app.register_error_handler(kind, answer_unavailable)
         app.shell_context_processor(lambda: {"db": self})
         app.cli.add_command(commands)
+
+    def health_blueprint(self) -> Blueprint:
+        """Return a blueprint of two routes for an orchestrator, ``/health/live`` and ``/health/ready``.
+
+        The first answers 200 and touches no database; the second answers 503 with Retry-After unless all databases
+        answer within two seconds.
+        """
+        return health_blueprint()
+
+    # -- requests ---------------------------------------------------------------------------------------------------
+
+    def rollback_request(self) -> None:
+        """Roll the transactions of the current request back, whatever the status of its answer.
+
+        The last call of this and `keep_request` counts.  Raises RuntimeError outside of a request, and after its end.
+        """
+        self._decide(keep=False)
+
+    def keep_request(self) -> None:
+        """Commit the transactions of the current request, also when its answer is an error.
+
+        A transaction in which a statement failed cannot be kept.  Raises as `rollback_request`.
+        """
+        self._decide(keep=True)
+
+    def _decide(self, keep: bool) -> None:
+        units = current_units()
+        if units is None:
+            raise RuntimeError("rollback_request() and keep_request() decide the end of a request, and this is none")
+        units.decide(keep)
 
     def _database(self, key: str | None, settings: Settings) -> Database[Row]:
         bound = self if key is None else self[key]
@@ -86,8 +115,3 @@ class PGMonkey(BoundDatabase[Row]):
             row_factory=row_factory,
             session_values=bound.values_of_request,
         )
-
-
-def _answer_busy(error: Exception) -> tuple[str, int, dict[str, str]]:
-    current_app.logger.warning("%s", error)
-    return "The database is busy, please try again.", 503, {"Retry-After": _RETRY_AFTER}

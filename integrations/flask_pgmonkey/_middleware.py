@@ -3,68 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from itertools import chain
 from typing import TYPE_CHECKING
 
-from flask import Flask, Response, request
+from flask import Flask, Response, has_request_context, request
+from werkzeug.exceptions import HTTPException
+from werkzeug.wsgi import ClosingIterator
 
-from pgmonkey import Database, UnitOfWork
+from pgmonkey import Database
 
-from ._compat import get_request, replace_method, route_of
-from ._database import EXTENSION, TransactionOptions, choices_of
+from ._compat import get_request, replace_call, replace_method
+from ._database import EXTENSION, choices_of
 from ._settings import Scope
+from ._unavailable import UNAVAILABLE
+from ._units import RefusedError, RequestUnits
 
 if TYPE_CHECKING:
     from _typeshed import OptExcInfo
-    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+    from flask.typing import ResponseReturnValue
 
 # The key in the WSGI environment under which the units of work of the request are.
 _UNITS = "flask_pgmonkey.units"
-_DEFAULTS: TransactionOptions = {}
 
 
-class RefusedError(Exception):
-    """Why a unit of work is rolled back although nothing was raised: the status of the response, or none was sent."""
-
-
-class RequestUnits:
-    """The units of work of a request, by the key of the database."""
-
-    def __init__(self, label: Callable[[], str]) -> None:
-        self._label = label
-        self._units: dict[str | None, UnitOfWork[object]] = {}
-
-    def begin(self, key: str | None, database: Database[object], options: TransactionOptions = _DEFAULTS) -> None:
-        """Open the unit of work for *key*."""
-        self._units[key] = database.begin(label=self._label, **options)
-
-    def end(self, key: str | None) -> None:
-        """End the unit of work for *key* early: each statement from here on is its own transaction (autocommit)."""
-        if key in self._units:
-            self._units.pop(key).finish()
-
-    def roll_back(self, error: BaseException) -> None:
-        """Roll all of them back; the next statement starts a new transaction."""
-        for unit in self._units.values():
-            unit.roll_back(error)
-
-    def finish(self, error: BaseException | None) -> None:
-        """Commit them, one after the other, or roll all back when there is an *error*; raise what fails a COMMIT."""
-        units, self._units = self._units, {}
-        failure = error
-        for unit in units.values():
-            # All must be finished, to give their connections back.  After a COMMIT that failed, the others roll back.
-            try:
-                unit.finish(failure)
-            except BaseException as reason:
-                failure = failure or reason
-        if failure is not None and failure is not error:
-            raise failure
+def current_units() -> RequestUnits | None:
+    """Return the units of work of the current request; None outside of one, and after it."""
+    units: RequestUnits | None = request.environ.get(_UNITS) if has_request_context() else None
+    return units
 
 
 class TransactionMiddleware:
     """Makes each request of *app* a transaction on each of its databases that is set to one.
 
-    It commits when the application starts its response: ``after_request`` functions and the session may fail before.
+    It commits when the response starts, outside of all other middleware: ``after_request`` functions and the session
+    may fail before, and whoever changes the status decides.
     """
 
     def __init__(self, app: Flask, scopes: dict[str | None, Scope]) -> None:
@@ -72,14 +46,7 @@ class TransactionMiddleware:
         self._wsgi_app = app.wsgi_app
         self._scopes = scopes
         self._databases: dict[str | None, Database[object]] = app.extensions[EXTENSION]
-        handle_user_exception = app.handle_user_exception
-
-        def handle_after_rollback(e: Exception) -> object:
-            # Before the application's error handlers run: they may use the database too.
-            if (units := request.environ.get(_UNITS)) is not None:
-                units.roll_back(e)
-            return handle_user_exception(e)
-
+        self._watch_exceptions()
         preprocess_request = app.preprocess_request
 
         # A before_request function would run after those that look at the URL, and take longer to call.
@@ -87,56 +54,80 @@ class TransactionMiddleware:
             self._apply_choices()
             return preprocess_request(*context)
 
-        replace_method(app, "handle_user_exception", handle_after_rollback)
         replace_method(app, "preprocess_request", preprocess_after_choice)
         replace_method(app, "wsgi_app", self)
+        replace_call(app, self.serve)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Serve one request."""
-        units = environ[_UNITS] = RequestUnits(lambda: _route(environ))
+        """Serve one request, also where ``app.wsgi_app`` is called and not ``app``, as when it is mounted."""
+        units: RequestUnits | None = environ.get(_UNITS)
+        if units is not None and units.owner is self:
+            return self._wsgi_app(environ, start_response)
+        return self.serve(self._wsgi_app, environ, start_response)
+
+    def serve(
+        self, wsgi_app: WSGIApplication, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        """Serve one request by *wsgi_app*."""
+        around: RequestUnits | None = environ.get(_UNITS)  # of an application that this one is mounted in
+        method = environ["REQUEST_METHOD"]
+        # The route, never the path: that may contain personal data.
+        units = environ[_UNITS] = RequestUnits(self, lambda units: f"{method} {units.route or '(no route)'}")
         self._begin(units)
-        other_body: Iterable[bytes] | None = None
+        started = False
+        answer: Iterable[bytes] | None = None
 
         def start_after_commit(
             status: str, headers: list[tuple[str, str]], exc_info: OptExcInfo | None = None
         ) -> Callable[[bytes], object]:
-            nonlocal other_body
+            nonlocal started, answer
+            started = True
             try:
-                units.finish(_refusal(int(status[:3])))
+                units.answer(int(status[:3]))
             except Exception as error:
-                response = self._answer(error, units)
-                other_body = response(environ, start_response)
+                answer = self._answer(error, units, environ)(environ, start_response)
                 return _discard
             return start_response(status, headers, exc_info)
 
         try:
-            body = self._wsgi_app(environ, start_after_commit)
+            body = wsgi_app(environ, start_after_commit)
+            if not started:
+                body = _read_until(lambda: started, body)
         except BaseException as error:
-            units.finish(error)
+            units.fail(error)
             raise
         else:
             # Does nothing where the response has started, which is when the units are finished.
-            units.finish(RefusedError("no response"))
+            units.fail(RefusedError("no response"))
         finally:
-            del environ[_UNITS]  # breaks a reference cycle: the label of the units holds the environment
+            # Deleted, because it would be a reference cycle.
+            if around is None:
+                del environ[_UNITS]
+            else:
+                environ[_UNITS] = around
         # The body that answers a failed COMMIT replaces the application's, which is closed unread.
-        if other_body is None:
+        if answer is None:
             return body
-        if hasattr(body, "close"):
-            body.close()
-        return other_body
+        _close(body)
+        return answer
 
     def _begin(self, units: RequestUnits) -> None:
         for key, database in self._databases.items():
             if self._scopes[key] == "request":
                 units.begin(key, database)
 
+    def _units(self) -> RequestUnits | None:
+        """Return the units of the current request; None where its context was made by hand."""
+        units: RequestUnits | None = get_request().environ.get(_UNITS)
+        return units if units is not None and units.owner is self else None
+
     def _apply_choices(self) -> None:
         """Apply what `BoundDatabase.transaction_per` chose for the view, before the request uses a database."""
-        current = get_request()
-        units: RequestUnits | None = current.environ.get(_UNITS)
-        if units is None:  # the context was made by hand, as by app.test_request_context()
+        units = self._units()
+        if units is None:
             return
+        current = get_request()
+        units.route = current.url_rule
         view = self._app.view_functions.get(current.endpoint or "")
         for key, (scope, options) in choices_of(view).items():
             # Nothing was done in it yet: it is only replaced.
@@ -144,26 +135,134 @@ class TransactionMiddleware:
             if scope == "request":
                 units.begin(key, self._databases[key], options)
 
-    def _answer(self, error: Exception, units: RequestUnits) -> Response:
+    # -- exceptions -------------------------------------------------------------------------------------------------
+
+    def _watch_exceptions(self) -> None:
+        """Roll back when an exception leaves a part of the application, before anybody answers it.
+
+        Where exceptions leave, not only where Flask handles them: extensions such as Flask-RESTX replace the latter.
+        """
+        app = self._app
+        for name in ("preprocess_request", "dispatch_request"):
+            replace_method(app, name, self._undoing(getattr(app, name)))
+        full_dispatch_request, process_response = app.full_dispatch_request, app.process_response
+        handle_user_exception, handle_exception = app.handle_user_exception, app.handle_exception
+
+        def dispatch_or_undo(*context: object) -> object:
+            try:
+                return full_dispatch_request(*context)
+            except Exception as error:
+                # Of a handler, an after_request function, or the session; or nobody handled it.
+                self._roll_back(error)
+                raise
+            except BaseException as error:
+                self._fail(error)
+                raise
+
+        def handle_after_rollback(e: Exception) -> object:
+            if _is_refusal(e):  # of a receiver of the signal request_started
+                self._roll_back(e)
+            return handle_user_exception(e)
+
+        def handle_last(e: Exception) -> object:
+            units = self._units()
+            if units is None:
+                return handle_exception(e)
+            units.roll_back(e)
+            units.handles_exception = True
+            try:
+                # For what the session, an after_request function or an error handler raised, Flask asks only the
+                # handlers of its own 500.
+                answer = _try(handle_user_exception, e) if isinstance(e, UNAVAILABLE) else None
+                return handle_exception(e) if answer is None else app.finalize_request(answer, True)
+            except BaseException as error:
+                units.fail(error)  # before the teardown functions run
+                raise
+
+        def process_or_undo(response: Response) -> object:
+            units = self._units()
+            if units is None or not units.handles_exception:
+                return process_response(response)
+            # Flask logs what is raised here, and sends the response of the handler.
+            with units.undone_alone():
+                return process_response(response)
+
+        replace_method(app, "full_dispatch_request", dispatch_or_undo)
+        replace_method(app, "handle_user_exception", handle_after_rollback)
+        replace_method(app, "handle_exception", handle_last)
+        replace_method(app, "process_response", process_or_undo)
+
+    def _undoing(self, method: Callable[..., object]) -> Callable[..., object]:
+        def call(*context: object) -> object:
+            try:
+                return method(*context)
+            except Exception as error:
+                if _is_refusal(error):
+                    self._roll_back(error)
+                raise
+
+        return call
+
+    def _roll_back(self, error: Exception) -> None:
+        if (units := self._units()) is not None:
+            units.roll_back(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if (units := self._units()) is not None:
+            units.fail(error)
+
+    def _answer(self, error: Exception, units: RequestUnits, environ: WSGIEnvironment) -> Response:
         """Return the answer of the application's error handlers to a failed COMMIT; they get a new transaction."""
         self._begin(units)
-        try:
-            # As Flask does after a view that raised: error handlers first, then after_request functions.
-            response = self._app.make_response(self._app.handle_user_exception(error))
-            response = self._app.process_response(response)
-        except Exception as unhandled:
-            response = self._app.handle_exception(unhandled)
-        units.finish(_refusal(response.status_code))
+        # A middleware may have held the response back, until the request's own context was gone.
+        is_current = current_units() is units
+        with nullcontext() if is_current else self._app.request_context(environ):
+            try:
+                # As Flask does after a view that raised: error handlers first, then after_request functions.
+                response = self._app.finalize_request(self._app.handle_user_exception(error))
+            except Exception as unhandled:
+                response = self._app.handle_exception(unhandled)
+            units.answer(response.status_code)
         return response
 
 
-def _refusal(status: int) -> RefusedError | None:
-    return RefusedError(status) if status >= 400 else None
+def _is_refusal(error: Exception) -> bool:
+    """Return whether *error* is no answer of the application, or one of status 400 and above."""
+    if not isinstance(error, HTTPException):
+        return True
+    # A response may be any WSGI application, whose status is known when it leaves.
+    status = error.code if error.response is None else getattr(error.response, "status_code", None)
+    return status is not None and status >= 400
 
 
-def _route(environ: WSGIEnvironment) -> str:
-    """Return the method and the route, ``GET /orders/<id>``, never the path: that may contain personal data."""
-    return f"{environ['REQUEST_METHOD']} {route_of(environ) or '(no route)'}"
+def _try(handle: Callable[[Exception], ResponseReturnValue], error: Exception) -> ResponseReturnValue | None:
+    try:
+        return handle(error)
+    except Exception:  # it needs what is not available
+        return None
+
+
+def _read_until(started: Callable[[], bool], body: Iterable[bytes]) -> Iterable[bytes]:
+    """Return *body*, read until the response has *started*.
+
+    What a generator does, it does when it is read, and the server reads it outside of the transaction.
+    """
+    chunks: list[bytes] = []
+    iterator = iter(body)
+    try:
+        for chunk in iterator:
+            chunks.append(chunk)
+            if started():
+                break
+    except BaseException:
+        _close(body)
+        raise
+    return ClosingIterator(chain(chunks, iterator), lambda: _close(body))
+
+
+def _close(body: Iterable[bytes]) -> None:
+    if hasattr(body, "close"):
+        body.close()
 
 
 def _discard(data: bytes) -> None:

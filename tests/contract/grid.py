@@ -12,14 +12,18 @@ builds it for its framework, serves it, sends one request, and compares the rows
 
 from __future__ import annotations
 
+import builtins
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
+
+GROUP: Any = getattr(builtins, "ExceptionGroup", None)  # of Python 3.11
 
 TOUCHES = (
     "write",  # one row
@@ -39,13 +43,14 @@ ENDS = (
     "refuse",  # raises the framework's HTTP exception with this status
     "answer",  # raises the framework's HTTP exception that carries a response of this status, where there is one
     "raise",  # raises Crash
-    "group",  # raises an ExceptionGroup
+    *(("group",) if GROUP else ()),  # raises an ExceptionGroup with a Crash in it
 )
 STATUSES = (200, 201, 302, 400, 409, 500)
 
 EVERY_EXAMPLE = settings(
     max_examples=int(os.environ.get("PGMONKEY_EXAMPLES", "60")),
     deadline=None,
+    phases=set(Phase) - {Phase.explain},  # which takes a hundred requests more
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
@@ -102,27 +107,40 @@ class Account:
 
     pending: list[int] = field(default_factory=list)
     """The rows that were written and not undone."""
-    failed: bool = False
-    """Whether what is pending cannot be committed."""
+    broken: bool = False
+    """Whether every further statement fails, and so does the COMMIT."""
+    doomed: bool = False
+    """Whether the COMMIT fails."""
     decision: bool | None = None
     """What keep_request() or rollback_request() decided."""
+    _known: list[BaseException] = field(default_factory=list)
 
     @contextmanager
     def part(
-        self, *, answers: Callable[[BaseException], int | None] | None = None, handles: bool = False
+        self,
+        *,
+        answers: Callable[[BaseException], int | None] | None = None,
+        handles: BaseException | None = None,
+        alone: bool = False,
     ) -> Iterator[None]:
         """Be the block in which a part runs.
 
         *answers* returns the status of what leaves the part where that is an HTTP exception of the framework, which is
-        an answer, and None otherwise.  *handles*: the part handles an error, perhaps that of a COMMIT.
+        an answer, and None otherwise.  *handles* is the error that the part answers, if any.  *alone*: the framework
+        ignores what the part raises, so that undoes nothing but what the part did.
         """
-        if handles and self.failed:
-            self._undo()
+        if handles is not None and not any(handles is error for error in self._known):
+            self._undo()  # no part raised it: it is what made the COMMIT fail
+            self._known.append(handles)
+        before = list(self.pending), self.broken, self.doomed
         try:
             yield
         except BaseException as error:
+            self._known.append(error)
             status = answers(error) if answers is not None else None
-            if (status is None or status >= 400) and (self.failed or not self.decision):
+            if alone:
+                self.pending, self.broken, self.doomed = before
+            elif (status is None or status >= 400) and (self.broken or not self.decision):
                 self._undo()
             raise
 
@@ -133,20 +151,22 @@ class Account:
             yield touch, row
             if touch in ("write", "write elsewhere", "nested"):
                 self.pending.append(row)
-            elif touch in ("late", "caught", "close"):
-                self.failed = True
+            elif touch in ("caught", "close"):
+                self.broken = True
+            elif touch == "late":
+                self.doomed = True
             elif touch in ("keep", "roll back"):
                 self.decision = touch == "keep"
 
     def stored(self, status: int) -> list[int]:
         """Return the rows that must be stored, in order, when *status* has left; raise AssertionError if it may not."""
         keeps = status < 400 if self.decision is None else self.decision
-        if keeps and self.failed:
+        if keeps and (self.broken or self.doomed):
             assert status >= 400 or not self.pending, f"{status} left, but {self.pending} cannot have been committed"
             return []
         return self.pending if keeps else []
 
     def _undo(self) -> None:
-        self.pending, self.failed = [], False
+        self.pending, self.broken, self.doomed = [], False, False
         if self.decision:
             self.decision = None  # what it would have kept is gone
