@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import psycopg
 from psycopg import AsyncCursor
 from psycopg.abc import Params
-from psycopg.pq import Format
+from psycopg.pq import Format, TransactionStatus
 from psycopg.rows import tuple_row
 
 from .._driver.begin import begin_statement
 from .._driver.cursors import convert, fast_class, plan_for, set_result
 from .._driver.sql import Statement, is_one_plain
 from .connector import AsyncPooledConnection
-from .fastpath import execute_plan, execute_text
+from .fastpath import begin_anew, execute_plan, execute_text, may_repeat
 from .psycopg_types import AsyncAnyCursor
+
+# As a plain number, which is faster to compare than a member of an enumeration.
+_IDLE = int(TransactionStatus.IDLE)
 
 
 async def _execute(
@@ -28,20 +32,33 @@ async def _execute(
     """Do as psycopg; a prepared statement takes one round trip, also where a transaction begins with it."""
     connection = self.connection
     pooled: AsyncPooledConnection | None = connection.__dict__.get("pooled")
-    # What is composed, a template or in binary goes psycopg's own way: its text is not a key by which to find a plan.
-    plain = prepare is None and binary is None and self.format == Format.TEXT
-    if pooled is None or query.__class__ not in (str, bytes) or not plain:
+    if pooled is None:
         return await AsyncCursor.execute(self, query, params, prepare=prepare, binary=binary)
-    # Without parameters psycopg does not look for placeholders, so the same text is another statement.
-    key = query if params is not None else (query, None)
-    async with connection.lock:
-        plan = plan_for(self, pooled.plans, key, params)
-        if plan is not None:
-            result = await execute_plan(pooled, plan, begin_statement(connection))
-            set_result(self, query, [result], anew=True)
-            return self
-    await AsyncCursor.execute(self, query, params)
-    pooled.plans.learn(key, query, params, self, tuple_row)
+    idle = pooled.pgconn.transaction_status == _IDLE
+    first = idle or not pooled.prepared.worked
+    try:
+        # What is composed, a template or in binary goes psycopg's own way: its text is no key by which to find a plan.
+        plain = prepare is None and binary is None and self.format == Format.TEXT
+        if query.__class__ not in (str, bytes) or not plain:
+            return await AsyncCursor.execute(self, query, params, prepare=prepare, binary=binary)
+        # Without parameters psycopg does not look for placeholders, so the same text is another statement.
+        key = query if params is not None else (query, None)
+        async with connection.lock:
+            plan = plan_for(self, pooled.plans, key, params)
+            if plan is not None:
+                result = await execute_plan(pooled, plan, begin_statement(connection))
+                set_result(self, query, [result], anew=True)
+                return self
+        await AsyncCursor.execute(self, query, params)
+    except psycopg.Error as error:
+        if not may_repeat(connection.__dict__["pool"], pooled, error, first=first):
+            raise
+    else:
+        pooled.plans.learn(key, query, params, self, tuple_row)
+        return self
+    await begin_anew(connection, idle=idle)
+    await AsyncCursor.execute(self, query, params, prepare=False, binary=binary)
+    connection.__dict__["pool"].forget_plans()  # the others, too, have it prepared for the old shape of the tables
     return self
 
 

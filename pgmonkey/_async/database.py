@@ -3,42 +3,34 @@
 from __future__ import annotations
 
 import random
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from time import perf_counter
-from typing import Any, Generic, TypeVar, cast, overload
+from typing import Any, Generic, TypeVar, overload
 
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor, IsolationLevel
-from psycopg.errors import (
-    DeadlockDetected,
-    FeatureNotSupported,
-    InvalidSqlStatementName,
-    QueryCanceled,
-    SerializationFailure,
-)
-from psycopg.pq import TransactionStatus
+from psycopg.errors import DeadlockDetected, QueryCanceled, SerializationFailure
 from psycopg.rows import AsyncRowFactory, Row, TupleRow, tuple_row
 
 from .._config.blueprint import blueprint
 from .._config.source import Origin, Sources
-from .._driver.plan import DECLINED, read_all, read_count, read_one, read_value
-from .._driver.prepared import is_outdated
-from .._driver.sql import Params, Statement, leaves_state
+from .._driver.plan import Declined, read_all, read_count, read_one, read_value, remember
+from .._driver.prepared import is_refused
+from .._driver.sql import Params, Statement, leaves_state, returns_rows, text_of
 from .._driver.transaction_mode import TransactionMode
 from .._pool.cache import cache
 from .._pool.place import Label
-from .fastpath import AsyncFastPath
+from .fastpath import AsyncFastPath, SessionValues, set_values
 from .handle import AsyncConnectionHandle, open_handle
 from .lease import AsyncLease
 from .unit import (
     AsyncTransactionBlock,
     AsyncUnitBlock,
     AsyncUnitOfWork,
-    SessionValues,
     current_unit,
     enter,
-    set_values,
     units,
 )
 from .waiting import POOL_KIND, sleep
@@ -48,6 +40,8 @@ T = TypeVar("T")
 _STOPPED = QueryCanceled("the stream was closed before its end")
 # Seconds to wait before a transaction is tried again: at random up to the first, doubled each time, at most the last.
 _BACKOFF = (0.02, 1.0)
+# How many statements are remembered as such that return rows.
+_MAX_RETURNING = 1000
 
 
 class AsyncDatabase(Generic[Row]):
@@ -102,6 +96,7 @@ class AsyncDatabase(Generic[Row]):
         self._session_values = session_values
         self._handle: AsyncConnectionHandle | None = None
         self._fast: AsyncFastPath | None = None
+        self._returning: OrderedDict[str, None] = OrderedDict()
 
     # -- opening and closing ----------------------------------------------------------------------------------------
 
@@ -166,75 +161,96 @@ class AsyncDatabase(Generic[Row]):
 
     async def fetch_one(self, query: Statement, params: Params = None) -> Row | None:
         """Return the first row of *query*, or None when there is none."""
+        found: Any = Declined.NO_PLAN
         fast = self._fast
         if fast is not None:
             unit = self.current_unit() if units.get() else None
             read = read_one
-            found: Row | None = await (
-                fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read)
-            )
-            if found is not DECLINED:
-                return found
-        async with self._run(query, params) as cursor:
+            found = await (fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read))
+            if found.__class__ is not Declined:
+                row: Row | None = found
+                return row
+        async with self._run(query, params, found) as cursor:
             return await cursor.fetchone()
 
     async def fetch_all(self, query: Statement, params: Params = None) -> list[Row]:
         """Return all rows of *query*."""
+        found: Any = Declined.NO_PLAN
         fast = self._fast
         if fast is not None:
             unit = self.current_unit() if units.get() else None
             read = read_all
-            found: list[Row] = await (
-                fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read)
-            )
-            if found is not DECLINED:
-                return found
-        async with self._run(query, params) as cursor:
+            found = await (fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read))
+            if found.__class__ is not Declined:
+                rows: list[Row] = found
+                return rows
+        async with self._run(query, params, found) as cursor:
             return await cursor.fetchall()
 
     async def fetch_value(self, query: Statement, params: Params = None) -> Any:
         """Return the first column of the first row of *query*, or None when there is no row."""
+        found: Any = Declined.NO_PLAN
         fast = self._fast
         if fast is not None:
             unit = self.current_unit() if units.get() else None
             read = read_value
             found = await (fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read))
-            if found is not DECLINED:
+            if found.__class__ is not Declined:
                 return found
-        async with self._run(query, params) as cursor:
-            tuples = cast("AsyncCursor[TupleRow]", cursor)
-            tuples.row_factory = tuple_row
-            row = await tuples.fetchone()
+        async with self._run(query, params, found, row_factory=tuple_row) as cursor:
+            row = await cursor.fetchone()
         return None if row is None else row[0]
 
     async def execute(self, query: Statement, params: Params = None) -> int:
         """Run *query*; return the number of rows affected, -1 where the statement has none."""
+        found: Any = Declined.NO_PLAN
         fast = self._fast
         if fast is not None:
             unit = self.current_unit() if units.get() else None
             read = read_count
-            found: int = await (
-                fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read)
-            )
-            if found is not DECLINED:
-                return found
-        async with self._run(query, params) as cursor:
+            found = await (fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read))
+            if found.__class__ is not Declined:
+                count: int = found
+                return count
+        async with self._run(query, params, found, fetching=False) as cursor:
             return cursor.rowcount
 
     async def execute_many(self, query: Statement, params_seq: Iterable[Params]) -> int:
         """Run *query* for each of *params_seq* in one transaction; return the number of rows affected in all."""
         rows = [params if params is not None else () for params in params_seq]
         unit = self.current_unit()
+        count = -1
+        try:
+            async with self._block(unit) as connection, connection.cursor() as cursor:
+                try:
+                    await cursor.executemany(query, rows)
+                finally:
+                    count = cursor.rowcount
+                return count
+        except psycopg.Error as error:
+            if count > 0 or not is_refused(error):
+                raise
+        # Nothing was done, perhaps because what psycopg had prepared is outdated.
+        async with self._block(unit) as connection, connection.cursor() as cursor:
+            count = 0
+            for params in rows:
+                await cursor.execute(query, params, prepare=False)
+                count += max(cursor.rowcount, 0)
+        (await self._pool()).forget_plans()
+        return count
+
+    @asynccontextmanager
+    async def _block(self, unit: AsyncUnitOfWork[Row] | None) -> AsyncIterator[AsyncConnection[Row]]:
+        """Open a transaction, or a savepoint in *unit*."""
         if unit is None:
-            async with self.transaction() as connection, connection.cursor() as cursor:
-                await cursor.executemany(query, rows)
-                return cursor.rowcount
+            async with self.transaction() as connection:
+                yield connection
+            return
         # As each query method, it waits for its turn in the unit, and the next one waits for it.
         async with unit.at_work():
             connection = await unit.connection()
-            async with connection.transaction(), connection.cursor() as cursor:
-                await cursor.executemany(query, rows)
-                return cursor.rowcount
+            async with connection.transaction():
+                yield connection
 
     def stream(self, query: Statement, params: Params = None, *, size: int = 1000) -> AsyncIterator[Row]:
         """Return an iterator over the rows of *query*, which come from a server-side cursor, *size* at a time.
@@ -275,50 +291,63 @@ class AsyncDatabase(Generic[Row]):
         await lease.finish()
 
     @asynccontextmanager
-    async def _run(self, query: Statement, params: Params) -> AsyncIterator[AsyncCursor[Row]]:
+    async def _run(
+        self,
+        query: Statement,
+        params: Params,
+        declined: Declined,
+        *,
+        fetching: bool = True,
+        row_factory: AsyncRowFactory[Any] | None = None,
+    ) -> AsyncIterator[AsyncCursor[Any]]:
+        """Run *query* through psycopg, which is to prepare it unless the fast path *declined* because of that."""
         unit = self.current_unit()
         if unit is not None:
             async with unit.at_work():
                 connection = await unit.connection()
-                async with await self._execute(connection, query, params) as cursor:
+                async with self._execute(connection, query, params, declined, row_factory) as cursor:
                     yield cursor
-                    if self._fast is not None:
-                        self._fast.learn(connection, query, params, cursor)
             return
         handle = await self._pool()
         # Settings that hold for a transaction need one, also for a single statement.
         if handle.needs_transactions or (self._session_values is not None and self.session_values()):
-            async with self.unit_of_work(), self._run(query, params) as cursor:
+            again = self._run(query, params, declined, fetching=fetching, row_factory=row_factory)
+            async with self.unit_of_work(), again as cursor:
                 yield cursor
             return
-        lease = await handle.borrow(autocommit=True)
+        # Fetching from what returns no rows is an error, after which nothing may be stored.
+        text = text_of(query) if fetching else ""
+        in_doubt = fetching and text not in self._returning and not returns_rows(text)
+        lease = await handle.borrow(autocommit=not in_doubt)
         lease.row_factory = self._row_factory
         try:
-            connection = lease.connection
-            async with await self._execute(connection, query, params) as cursor:
+            async with self._execute(lease.connection, query, params, declined, row_factory) as cursor:
                 yield cursor
-                if self._fast is not None:
-                    self._fast.learn(connection, query, params, cursor)
+                if in_doubt and text and cursor.description is not None:
+                    remember(self._returning, text, None, _MAX_RETURNING)
         except BaseException as error:
             await lease.finish(error, clean=leaves_state(query))
             raise
         await lease.finish(clean=leaves_state(query))
 
-    async def _execute(self, connection: AsyncConnection[Row], query: Statement, params: Params) -> AsyncCursor[Row]:
-        alone = connection.pgconn.transaction_status == TransactionStatus.IDLE
-        try:
-            return await connection.execute(query, params)
-        except (FeatureNotSupported, InvalidSqlStatementName) as error:
-            if not is_outdated(error):
-                raise
-            # Other connections, too, have prepared statements for the old shape of the table.
-            (await self._pool()).forget_plans()
-            if not alone:
-                raise
-            # Nothing was done yet.
-            if connection.pgconn.transaction_status == TransactionStatus.INERROR:
-                await connection.rollback()
-            return await connection.execute(query, params)
+    @asynccontextmanager
+    async def _execute(
+        self,
+        connection: AsyncConnection[Row],
+        query: Statement,
+        params: Params,
+        declined: Declined,
+        row_factory: AsyncRowFactory[Any] | None,
+    ) -> AsyncIterator[AsyncCursor[Any]]:
+        async with connection.cursor(row_factory=row_factory or connection.row_factory) as cursor:
+            outdated = declined is Declined.REFUSED
+            await cursor.execute(query, params, prepare=False if outdated else None)
+            if outdated:
+                # It was: other connections, too, have it prepared for the old shape of the tables.
+                (await self._pool()).forget_plans()
+            yield cursor
+            if self._fast is not None:
+                self._fast.learn(connection, query, params, cursor)
 
     # -- transactions and units of work -----------------------------------------------------------------------------
 

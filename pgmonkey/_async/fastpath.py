@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import psycopg
-from psycopg import rows
+from psycopg import AsyncCursor
 from psycopg.abc import Params
 from psycopg.errors import error_from_result
-from psycopg.pq import ExecStatus, TransactionStatus
+from psycopg.pq import ExecStatus, PipelineStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
-from psycopg.rows import tuple_row
 
-from .._driver.begin import begin_statement, send_text_with_begin, send_with_begin
+from .._driver.begin import begin_and_set, begin_statement, send_text_with_begin, send_with_begin
 from .._driver.compat import FAST_PATH, PIPELINES, PostgresQuery
-from .._driver.plan import DECLINED, Plan, Read, adapters_of, is_plain, read_count
-from .._driver.prepared import is_outdated
+from .._driver.plan import Declined, Plan, Read, is_plain, is_psycopgs, read_count, remember
+from .._driver.prepared import is_refused
 from .._driver.psycopg_types import RowFactory
 from .._driver.sql import Statement
 from .._driver.wire import check_results
@@ -27,9 +27,11 @@ from .pool import AsyncPool
 from .psycopg_types import AsyncAnyConnection, AsyncAnyCursor
 from .waiting import current_loop, try_acquire
 
-_MAX_KEYS = 200
+SessionValues = Mapping[str, object]
+
+_NO_PLAN, _REFUSED = Declined.NO_PLAN, Declined.REFUSED
 # As plain numbers, which are faster to compare than members of an enumeration.
-_FATAL, _IDLE = int(ExecStatus.FATAL_ERROR), int(TransactionStatus.IDLE)
+_FATAL, _IDLE, _NO_PIPELINE = int(ExecStatus.FATAL_ERROR), int(TransactionStatus.IDLE), int(PipelineStatus.OFF)
 
 
 async def execute_plan(pooled: AsyncPooledConnection, plan: Plan, begin: bytes | None) -> PGresult:
@@ -37,6 +39,7 @@ async def execute_plan(pooled: AsyncPooledConnection, plan: Plan, begin: bytes |
     pgconn, prepared = pooled.pgconn, pooled.prepared
     if not plan.harmless:
         prepared.expect("")  # it may leave something in the session
+    prepared.reused = prepared.worked = True
     try:
         if begin is None:
             plan.send(plan.name, plan.params, plan.formats)
@@ -54,7 +57,9 @@ async def execute_plan(pooled: AsyncPooledConnection, plan: Plan, begin: bytes |
 async def execute_text(pooled: AsyncPooledConnection, query: PostgresQuery, begin: bytes | None) -> list[PGresult]:
     """Execute *query*, which has no parameters left, on a connection whose lock is held; *begin* as `execute_plan`."""
     pgconn = pooled.pgconn
-    pooled.prepared.note(query)
+    prepared = pooled.prepared
+    prepared.note(query)
+    prepared.reused, prepared.worked = False, True
     try:
         if begin is None:
             pgconn.send_query(query.query)
@@ -66,6 +71,47 @@ async def execute_text(pooled: AsyncPooledConnection, query: PostgresQuery, begi
         await after_error(pooled.connection, error)
         raise
     return results if begin is None else results[1:]
+
+
+async def set_values(connection: AsyncAnyConnection, values: SessionValues) -> None:
+    """Set configuration parameters until the end of the transaction, which begins with that where none is open."""
+    state = connection.__dict__
+    pooled: AsyncPooledConnection = state["pooled"]
+    message = begin_and_set(connection, values)
+    async with connection.lock:
+        if "refusal" in state:
+            raise state["refusal"]
+        try:
+            pooled.pgconn.send_query(message)
+            check_results(await pooled.watcher.fetch(state["command_timeout"]), pooled.connection)
+        except BaseException as error:
+            await after_error(pooled.connection, error)
+            raise
+    # Remembered, because these are not the borrower's own: the transaction may be begun anew.
+    state["session_values"] = values
+    pooled.prepared.worked = False
+
+
+def may_repeat(pool: AsyncPool, pooled: AsyncPooledConnection, error: psycopg.Error, *, first: bool) -> bool:
+    """Tell whether the statement that raised *error*, the *first* of its transaction, may be executed once more.
+
+    It may when the server did nothing because what was prepared is outdated.  Where other work was done before, that is
+    lost with the transaction; then at least no other connection fails in the same way.
+    """
+    outdated = pooled.prepared.reused and pooled.pgconn.pipeline_status == _NO_PIPELINE and is_refused(error)
+    # A value that does not fit (class 22) is rather the caller's fault.
+    if outdated and not first and not str(error.sqlstate).startswith("22"):
+        pool.forget_plans()
+    return outdated and first
+
+
+async def begin_anew(connection: AsyncAnyConnection, *, idle: bool) -> None:
+    """Roll back what a refused statement has begun; where it did not itself (*idle*), set the session values again."""
+    if connection.pgconn.transaction_status != _IDLE:
+        await connection.rollback()
+    values: SessionValues | None = connection.__dict__.get("session_values")
+    if values is not None and not idle:
+        await set_values(connection, values)
 
 
 class Borrowed(Protocol):
@@ -91,15 +137,15 @@ class AsyncFastPath:
         settings = blueprint.settings
         self.pool = pool
         self._session_values = session_values
-        self.row_factory = tuple_row if row_factory is None else row_factory
+        self._row_factory = row_factory
         # What identifies each statement, without and with parameters; its plan is kept with each connection.
-        self._without: dict[object, object] = {}
-        self._with: dict[object, object] = {}
+        self._without: OrderedDict[object, object] = OrderedDict()
+        self._with: OrderedDict[object, object] = OrderedDict()
         self._limit = blueprint.command_timeout
         self._loop = pool.loop
         self.possible = (
             FAST_PATH
-            and (row_factory is None or getattr(row_factory, "__module__", None) == rows.__name__)
+            and (row_factory is None or is_psycopgs(row_factory))
             and not blueprint.transaction_settings
             and settings.connection_class is None
             and settings.reset is None
@@ -111,43 +157,44 @@ class AsyncFastPath:
     def learn(
         self, connection: AsyncAnyConnection, statement: Statement, params: Params | None, cursor: AsyncAnyCursor
     ) -> None:
-        """Remember how *cursor* has executed *statement*, if it is prepared and psycopg's defaults are in force."""
+        """Remember how *cursor* has executed *statement*, if it is prepared and nothing of the borrower's in force."""
         pooled: AsyncPooledConnection | None = connection.__dict__.get("pooled")
-        if pooled is None or statement.__class__ is not str:
+        if pooled is None or statement.__class__ is not str or not self._is_usual(connection, pooled):
             return
         # An object of its own, not the text: a key is compared by identity on each call.
         keys = self._without if params is None else self._with
         key = keys.get(statement) or object()
-        plan = pooled.plans.learn(key, statement, params, cursor, self.row_factory)
-        if plan is not None:
-            if len(keys) >= _MAX_KEYS:
-                keys.clear()
-            keys[statement] = key
+        if pooled.plans.learn(key, statement, params, cursor, connection.row_factory) is not None:
+            remember(keys, statement, key, 4 * pooled.prepared.prepared_max)
+
+    def _is_usual(self, connection: AsyncAnyConnection, pooled: AsyncPooledConnection) -> bool:
+        """Tell whether a borrowed *connection* makes the cursors and rows that each borrower gets."""
+        pools: AsyncAnyConnection = pooled.connection
+        usual = self._row_factory or pools.row_factory
+        return connection.row_factory is usual and connection.cursor_factory is pools.cursor_factory is AsyncCursor
 
     async def run(self, statement: Statement, params: Params | None, read: Read) -> Any:
-        """Execute *statement* alone and return what *read* makes of the answer; `DECLINED` when nothing was done."""
+        """Execute *statement* alone and return what *read* makes of the answer; a `Declined` when nothing was done."""
         if statement.__class__ is not str or (self._loop is not None and self._loop is not current_loop()):
-            return DECLINED
+            return _NO_PLAN
         key = (self._without if params is None else self._with).get(statement)
         if key is None or (self._session_values is not None and self._session_values()):
-            return DECLINED
+            return _NO_PLAN
         pool, frame = self.pool, sys._getframe(1)
         pooled = pool.take_idle(frame) or await pool.wait_for_one(frame)
         if pooled is None:
-            return DECLINED
+            return _NO_PLAN
         try:
-            plan = pooled.plans.find(key, params, psycopg.adapters)
+            plan = pooled.plans.find(key, params)
             if plan is None or not (plan.has_rows or read is read_count):
-                return DECLINED
+                return _NO_PLAN
             plan.send(plan.name, plan.params, plan.formats)
             plan.params = None  # which may be large
             result = (await pooled.watcher.fetch(self._limit))[0]
             if result.status == _FATAL:
                 error = error_from_result(result, encoding=pooled.connection.info.encoding)
-                if is_outdated(error):
-                    # The server refused before it executed anything, so the usual way may run the statement again.
-                    pool.forget_plans()
-                    return DECLINED
+                if is_refused(error):
+                    return _REFUSED
                 raise error
             return read(plan, result)
         except BaseException as error:
@@ -160,10 +207,10 @@ class AsyncFastPath:
         """Do as `run`, on a borrowed connection."""
         pooled = lease.pooled
         if statement.__class__ is not str or pooled is None:
-            return DECLINED
+            return _NO_PLAN
         key = (self._without if params is None else self._with).get(statement)
         if key is None:
-            return DECLINED
+            return _NO_PLAN
         lock = pooled.connection.lock
         if not try_acquire(lock):
             await lock.acquire()
@@ -171,24 +218,21 @@ class AsyncFastPath:
             connection = lease.lent  # another task may have made it a moment ago
             if connection is None:
                 if not PIPELINES or lease.refusal is not None or lease.pooled is None:
-                    return DECLINED
-            elif connection.row_factory is not self.row_factory or not is_plain(connection):
-                return DECLINED
-            first = pooled.pgconn.transaction_status == _IDLE
-            plan = pooled.plans.find(key, params, adapters_of(connection))
+                    return _NO_PLAN
+            elif not self._is_usual(connection, pooled) or not is_plain(connection):
+                return _NO_PLAN
+            idle = pooled.pgconn.transaction_status == _IDLE
+            first = idle or not pooled.prepared.worked
+            plan = pooled.plans.find(key, params, connection)
             if plan is None or not (plan.has_rows or read is read_count):
-                return DECLINED
-            begin = None if not first else b"BEGIN" if connection is None else begin_statement(connection)
+                return _NO_PLAN
+            begin = None if not idle else b"BEGIN" if connection is None else begin_statement(connection)
             try:
                 return read(plan, await execute_plan(pooled, plan, begin))
             except psycopg.Error as error:
-                if not is_outdated(error):
+                if not may_repeat(self.pool, pooled, error, first=first):
                     raise
-                self.pool.forget_plans()
-                if not first:
-                    raise  # the transaction has failed with it, and earlier work cannot be repeated
         finally:
             lock.release()
-        # Nothing else was in the transaction: roll back, and let psycopg run the statement in a new one.
-        await lease.connection.rollback()
-        return DECLINED
+        await begin_anew(lease.connection, idle=idle)
+        return _REFUSED

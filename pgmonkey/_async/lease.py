@@ -75,7 +75,7 @@ class AsyncLease:
             context=self._context,
         )
         state = connection.__dict__
-        state["pooled"] = pooled
+        state["pooled"], state["pool"] = pooled, self.pool
         state["fast_cursor"] = fast_cursor
         if self.row_factory is not None:
             state["row_factory"] = self.row_factory

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeAlias, cast
+from typing import Any, Generic, Protocol, TypeAlias
 
 import psycopg
 from psycopg import AsyncConnection, AsyncTransaction, Rollback
@@ -18,12 +18,10 @@ from .._driver.sql import Params, Statement
 from .._driver.transaction_mode import DEFAULT, TransactionMode
 from .._pool.place import Label
 from ..errors import CancelledUnitError, GivenBackError
-from .fastpath import AsyncFastPath
+from .fastpath import AsyncFastPath, SessionValues, set_values
 from .lease import AsyncLease
 from .psycopg_types import AsyncAnyConnection
 from .waiting import Lock, cannot_wait, try_acquire
-
-SessionValues = Mapping[str, object]
 
 
 class AsyncSource(Protocol):
@@ -293,14 +291,6 @@ class AsyncTransactionBlock(AbstractAsyncContextManager["AsyncConnection[Row]"],
 
 def _used(method: str) -> RuntimeError:
     return RuntimeError(f"this block was entered before, and each is good for one use; call {method} again")
-
-
-async def set_values(connection: AsyncAnyConnection, values: SessionValues) -> None:
-    """Set configuration parameters until the end of the transaction."""
-    # In one statement, because each is a round trip; the values are parameters, so they need no quoting.
-    query = cast("Statement", "SELECT " + ", ".join(["set_config(%s, %s, true)"] * len(values)))
-    params = [part for name, value in values.items() for part in (name, None if value is None else str(value))]
-    await connection.execute(query, params)
 
 
 async def _set_mode(connection: AsyncAnyConnection, mode: TransactionMode) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import psycopg
 from psycopg import pq
 from psycopg.abc import Buffer
-from psycopg.pq import TransactionStatus
+from psycopg.pq import Escaping, TransactionStatus
 from psycopg.pq.abc import PGconn
 
 from .compat import MISSING
@@ -25,6 +25,28 @@ def begin_statement(connection: AnyConnection) -> bytes | None:
     """Return the BEGIN that the next statement on *connection* needs; None where it needs none."""
     idle = connection.pgconn.transaction_status == _IDLE
     return connection._get_tx_start_command() if idle and not connection._autocommit else None
+
+
+def begin_and_set(connection: AnyConnection, values: Mapping[str, object]) -> bytes:
+    """Return the message that sets configuration parameters to *values* until the end of the transaction.
+
+    It begins one where none is open, with the settings that no session keeps (PgBouncer).
+    """
+    begin = begin_statement(connection)
+    parts = [] if begin is None else [begin, connection.__dict__.get("transaction_settings", b"")]
+    # By libpq alone: a borrower's cursors may take other placeholders, and its types be dumped in other ways.
+    pairs = ((_literal(connection, name), _literal(connection, value)) for name, value in values.items())
+    parts.append(b"SELECT " + b", ".join(b"set_config(%s, %s, true)" % pair for pair in pairs))
+    return b"; ".join(filter(None, parts))
+
+
+def _literal(connection: AnyConnection, value: object) -> bytes:
+    if value is None:
+        return b"NULL"
+    text = str(value).encode(connection.info.encoding)
+    if b"\0" in text:  # where libpq would end the text
+        raise psycopg.DataError("the value of a configuration parameter cannot contain NUL (0x00)")
+    return Escaping(connection.pgconn).escape_literal(text)
 
 
 def send_with_begin(pgconn: PGconn, begin: bytes, name: bytes, params: _Params, formats: Sequence[int] | None) -> None:

@@ -52,7 +52,7 @@ PRIVATE: dict[str, tuple[str, ...]] = {
         *("PrepareManager", "_counts", "_names", "_to_flush", "clear", "get", "maybe_add_to_cache"),
         *("prepare_threshold", "prepared_max"),
     ),
-    "Prepare": ("NO",),
+    "Prepare": ("NO", "YES"),
     # Optional, as all that follows: what is open on the connection, for a COMMIT by the fast path.
     "Connection (open transaction)": ("_num_transactions", "_pipeline", "_tpc"),
     "PostgresQuery": (

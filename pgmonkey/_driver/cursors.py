@@ -24,9 +24,8 @@ def fast_class(cursor_class: type[K], usual: object, execute: object, execute_me
     """
     if not FAST_PATH or cursor_class.execute is not usual:
         return cursor_class
-    way = {PostgresQuery: execute, PostgresClientQuery: execute_merged}.get(cursor_class._query_cls)
-    if way is None:
-        return cursor_class
+    # Raw cursors are among the former: what they have executed gets no plan.
+    way = execute_merged if cursor_class._query_cls is PostgresClientQuery else execute
     # No slots of its own, so that psycopg's cursors can become of this class.
     return type(
         cursor_class.__name__, (cursor_class,), {"__module__": cursor_class.__module__, "__slots__": (), "execute": way}
@@ -35,9 +34,9 @@ def fast_class(cursor_class: type[K], usual: object, execute: object, execute_me
 
 def plan_for(cursor: AnyCursor, plans: Plans, key: object, params: Params | None) -> Plan | None:
     """Return the plan by which *cursor* executes the statement *key*; None when psycopg is to do it."""
-    if cursor._closed or not is_plain(cursor._conn):
+    if cursor._closed or cursor._query_cls is not PostgresQuery or not is_plain(cursor._conn):
         return None
-    return plans.find(key, params, cursor._adapters)
+    return plans.find(key, params, cursor)
 
 
 def convert(cursor: AnyCursor, statement: Statement, params: Params | None) -> PostgresQuery | None:

@@ -7,10 +7,13 @@ parameters and the answer pass through psycopg.  Where a plan does not fit, psyc
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from enum import Enum
+from typing import Any, TypeAlias, TypeVar
 
 import psycopg
+from psycopg import rows
 from psycopg.abc import Buffer, Params
 from psycopg.adapt import AdaptersMap, PyFormat, Transformer
 from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
@@ -21,11 +24,19 @@ from .prepared import Prepared
 from .psycopg_types import AnyConnection, AnyCursor, RowFactory
 from .sql import Statement, is_harmless, leaves_state
 
-DECLINED: Any = object()
-"""Returned by the fast path when it did nothing: the caller uses psycopg."""
+V = TypeVar("V")
+
+
+class Declined(Enum):
+    """Returned by the fast path when nothing is done: the caller uses psycopg."""
+
+    NO_PLAN = "no plan fits"
+    REFUSED = "the server refused the prepared statement, which may be outdated: it is not to be used"
+
 
 _AUTO = PyFormat.AUTO
-_MAX_PLANS = 300
+# Of one statement: plans for other session parameters and for parameters of other types.
+_MAX_VARIANTS = 32
 # As plain numbers, which are faster to compare than members of an enumeration.
 _IDLE, _OK = int(TransactionStatus.IDLE), int(ConnStatus.OK)
 
@@ -45,17 +56,28 @@ def is_plain(connection: AnyConnection) -> bool:
     )
 
 
-def adapters_of(connection: AnyConnection | None) -> AdaptersMap:
-    """Return the type adapters of *connection*: psycopg's global ones as long as it has none of its own."""
-    return (connection is not None and connection._adapters) or psycopg.adapters
+def is_psycopgs(row_factory: RowFactory) -> bool:
+    """Tell whether *row_factory* is one of psycopg's, which make rows from the names of the columns and nothing else.
+
+    Any other may be made anew for each result, and keep count of the rows.
+    """
+    return getattr(row_factory, "__module__", None) == rows.__name__
+
+
+def remember(known: OrderedDict[Any, V], key: object, value: V, limit: int) -> None:
+    """Put *value* into *known*; when that has more than *limit* then, forget what was put there first."""
+    known[key] = value
+    known.move_to_end(key)
+    while len(known) > limit:
+        known.popitem(last=False)
 
 
 class _Context:
-    """What psycopg makes a Transformer from: a connection, and the types that are registered globally now."""
+    """What psycopg makes a Transformer from: a connection, and the types that are registered on it now."""
 
     def __init__(self, connection: AnyConnection) -> None:
         self.connection = connection
-        self.adapters = AdaptersMap(psycopg.adapters)
+        self.adapters = AdaptersMap(connection._adapters or psycopg.adapters)
 
 
 class Plan:
@@ -63,7 +85,7 @@ class Plan:
 
     __slots__ = (
         *("_count", "_key", "_bookkeeping", "_converter", "_types", "_wanted", "dumpers", "formats", "harmless"),
-        *("has_rows", "loaders", "make_row", "name", "params", "send", "session", "transformer"),
+        *("has_rows", "loaders", "make_row", "name", "params", "send", "session", "transformer", "variants"),
     )
 
     def __init__(
@@ -86,7 +108,9 @@ class Plan:
         self.harmless = is_harmless(query.query)
         self.send = pgconn.send_query_prepared
         # psycopg copies these maps before it changes them, so a type registered later is seen as another map.
-        self.dumpers, self.loaders = psycopg.adapters._dumpers[_AUTO], psycopg.adapters._loaders[0]
+        adapters = self.transformer.adapters
+        self.dumpers, self.loaders = adapters._dumpers[_AUTO], adapters._loaders[0]
+        self.variants: OrderedDict[object, Plan] = OrderedDict()
         self.params: Sequence[Buffer | None] | None = None
         self.formats = query.formats
         query.params = None
@@ -127,8 +151,9 @@ class Plan:
 
 
 class Plans:
-    """The plans of one connection, by statement and session parameters: about 100; one more, and all are dropped.
+    """The plans of one connection, by statement, session parameters and types of the statement's parameters.
 
+    A plan is of use as long as psycopg keeps the statement prepared, so there are a few times ``prepared_max`` of them.
     psycopg's dumpers and loaders look at TimeZone, DateStyle, IntervalStyle and client_encoding when they are made, so
     a plan is good for the values that it was learnt under.  See `psycopg.types.datetime`.
     """
@@ -137,10 +162,13 @@ class Plans:
         self._connection = connection
         self._bookkeeping = prepared
         self._parameter = connection.pgconn.parameter_status
-        self._plans: dict[object, Plan] = {}
+        self._plans: OrderedDict[object, Plan] = OrderedDict()
 
-    def find(self, key: object, params: Params | None, adapters: AdaptersMap) -> Plan | None:
-        """Return the plan for *key*, with *params* dumped; None when psycopg's own way is to be taken."""
+    def find(self, key: object, params: Params | None, context: AnyConnection | AnyCursor | None = None) -> Plan | None:
+        """Return the plan for *key*, with *params* dumped; None when psycopg's own way is to be taken.
+
+        The types are those registered on *context*, which is the pooled connection when None.
+        """
         plan = self._plans.get(key)
         if plan is None:
             return None
@@ -153,13 +181,14 @@ class Plans:
             or parameter(b"client_encoding") != session[3]
         ):
             session = self._session()
-            plan = self._plans.get((key, session))
+            plan = plan.variants.get(session)
             if plan is None:
                 return None
+        adapters = (context or self._connection)._adapters or psycopg.adapters
         if plan.fits(params, adapters):
             return plan
         # The latest one was made for parameters of other types.
-        plan = self._plans.get((key, session, plan.types))
+        plan = plan.variants.get((session, plan.types))
         return plan if plan is not None and plan.fits(params, adapters) else None
 
     def _session(self) -> tuple[bytes | None, ...]:
@@ -177,32 +206,36 @@ class Plans:
         cursor: AnyCursor,
         row_factory: RowFactory,
     ) -> Plan | None:
-        """Remember how *cursor* has executed *statement*; None unless it is prepared, and by psycopg's defaults."""
+        """Remember how *cursor* has executed *statement*; None unless it is prepared, and with the pool's own types."""
         connection, prepared = self._connection, self._bookkeeping
         # psycopg's cursors keep `_query` only where they did not execute a prepared statement.
         if not FAST_PATH or not prepared._names or cursor.pgresult is None or cursor._query is not None:
             return None
-        if leaves_state(statement) or connection._adapters:
+        if leaves_state(statement) or cursor._query_cls is not PostgresQuery or not is_psycopgs(row_factory):
             return None
         if connection._notice_handlers or connection._notify_handlers:
             return None
-        own, common = cursor._adapters, psycopg.adapters
+        context = _Context(connection)
+        own, common = cursor._adapters, context.adapters
         if own._loaders[0] is not common._loaders[0] or own._dumpers[_AUTO] is not common._dumpers[_AUTO]:
             return None  # types of the borrower's own, which the next one does not have
-        query = PostgresQuery(Transformer(_Context(connection)))
+        query = PostgresQuery(Transformer(context))
+        session = self._session()
         try:
             query.convert(statement, params)
+            name = prepared.name_of((query.query, query.types))
+            if name is None:
+                return None
+            plan = Plan(connection.pgconn, prepared, session, name, query, cursor, row_factory)
         except Exception:
-            return None  # the statement has run: whatever a dumper finds wrong now is not the caller's error
-        name = prepared.name_of((query.query, query.types))
-        if name is None:
-            return None
-        session = self._session()
-        if len(self._plans) >= _MAX_PLANS:
-            self._plans.clear()
-        plan = Plan(connection.pgconn, prepared, session, name, query, cursor, row_factory)
+            return None  # the statement has run: what a dumper or a row factory finds wrong now is no error
+        latest = self._plans.get(key)
+        if latest is not None:
+            plan.variants = latest.variants
         # To begin the search with, in this session, and for parameters of these types.
-        self._plans[key] = self._plans[(key, session)] = self._plans[(key, session, query.types)] = plan
+        remember(self._plans, key, plan, 4 * prepared.prepared_max)
+        remember(plan.variants, session, plan, _MAX_VARIANTS)
+        remember(plan.variants, (session, query.types), plan, _MAX_VARIANTS)
         return plan
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import psycopg
 
 from .compat import GENERATORS, PostgresQuery, Prepare, PrepareManager
@@ -21,12 +23,26 @@ _DEALLOCATE = b"DEALLOCATE ALL"
 _PSYCOPGS_OWN = frozenset((*GENERATORS, "_start_query"))
 
 
-def is_outdated(error: psycopg.Error) -> bool:
-    """Tell whether *error* says that a prepared statement no longer fits the tables, or is gone.
+# The first line of what the server says about a parameter that it could not read, in whatever language.
+_PARAMETER = re.compile(r"[^\"\n]*\$\d+(?: = '|\Z)")
 
-    The server says so before it executes anything; see RevalidateCachedQuery in plancache.c.
+
+def is_refused(error: psycopg.Error) -> bool:
+    """Tell whether *error* came before anything of a prepared statement was executed.
+
+    The statement may be outdated then: it is gone (SQLSTATE 26000), returns other columns (RevalidateCachedQuery in
+    plancache.c), was analysed anew and no longer fits the tables (only the parser gives a position in the statement),
+    or its parameters have types that are gone or that the values do not fit (bind_param_error_callback in postgres.c).
     """
-    return error.sqlstate == "26000" or error.diag.source_function == "RevalidateCachedQuery"
+    diag = error.diag
+    context = diag.context
+    if context is not None:  # of a parameter, or else of a function, which may have done something
+        return _PARAMETER.match(context) is not None
+    return (
+        error.sqlstate == "26000"
+        or diag.source_function == "RevalidateCachedQuery"
+        or diag.statement_position is not None
+    )
 
 
 class Prepared(PrepareManager):
@@ -41,6 +57,10 @@ class Prepared(PrepareManager):
         """Whether a borrower prepared statements by hand, which psycopg does not know of."""
         self.stale = False
         """Whether tables have changed: the next query deallocates everything first."""
+        self.reused = False
+        """Whether the latest execution was of a statement that was prepared before, and so may be outdated."""
+        self.worked = False
+        """Whether the borrower has executed something; of use only while a transaction is open."""
         self.unclean = False
         """Whether something may be left in the session."""
         self._unclean_before = False
@@ -61,11 +81,14 @@ class Prepared(PrepareManager):
         """Tell psycopg whether to prepare *query*, to use what is prepared, or neither."""
         if b"PREPARE" in query.query.upper():
             self._foreign = True
+        self.reused = False
         if self.stale:
             self.stale = False
             self.clear()
             return Prepare.NO, b""
-        return super().get(query, prepare)
+        found = super().get(query, prepare)
+        self.reused = found[0] is Prepare.YES
+        return found
 
     def maybe_add_to_cache(self, query: PostgresQuery, prep: Prepare, name: bytes) -> Key | None:
         """Note *query*, which is being executed: cursors of every kind call this."""
@@ -86,6 +109,7 @@ class Prepared(PrepareManager):
 
         Unless `maybe_add_to_cache` follows and tells what, it may leave anything behind.
         """
+        self.worked = True
         if generator not in _PSYCOPGS_OWN:
             self._unclean_before = self.unclean
             self.unclean = True

@@ -20,6 +20,8 @@ Params: TypeAlias = abc.Params | None
 # Statements of more characters are neither looked at nor remembered.
 _MAX_LENGTH = 10_000
 _PLAIN = re.compile(r"[\s(]*(SELECT|INSERT|UPDATE|DELETE|MERGE|VALUES|TABLE|WITH|SHOW|EXPLAIN)\b", re.IGNORECASE)
+_RETURNING_ROWS = re.compile(r"[\s(]*(SELECT|VALUES|TABLE|SHOW|CALL)\b", re.IGNORECASE)
+_INTO_OR_MORE = re.compile(r"\bINTO\b|;\s*\S", re.IGNORECASE)
 _LASTING = re.compile(r"set_config|advisory|setseed|\btemp|;\s*\S", re.IGNORECASE)
 
 # Escapes, dollar quotes and comments: where they occur, a regular expression cannot tell what is quoted.
@@ -55,11 +57,29 @@ def leaves_state(query: Statement) -> bool:
 
     Errs on the side of cleaning: False only for plain queries that name no function with a lasting effect.
     """
-    if isinstance(query, Composable):
-        text = query.as_string(None)
-    else:
-        text = query.decode(errors="replace") if isinstance(query, bytes) else query
+    text = text_of(query)
     return len(text) > _MAX_LENGTH or _leaves_state(text)
+
+
+def text_of(query: Statement) -> str:
+    """Return the text of *query*, to be looked at; empty where it cannot be told without a connection."""
+    if isinstance(query, str):
+        return query
+    if isinstance(query, bytes):
+        return query.decode(errors="replace")
+    try:
+        # What is neither is a template string, the values of which are parameters.
+        return query.as_string(None) if isinstance(query, Composable) else "%s".join(query.strings)
+    except Exception:
+        return ""
+
+
+def returns_rows(text: str) -> bool:
+    """Tell whether *text* is certainly one statement that returns rows, or a CALL, which may end transactions itself.
+
+    Errs on the side of doubt.
+    """
+    return len(text) <= _MAX_LENGTH and bool(_RETURNING_ROWS.match(text)) and not _INTO_OR_MORE.search(text)
 
 
 @lru_cache(maxsize=1024)

@@ -6,17 +6,21 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import psycopg
 from psycopg import Cursor
 from psycopg.abc import Params
-from psycopg.pq import Format
+from psycopg.pq import Format, TransactionStatus
 from psycopg.rows import tuple_row
 
 from .._driver.begin import begin_statement
 from .._driver.cursors import convert, fast_class, plan_for, set_result
 from .._driver.sql import Statement, is_one_plain
 from .connector import PooledConnection
-from .fastpath import execute_plan, execute_text
+from .fastpath import begin_anew, execute_plan, execute_text, may_repeat
 from .psycopg_types import AnyCursor
+
+# As a plain number, which is faster to compare than a member of an enumeration.
+_IDLE = int(TransactionStatus.IDLE)
 
 
 def _execute(
@@ -30,20 +34,33 @@ def _execute(
     """Do as psycopg; a prepared statement takes one round trip, also where a transaction begins with it."""
     connection = self.connection
     pooled: PooledConnection | None = connection.__dict__.get("pooled")
-    # What is composed, a template or in binary goes psycopg's own way: its text is not a key by which to find a plan.
-    plain = prepare is None and binary is None and self.format == Format.TEXT
-    if pooled is None or query.__class__ not in (str, bytes) or not plain:
+    if pooled is None:
         return Cursor.execute(self, query, params, prepare=prepare, binary=binary)
-    # Without parameters psycopg does not look for placeholders, so the same text is another statement.
-    key = query if params is not None else (query, None)
-    with connection.lock:
-        plan = plan_for(self, pooled.plans, key, params)
-        if plan is not None:
-            result = execute_plan(pooled, plan, begin_statement(connection))
-            set_result(self, query, [result], anew=True)
-            return self
-    Cursor.execute(self, query, params)
-    pooled.plans.learn(key, query, params, self, tuple_row)
+    idle = pooled.pgconn.transaction_status == _IDLE
+    first = idle or not pooled.prepared.worked
+    try:
+        # What is composed, a template or in binary goes psycopg's own way: its text is no key by which to find a plan.
+        plain = prepare is None and binary is None and self.format == Format.TEXT
+        if query.__class__ not in (str, bytes) or not plain:
+            return Cursor.execute(self, query, params, prepare=prepare, binary=binary)
+        # Without parameters psycopg does not look for placeholders, so the same text is another statement.
+        key = query if params is not None else (query, None)
+        with connection.lock:
+            plan = plan_for(self, pooled.plans, key, params)
+            if plan is not None:
+                result = execute_plan(pooled, plan, begin_statement(connection))
+                set_result(self, query, [result], anew=True)
+                return self
+        Cursor.execute(self, query, params)
+    except psycopg.Error as error:
+        if not may_repeat(connection.__dict__["pool"], pooled, error, first=first):
+            raise
+    else:
+        pooled.plans.learn(key, query, params, self, tuple_row)
+        return self
+    begin_anew(connection, idle=idle)
+    Cursor.execute(self, query, params, prepare=False, binary=binary)
+    connection.__dict__["pool"].forget_plans()  # the others, too, have it prepared for the old shape of the tables
     return self
 
 

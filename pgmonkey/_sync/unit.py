@@ -4,11 +4,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeAlias, cast
+from typing import Any, Generic, Protocol, TypeAlias
 
 import psycopg
 from psycopg import Connection, Rollback, Transaction
@@ -20,12 +20,10 @@ from .._driver.sql import Params, Statement
 from .._driver.transaction_mode import DEFAULT, TransactionMode
 from .._pool.place import Label
 from ..errors import CancelledUnitError, GivenBackError
-from .fastpath import FastPath
+from .fastpath import FastPath, SessionValues, set_values
 from .lease import Lease
 from .psycopg_types import AnyConnection
 from .waiting import Lock, cannot_wait, try_acquire
-
-SessionValues = Mapping[str, object]
 
 
 class Source(Protocol):
@@ -295,14 +293,6 @@ class TransactionBlock(AbstractContextManager["Connection[Row]"], Generic[Row]):
 
 def _used(method: str) -> RuntimeError:
     return RuntimeError(f"this block was entered before, and each is good for one use; call {method} again")
-
-
-def set_values(connection: AnyConnection, values: SessionValues) -> None:
-    """Set configuration parameters until the end of the transaction."""
-    # In one statement, because each is a round trip; the values are parameters, so they need no quoting.
-    query = cast("Statement", "SELECT " + ", ".join(["set_config(%s, %s, true)"] * len(values)))
-    params = [part for name, value in values.items() for part in (name, None if value is None else str(value))]
-    connection.execute(query, params)
 
 
 def _set_mode(connection: AnyConnection, mode: TransactionMode) -> None:

@@ -35,7 +35,7 @@ LONG = 300
 """Characters of what differs that are printed."""
 
 
-WORDS = {"NO", "clear", "convert", "dump", "formats", "get", "params", "query", "types"}
+WORDS = {"NO", "YES", "clear", "convert", "dump", "formats", "get", "params", "query", "types"}
 NAMES = [name for name in PRIVATE_NAMES if name not in WORDS]
 """What is renamed; not plain words, which other things have for a name, too."""
 
