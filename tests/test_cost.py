@@ -116,6 +116,26 @@ def test_calls_in_tasks(name: str, config: dict[str, Any]) -> None:
     assert found <= LIMITS[name][1]
 
 
+def test_calls_in_a_rotation_of_many_statements(config: dict[str, Any]) -> None:
+    def configure(connection: Any) -> None:
+        connection.prepared_max = 1000
+
+    settings = prepared(config)
+    settings["pool_settings"]["configure"] = configure
+    database = Database(settings)
+    statements: list[Any] = [f"SELECT {number}" for number in range(500)]
+
+    def rotation() -> None:
+        for statement in statements:
+            database.fetch_one(statement)
+
+    for _ in range(3):
+        rotation()
+    found = calls(rotation) / len(statements)
+    database.close()
+    assert found <= 40
+
+
 def test_calls_for_a_cached_connection(config_file: Any) -> None:
     manager = PGConnectionManager()
     manager.get_database_connection(config_file, "pool")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -259,6 +260,99 @@ async def test_a_type_of_the_borrowers_own_is_not_learnt(config: dict[str, Any],
             connection.adapters.register_dumper(dict, JsonbDumper)
             await connection.execute("INSERT INTO t VALUES (%s)", [{"number": number}])
     assert observer.execute("SELECT count(*) FROM t").fetchone() == (8,)
+    await database.close()
+
+
+async def test_types_that_configure_registers(config: dict[str, Any], observer: Observer, fast_path_hits: Hits) -> None:
+    from psycopg.types.json import JsonbDumper, set_json_loads
+
+    settings = prepared(config)
+    observer.execute("CREATE TABLE t (a jsonb)")
+
+    async def configure(connection: Any) -> None:
+        connection.adapters.register_dumper(dict, JsonbDumper)
+        set_json_loads(lambda text: ["loaded", text], connection)
+
+    settings["pool_settings"]["configure"] = settings["async_pool_settings"]["configure"] = configure
+    database = AsyncDatabase(settings)
+    for _ in range(5):
+        assert await database.execute("INSERT INTO t VALUES (%s)", [{}]) == 1
+        assert await database.fetch_value("SELECT a FROM t LIMIT 1") == ["loaded", b"{}"]
+    assert fast_path_hits() >= 8
+    async with database.transaction() as connection:
+        set_json_loads(lambda text: "the borrower's", connection)
+        for _ in range(3):
+            assert await database.fetch_value("SELECT a FROM t LIMIT 1") == "the borrower's"
+            assert await value_of(connection, "SELECT a FROM t LIMIT 1") == "the borrower's"
+    assert await database.fetch_value("SELECT a FROM t LIMIT 1") == ["loaded", b"{}"]
+    await database.close()
+
+
+async def test_a_row_factory_that_configure_sets(config: dict[str, Any], fast_path_hits: Hits) -> None:
+    settings = prepared(config)
+
+    async def configure(connection: Any) -> None:
+        connection.row_factory = dict_row
+
+    settings["pool_settings"]["configure"] = settings["async_pool_settings"]["configure"] = configure
+    database: AsyncDatabase[Any] = AsyncDatabase(settings)
+    for _ in range(4):
+        assert await database.fetch_one("SELECT 1 AS a") == {"a": 1}
+        assert await database.fetch_value("SELECT 1 AS a") == 1
+    taken = fast_path_hits()
+    assert taken >= 6
+    async with database.transaction() as connection:
+        connection.row_factory = scalar_row
+        for _ in range(3):
+            assert await database.fetch_one("SELECT 1 AS a") == 1
+    assert await database.fetch_one("SELECT 1 AS a") == {"a": 1}
+    await database.close()
+
+
+async def test_a_row_factory_is_asked_anew_for_each_result(config: dict[str, Any]) -> None:
+    def numbered(cursor: Any) -> Any:
+        numbers = itertools.count(1)
+        return lambda values: (next(numbers), *values)
+
+    database: AsyncDatabase[Any] = AsyncDatabase(prepared(config), row_factory=numbered)
+    for _ in range(4):
+        assert await database.fetch_all("SELECT 'a' UNION ALL SELECT 'b'") == [(1, "a"), (2, "b")]
+    await database.close()
+
+
+async def test_many_statements_in_rotation(config: dict[str, Any], fast_path_hits: Hits) -> None:
+    settings = prepared(config)
+
+    async def configure(connection: Any) -> None:
+        connection.prepared_max = 600
+
+    settings["pool_settings"]["configure"] = settings["async_pool_settings"]["configure"] = configure
+    database = AsyncDatabase(settings)
+    statements: list[Any] = [f"SELECT {number}" for number in range(500)]
+    for _ in range(3):
+        for number, statement in enumerate(statements):
+            assert await database.fetch_value(statement) == number
+    assert fast_path_hits() >= 1000
+    await database.close()
+
+
+async def test_what_is_remembered_is_bounded(config: dict[str, Any]) -> None:
+    database = AsyncDatabase(prepared(config))
+    for number in range(1100):
+        assert await database.fetch_value(f"/**/SELECT {number}") == number  # type: ignore[arg-type]
+    for zone in range(40):
+        async with database.transaction() as connection:
+            await connection.execute("SELECT set_config('TimeZone', %s, true)", [f"UTC{zone % 14 + 1}:{zone}"])
+            for _ in range(2):
+                await database.fetch_value("SELECT now()")
+    async with database.connection() as connection:
+        state = connection.__dict__["pooled"]
+    plans, fast = state.plans._plans, database._fast
+    assert fast is not None
+    assert len(plans) <= 400
+    assert len(fast._without) <= 400
+    assert len(database._returning) <= 1000
+    assert max(len(plan.variants) for plan in plans.values()) <= 32
     await database.close()
 
 

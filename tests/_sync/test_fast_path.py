@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -259,6 +260,99 @@ def test_a_type_of_the_borrowers_own_is_not_learnt(config: dict[str, Any], obser
             connection.adapters.register_dumper(dict, JsonbDumper)
             connection.execute("INSERT INTO t VALUES (%s)", [{"number": number}])
     assert observer.execute("SELECT count(*) FROM t").fetchone() == (8,)
+    database.close()
+
+
+def test_types_that_configure_registers(config: dict[str, Any], observer: Observer, fast_path_hits: Hits) -> None:
+    from psycopg.types.json import JsonbDumper, set_json_loads
+
+    settings = prepared(config)
+    observer.execute("CREATE TABLE t (a jsonb)")
+
+    def configure(connection: Any) -> None:
+        connection.adapters.register_dumper(dict, JsonbDumper)
+        set_json_loads(lambda text: ["loaded", text], connection)
+
+    settings["pool_settings"]["configure"] = settings["async_pool_settings"]["configure"] = configure
+    database = Database(settings)
+    for _ in range(5):
+        assert database.execute("INSERT INTO t VALUES (%s)", [{}]) == 1
+        assert database.fetch_value("SELECT a FROM t LIMIT 1") == ["loaded", b"{}"]
+    assert fast_path_hits() >= 8
+    with database.transaction() as connection:
+        set_json_loads(lambda text: "the borrower's", connection)
+        for _ in range(3):
+            assert database.fetch_value("SELECT a FROM t LIMIT 1") == "the borrower's"
+            assert value_of(connection, "SELECT a FROM t LIMIT 1") == "the borrower's"
+    assert database.fetch_value("SELECT a FROM t LIMIT 1") == ["loaded", b"{}"]
+    database.close()
+
+
+def test_a_row_factory_that_configure_sets(config: dict[str, Any], fast_path_hits: Hits) -> None:
+    settings = prepared(config)
+
+    def configure(connection: Any) -> None:
+        connection.row_factory = dict_row
+
+    settings["pool_settings"]["configure"] = settings["async_pool_settings"]["configure"] = configure
+    database: Database[Any] = Database(settings)
+    for _ in range(4):
+        assert database.fetch_one("SELECT 1 AS a") == {"a": 1}
+        assert database.fetch_value("SELECT 1 AS a") == 1
+    taken = fast_path_hits()
+    assert taken >= 6
+    with database.transaction() as connection:
+        connection.row_factory = scalar_row
+        for _ in range(3):
+            assert database.fetch_one("SELECT 1 AS a") == 1
+    assert database.fetch_one("SELECT 1 AS a") == {"a": 1}
+    database.close()
+
+
+def test_a_row_factory_is_asked_anew_for_each_result(config: dict[str, Any]) -> None:
+    def numbered(cursor: Any) -> Any:
+        numbers = itertools.count(1)
+        return lambda values: (next(numbers), *values)
+
+    database: Database[Any] = Database(prepared(config), row_factory=numbered)
+    for _ in range(4):
+        assert database.fetch_all("SELECT 'a' UNION ALL SELECT 'b'") == [(1, "a"), (2, "b")]
+    database.close()
+
+
+def test_many_statements_in_rotation(config: dict[str, Any], fast_path_hits: Hits) -> None:
+    settings = prepared(config)
+
+    def configure(connection: Any) -> None:
+        connection.prepared_max = 600
+
+    settings["pool_settings"]["configure"] = settings["async_pool_settings"]["configure"] = configure
+    database = Database(settings)
+    statements: list[Any] = [f"SELECT {number}" for number in range(500)]
+    for _ in range(3):
+        for number, statement in enumerate(statements):
+            assert database.fetch_value(statement) == number
+    assert fast_path_hits() >= 1000
+    database.close()
+
+
+def test_what_is_remembered_is_bounded(config: dict[str, Any]) -> None:
+    database = Database(prepared(config))
+    for number in range(1100):
+        assert database.fetch_value(f"/**/SELECT {number}") == number  # type: ignore[arg-type]
+    for zone in range(40):
+        with database.transaction() as connection:
+            connection.execute("SELECT set_config('TimeZone', %s, true)", [f"UTC{zone % 14 + 1}:{zone}"])
+            for _ in range(2):
+                database.fetch_value("SELECT now()")
+    with database.connection() as connection:
+        state = connection.__dict__["pooled"]
+    plans, fast = state.plans._plans, database._fast
+    assert fast is not None
+    assert len(plans) <= 400
+    assert len(fast._without) <= 400
+    assert len(database._returning) <= 1000
+    assert max(len(plan.variants) for plan in plans.values()) <= 32
     database.close()
 
 

@@ -1,0 +1,147 @@
+# Generated from tests/_async/test_fetching.py by tools/twins.py: change that file, then run the tool.
+
+"""What a query method that raises leaves behind, whatever it was given; statements and cursors of every kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import ClientCursor, RawCursor, RawServerCursor, sql
+from psycopg.rows import class_row, namedtuple_row, scalar_row
+
+from pgmonkey import Database
+
+from ..configs import prepared
+
+Observer = psycopg.Connection[Any]
+
+INSERT = "INSERT INTO t VALUES (1)"
+SILENT = {
+    "text": INSERT,
+    "bytes": INSERT.encode(),
+    "composed": sql.SQL(INSERT),
+    "comment": f"/* SELECT */ {INSERT}",
+    "select into": "SELECT 1 AS a INTO u",
+    "with": "WITH w AS (SELECT 1) INSERT INTO t SELECT * FROM w",
+}
+
+
+@pytest.mark.parametrize("method", ["fetch_one", "fetch_all", "fetch_value"])
+@pytest.mark.parametrize("name", SILENT)
+def test_nothing_is_stored_by_what_returns_no_rows(
+    name: str, method: str, config: dict[str, Any], observer: Observer
+) -> None:
+    observer.execute("CREATE TABLE t (a int)")
+    database = Database(prepared(config))
+    for _ in range(8):
+        with pytest.raises(psycopg.ProgrammingError, match="didn't produce"):
+            getattr(database, method)(SILENT[name])
+    assert observer.execute("SELECT count(*), to_regclass('u') FROM t").fetchone() == (0, None)
+    database.close()
+
+
+def test_nothing_is_stored_when_execute_knows_the_statement(config: dict[str, Any], observer: Observer) -> None:
+    observer.execute("CREATE TABLE t (a int)")
+    database = Database(prepared(config))
+    for _ in range(8):
+        assert database.execute(INSERT) == 1
+        with pytest.raises(psycopg.ProgrammingError, match="didn't produce"):
+            database.fetch_one(INSERT)
+    assert observer.execute("SELECT count(*) FROM t").fetchone() == (8,)
+    database.close()
+
+
+def test_nothing_is_stored_when_rows_cannot_be_made_of_a_new_statement(
+    config: dict[str, Any], observer: Observer
+) -> None:
+    observer.execute("CREATE TABLE t (a date)")
+    database: Database[Any] = Database(prepared(config))
+    with pytest.raises(psycopg.DataError):
+        database.fetch_one("INSERT INTO t VALUES ('infinity') RETURNING a")
+    assert observer.execute("SELECT count(*) FROM t").fetchone() == (0,)
+    database.close()
+
+
+def test_what_cannot_run_in_a_transaction(config: dict[str, Any], observer: Observer) -> None:
+    observer.execute(
+        "CREATE TABLE t (a int); CREATE PROCEDURE p(INOUT a int) LANGUAGE plpgsql AS"
+        " 'BEGIN INSERT INTO t VALUES (a); COMMIT; a := 2; END'"
+    )
+    database = Database(prepared(config))
+    for _ in range(3):
+        database.execute("VACUUM t")
+        assert database.fetch_one("CALL p(%s)", [1]) == (2,)
+    assert observer.execute("SELECT count(*) FROM t").fetchone() == (3,)
+    database.close()
+
+
+class Template:
+    """What psycopg takes a template string for: it has the parts of the text that stand between the parameters."""
+
+    strings = ("SELECT ", "")
+
+
+def test_a_template_string_is_looked_at_by_its_parts() -> None:
+    from pgmonkey._driver.sql import leaves_state, returns_rows, text_of
+
+    template: Any = Template()
+    assert text_of(template) == "SELECT %s"
+    assert returns_rows(text_of(template))
+    assert not leaves_state(template)
+    broken: Any = object()
+    assert leaves_state(broken)
+
+
+def test_a_statement_of_no_kind_is_psycopgs_error(config: dict[str, Any]) -> None:
+    database = Database(prepared(config))
+    statement: Any = 7
+    for method in (database.fetch_one, database.fetch_all, database.fetch_value, database.execute):
+        with pytest.raises((TypeError, AttributeError)):
+            method(statement)
+    assert database.fetch_value("SELECT 1") == 1
+    database.close()
+
+
+class Thing:
+    def __init__(self, **values: Any) -> None:
+        self.values = values
+
+
+@pytest.mark.parametrize("factory", [namedtuple_row, class_row(Thing), scalar_row])
+def test_a_value_whatever_the_rows(factory: Any, config: dict[str, Any]) -> None:
+    database: Database[Any] = Database(prepared(config), row_factory=factory)
+    query = "SELECT 1 AS same, 2 AS same"
+    for _ in range(4):
+        assert database.fetch_value(query) == 1
+        with database.transaction():
+            assert database.fetch_value(query) == 1
+    assert database.ping() > 0
+    database.close()
+
+
+@pytest.mark.parametrize("factory", [RawCursor, ClientCursor, RawServerCursor])
+def test_our_own_statements_do_not_depend_on_the_cursors(factory: Any, config: dict[str, Any]) -> None:
+    settings = prepared(config)
+    key = "server_cursor_factory" if factory is RawServerCursor else "cursor_factory"
+
+    def configure(connection: Any) -> None:
+        setattr(connection, key, factory)
+        connection.row_factory = namedtuple_row
+
+    settings["pool_settings"]["configure"] = settings["async_pool_settings"]["configure"] = configure
+    values = {"app.one": "it's \\ %s {}", "app.two": None, "app.three": 3}
+    database = Database(settings, session_values=lambda: values)
+    query: Any = "SELECT current_setting('app.one') AS a, current_setting('app.three') AS b"
+    for _ in range(3):
+        assert tuple(database.fetch_one(query) or ()) == ("it's \\ %s {}", "3")
+        with database.connection() as connection:
+            cursor = connection.execute(query)
+            assert tuple(cursor.fetchone() or ()) == ("it's \\ %s {}", "3")
+        assert [tuple(row) for row in database.stream(query)] == [("it's \\ %s {}", "3")]
+        assert database.ping() > 0
+    values["app.three"] = "a\0b"  # type: ignore[assignment]
+    with pytest.raises(psycopg.DataError, match="NUL"):
+        database.fetch_one(query)
+    database.close()
