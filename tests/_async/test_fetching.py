@@ -139,7 +139,7 @@ async def test_our_own_statements_do_not_depend_on_the_cursors(factory: Any, con
             assert tuple(await cursor.fetchone() or ()) == ("it's \\ %s {}", "3")
         assert [tuple(row) async for row in database.stream(query)] == [("it's \\ %s {}", "3")]
         assert await database.ping() > 0
-    values["app.three"] = "a\0b"  # type: ignore[assignment]
+    values["app.three"] = "a\0b"
     with pytest.raises(psycopg.DataError, match="NUL"):
         await database.fetch_one(query)
     await database.close()

@@ -146,13 +146,11 @@ async def test_the_first_statement_of_a_transaction(config: dict[str, Any], obse
     async def several() -> list[Any]:
         found = [await database.fetch_value(READ, ["7"])]
         async with database.transaction() as connection:
-            cursor = await connection.execute(READ, ["7"])
-            found += (await cursor.fetchone())[0], await tenant(connection)
+            found += await value_of(connection, READ, ["7"]), await tenant(connection)
         async with database.transaction() as connection:
             found += await database.fetch_value(READ, ["7"]), await tenant(connection)
         async with database.connection() as connection:
-            cursor = await connection.execute(READ, ["7"])
-            found += (await cursor.fetchone())[0], await tenant(connection)
+            found += await value_of(connection, READ, ["7"]), await tenant(connection)
         return found
 
     with changing(observer):
@@ -164,7 +162,11 @@ async def test_the_first_statement_of_a_transaction(config: dict[str, Any], obse
 
 
 async def tenant(connection: AsyncConnection[Any]) -> Any:
-    cursor = await connection.execute("SELECT current_setting('app.tenant')")
+    return await value_of(connection, "SELECT current_setting('app.tenant')")
+
+
+async def value_of(connection: AsyncConnection[Any], query: Any, params: Any = None) -> Any:
+    cursor = await connection.execute(query, params)
     row: Any = await cursor.fetchone()
     return row[0]
 
@@ -178,8 +180,7 @@ async def test_blocks_of_a_pool(kind: str, config: dict[str, Any], observer: Obs
         async with handle as connection:
             if kind == "raw":
                 connection.cursor_factory = AsyncRawCursor
-            cursor = await connection.execute(query, ["7"])
-            return (await cursor.fetchone())[0]
+            return await value_of(connection, query, ["7"])
 
     with changing(observer):
         for _ in range(3):

@@ -141,7 +141,7 @@ def test_our_own_statements_do_not_depend_on_the_cursors(factory: Any, config: d
             assert tuple(cursor.fetchone() or ()) == ("it's \\ %s {}", "3")
         assert [tuple(row) for row in database.stream(query)] == [("it's \\ %s {}", "3")]
         assert database.ping() > 0
-    values["app.three"] = "a\0b"  # type: ignore[assignment]
+    values["app.three"] = "a\0b"
     with pytest.raises(psycopg.DataError, match="NUL"):
         database.fetch_one(query)
     database.close()

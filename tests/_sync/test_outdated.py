@@ -146,13 +146,11 @@ def test_the_first_statement_of_a_transaction(config: dict[str, Any], observer: 
     def several() -> list[Any]:
         found = [database.fetch_value(READ, ["7"])]
         with database.transaction() as connection:
-            cursor = connection.execute(READ, ["7"])
-            found += (cursor.fetchone())[0], tenant(connection)
+            found += value_of(connection, READ, ["7"]), tenant(connection)
         with database.transaction() as connection:
             found += database.fetch_value(READ, ["7"]), tenant(connection)
         with database.connection() as connection:
-            cursor = connection.execute(READ, ["7"])
-            found += (cursor.fetchone())[0], tenant(connection)
+            found += value_of(connection, READ, ["7"]), tenant(connection)
         return found
 
     with changing(observer):
@@ -164,7 +162,11 @@ def test_the_first_statement_of_a_transaction(config: dict[str, Any], observer: 
 
 
 def tenant(connection: Connection[Any]) -> Any:
-    cursor = connection.execute("SELECT current_setting('app.tenant')")
+    return value_of(connection, "SELECT current_setting('app.tenant')")
+
+
+def value_of(connection: Connection[Any], query: Any, params: Any = None) -> Any:
+    cursor = connection.execute(query, params)
     row: Any = cursor.fetchone()
     return row[0]
 
@@ -178,8 +180,7 @@ def test_blocks_of_a_pool(kind: str, config: dict[str, Any], observer: Observer)
         with handle as connection:
             if kind == "raw":
                 connection.cursor_factory = RawCursor
-            cursor = connection.execute(query, ["7"])
-            return (cursor.fetchone())[0]
+            return value_of(connection, query, ["7"])
 
     with changing(observer):
         for _ in range(3):
