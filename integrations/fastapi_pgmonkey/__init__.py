@@ -8,6 +8,6 @@ except ModuleNotFoundError as error:
     ) from error
 
 from ._app import PGMonkey
-from ._dependencies import RequestConnection, RequestDatabase, RequestSyncConnection
+from ._dependencies import RequestConnection, RequestDatabase, RequestSyncConnection, RequestSyncDatabase
 
-__all__ = ["PGMonkey", "RequestConnection", "RequestDatabase", "RequestSyncConnection"]
+__all__ = ["PGMonkey", "RequestConnection", "RequestDatabase", "RequestSyncConnection", "RequestSyncDatabase"]

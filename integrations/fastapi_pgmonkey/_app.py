@@ -4,31 +4,40 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Generic, cast, overload
+from typing import Generic, Literal, TypedDict, cast, overload
 
 import anyio
-from fastapi import FastAPI, Request
+import anyio.to_thread
+from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from psycopg import Error
 from psycopg.rows import BaseRowFactory, Row, TupleRow
-from starlette.middleware import Middleware
 from starlette.requests import HTTPConnection
 
-from pgmonkey import AsyncDatabase, Database, PoolFullError, PoolTimeoutError
+from pgmonkey import AsyncDatabase, Database, PGConnectionManager
 
-from ._compat import add_innermost, add_outermost, check, has_innermost, has_middleware, with_mounted
+from ._compat import check
 from ._dependencies import dependencies
-from ._middleware import RollbackBeforeHandlers, TransactionMiddleware
+from ._middleware import install
+from ._overload import RETRY_AFTER
+from ._request import RequestState, current_request
 from ._threads import Threads
 from ._types import Transaction
-from ._units import current_scope
 
+Pools = Literal["async", "sync", "both"]
 Config = str | os.PathLike[str] | Mapping[str, object]
 SessionValues = Callable[[HTTPConnection], Mapping[str, object] | None]
 
+
+class Options(TypedDict):
+    """How the configuration is read."""
+
+    resolve_env: bool
+    allow_sensitive_defaults: bool
+
+
 logger = logging.getLogger("pgmonkey")
 
-_RETRY_AFTER = "1"  # seconds
 _READY_WITHIN = 2.0  # seconds: orchestrators give up on a probe after a few
 
 
@@ -44,6 +53,9 @@ class PGMonkey(Generic[Row]):
     background tasks and streamed bodies do, gets connections of its own.
     When a client disconnects before it is answered, its running statement is cancelled and its transaction rolled
     back, unless *cancel_on_disconnect* is False.
+
+    There is a pool for coroutines and one for threads; each is opened when it is first needed.  *open_at_start* names
+    those that are opened when the application starts: ``"async"``, ``"sync"`` or ``"both"``.
     """
 
     @overload
@@ -56,6 +68,7 @@ class PGMonkey(Generic[Row]):
         row_factory: None = None,
         transaction: Transaction = "request",
         cancel_on_disconnect: bool = True,
+        open_at_start: Pools | None = None,
     ) -> None: ...
 
     @overload
@@ -68,6 +81,7 @@ class PGMonkey(Generic[Row]):
         row_factory: BaseRowFactory[Row],
         transaction: Transaction = "request",
         cancel_on_disconnect: bool = True,
+        open_at_start: Pools | None = None,
     ) -> None: ...
 
     def __init__(
@@ -79,9 +93,12 @@ class PGMonkey(Generic[Row]):
         row_factory: BaseRowFactory[Row] | None = None,
         transaction: Transaction = "request",
         cancel_on_disconnect: bool = True,
+        open_at_start: Pools | None = None,
     ) -> None:
         if transaction not in ("request", "statement"):
             raise ValueError(f"transaction: {transaction!r} is neither 'request' nor 'statement'")
+        if open_at_start not in (None, "async", "sync", "both"):
+            raise ValueError(f"open_at_start: {open_at_start!r} is neither 'async', 'sync' nor 'both'")
         # With None the rows are tuples, which the overloads have told type checkers already.
         factory = cast("BaseRowFactory[Row]", row_factory)
         self.async_database = AsyncDatabase(
@@ -102,6 +119,9 @@ class PGMonkey(Generic[Row]):
         """The database for threads.  In a ``def`` endpoint its query methods are part of the request's transaction."""
         self.transaction: Transaction = transaction
         self.cancel_on_disconnect = cancel_on_disconnect
+        self._config = config
+        self._options: Options = {"resolve_env": resolve_env, "allow_sensitive_defaults": allow_sensitive_defaults}
+        self._open_at_start = open_at_start
         self._session_values: SessionValues | None = None
         self.threads = Threads()
         """The threads that wait for connections, and those that commit."""
@@ -119,26 +139,32 @@ class PGMonkey(Generic[Row]):
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Connect when *app* starts, and close when it ends: for ``FastAPI(lifespan=...)``, or inside of your lifespan.
 
-        Raises what psycopg raises when the server cannot be reached, and RuntimeError for an unknown FastAPI.
+        Raises `ServerUnavailableError` when no connection can be made, and RuntimeError for an unknown FastAPI.
         """
-        # Again after init_app(): applications may have been mounted since.
         self._install(app)
-        # The synchronous pool opens with its first query, because many applications never use it.
-        await self.async_database.connect()
         try:
+            if self._open_at_start is None:
+                await self._try_connecting()
+            if self._open_at_start in ("async", "both"):
+                await self.async_database.connect()
+            if self._open_at_start in ("sync", "both"):
+                await anyio.to_thread.run_sync(self.sync_database.connect)
             yield
         finally:
             await self.async_database.close()
             self.sync_database.close()
 
-    def init_app(self, app: FastAPI, *, readiness: str | None = None) -> None:
+    def init_app(self, app: FastAPI, *, readiness: str | None = None, liveness: str | None = None) -> None:
         """Set *app* up; its own lifespan runs inside `lifespan`.  Raises RuntimeError for an unknown FastAPI.
 
-        *readiness* is the path of a route that answers 200 when the database does, and 503 otherwise.
+        *readiness* is the path of a route that answers 200 when the database does, and 503 otherwise; *liveness* that
+        of one that answers 200 without asking the database.
         """
         self._install(app)
         if readiness is not None:
             app.add_api_route(readiness, self._ready, include_in_schema=False)
+        if liveness is not None:
+            app.add_api_route(liveness, _live, include_in_schema=False)
         own_lifespan = app.router.lifespan_context
 
         @asynccontextmanager
@@ -149,32 +175,61 @@ class PGMonkey(Generic[Row]):
         app.router.lifespan_context = lifespan
 
     def _install(self, app: FastAPI) -> None:
-        # Mounted applications have exception handlers of their own.  All are checked before the first is changed, so
-        # that a refused application stays as it was.
-        applications = list(with_mounted(app))
-        for each in applications:
-            check(each)
-        for each in applications:
-            # Not where the application has a handler for it.
-            for error in (PoolTimeoutError, PoolFullError):
-                each.exception_handlers.setdefault(error, _answer_busy)
-            if not has_innermost(each, RollbackBeforeHandlers):
-                add_innermost(each, RollbackBeforeHandlers)
-        if not has_middleware(app, "pgmonkey", self):
-            # The outermost, because it must see the status that the client gets.
-            add_outermost(app, Middleware(TransactionMiddleware, pgmonkey=self))
+        check(app)
+        install(app, self)
+
+    async def _try_connecting(self) -> None:
+        """Make a connection and close it: the first error is that of the start, and no pool is opened for it."""
+        manager = PGConnectionManager()
+        try:
+            if isinstance(self._config, Mapping):
+                await manager.get_database_connection_from_dict(self._config, "async", **self._options)
+            else:
+                await manager.get_database_connection(self._config, "async", **self._options)
+        finally:
+            manager.clear_cache()
 
     async def _ready(self) -> JSONResponse:
         try:
             # A busy pool could keep the probe waiting for its whole timeout.
             with anyio.fail_after(_READY_WITHIN):
-                await self.async_database.ping()
+                await self._ping()
         except (Error, TimeoutError) as error:
             logger.warning("not ready: %s", error or f"no answer within {_READY_WITHIN:g} s")
-            return JSONResponse({"status": "unavailable"}, 503, {"Retry-After": _RETRY_AFTER})
+            return JSONResponse({"status": "unavailable"}, 503, {"Retry-After": RETRY_AFTER})
         return JSONResponse({"status": "ready"})
 
+    async def _ping(self) -> None:
+        # By a pool that is open, so that a probe opens none that the application does not use.
+        if self.async_database.stats():
+            await self.async_database.ping()
+        elif self.sync_database.stats():
+            await anyio.to_thread.run_sync(self.sync_database.ping, abandon_on_cancel=True)
+        else:
+            await self._try_connecting()
+
     # -- the request ----------------------------------------------------------------------------------------------
+
+    def rollback_request(self) -> None:
+        """Roll back what the current request does in this database, whatever the status of its response.
+
+        The last call of this and of `keep_request` counts.  Raises RuntimeError outside a request, and once its
+        response has started.
+        """
+        self._request().decide(self, commit=False)
+
+    def keep_request(self) -> None:
+        """Commit what the current request does in this database, also where its status or an exception says otherwise.
+
+        A transaction in which a statement failed cannot be kept.  Raises RuntimeError as `rollback_request` does.
+        """
+        self._request().decide(self, commit=True)
+
+    def _request(self) -> RequestState:
+        request = current_request.get()
+        if request is None:
+            raise RuntimeError("there is no request: rollback_request() and keep_request() are for what serves one")
+        return request
 
     def session_values(self, function: SessionValues) -> SessionValues:
         """Set the configuration parameters that *function* returns, in each transaction of a request: a decorator.
@@ -186,12 +241,11 @@ class PGMonkey(Generic[Row]):
         return function
 
     def _values_of_request(self) -> Mapping[str, object] | None:
-        scope = current_scope.get()
-        if self._session_values is None or scope is None:
+        request = current_request.get()
+        if self._session_values is None or request is None:
             return None
-        return self._session_values(HTTPConnection(scope))
+        return self._session_values(HTTPConnection(request.scope))
 
 
-async def _answer_busy(request: Request, error: Exception) -> JSONResponse:
-    logger.warning("%s", error)
-    return JSONResponse({"detail": "The database is busy, please try again."}, 503, {"Retry-After": _RETRY_AFTER})
+async def _live() -> JSONResponse:
+    return JSONResponse({"status": "live"})

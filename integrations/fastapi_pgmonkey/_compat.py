@@ -6,50 +6,47 @@ transaction could lose its end unnoticed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
-from functools import lru_cache
+from functools import lru_cache, wraps
+from importlib import import_module
 from importlib.abc import InspectLoader
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Protocol
+from inspect import isasyncgenfunction
+from typing import TYPE_CHECKING, Protocol, cast
 
 import fastapi
 import starlette
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import HTTPConnection
-from starlette.routing import Mount
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Receive, Scope, Send
-
-    class CoroutineApp(Protocol):
-        """An ASGI application that is a coroutine function, as a router is."""
-
-        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
-
+    from starlette.responses import Response
+    from starlette.types import ASGIApp, Scope
 
 _TESTED = "FastAPI 0.121 to 0.165 with Starlette 0.49 to 1.10"
 # Where FastAPI keeps the exit stack of the dependencies of the scope "function".
 _FUNCTION_STACK = "fastapi_function_astack"
-
-EXCEPTION_HANDLERS = "starlette.exception_handlers"
-"""The key in the ASGI scope under which Starlette looks for the exception handlers of the application."""
+# The key in the ASGI scope under which Starlette looks for the exception handlers of the application.
+_EXCEPTION_HANDLERS = "starlette.exception_handlers"
+# What applies them, in each module that does: around an endpoint, and around all that is inside of the middlewares.
+_HANDLE_EXCEPTIONS = "wrap_app_handling_exceptions"
+_HANDLING = ("starlette.middleware.exceptions", "starlette.routing", "fastapi.routing")
 
 # What their sources contain as long as they use what the functions below replace and read.
 _SOURCES = {
-    "fastapi.routing": (f'"{_FUNCTION_STACK}"', "wrap_app_handling_exceptions("),
-    "starlette._exception_handler": (f'"{EXCEPTION_HANDLERS}"',),
-    "starlette.middleware.exceptions": (f'"{EXCEPTION_HANDLERS}"',),
-    "starlette.applications": ("self.middleware_stack(",),
-    "starlette.routing": ("self.middleware_stack(",),
+    "fastapi.routing": (f'"{_FUNCTION_STACK}"', f"{_HANDLE_EXCEPTIONS}(app, request)("),
+    "starlette.routing": (f"{_HANDLE_EXCEPTIONS}(app, request)(",),
+    "starlette.middleware.exceptions": (f'"{_EXCEPTION_HANDLERS}"', f"{_HANDLE_EXCEPTIONS}(self.app, conn)("),
+    "starlette._exception_handler": (f'"{_EXCEPTION_HANDLERS}"',),
+    "starlette.middleware.errors": ("self.app(", "self.handler("),
+    "starlette.applications": ("self.build_middleware_stack()", "self.middleware_stack("),
 }
 
 # What a handler returns is a response, None for a WebSocket, or something to await for either.
 Handler = Callable[[HTTPConnection, Exception], object]
-HandlersByKey = Mapping[object, Handler]
-Handlers = tuple[HandlersByKey, HandlersByKey]
-"""The exception handlers of an application: first those for classes, then those for status codes."""
 
 
 def unsupported(difference: str) -> RuntimeError:
@@ -77,41 +74,89 @@ def end_of_function(scope: Scope) -> AsyncExitStack:
     return stack
 
 
+def gives_to_plain_endpoint(scope: Scope, dependency: object) -> bool:
+    """Return whether a ``def`` endpoint serves *scope*, and itself asks for *dependency*, a coroutine function."""
+    dependant = getattr(scope.get("route"), "dependant", None)
+    endpoint = scope.get("endpoint")
+    if dependant is None or is_async_callable(endpoint) or isasyncgenfunction(endpoint):
+        return False
+    # Those in a list of dependencies have no name: nothing of them gets to the endpoint.
+    return any(each.call is dependency and each.name is not None for each in dependant.dependencies)
+
+
+# -- exceptions -------------------------------------------------------------------------------------------------------
+
+
+class Guard(Protocol):
+    """What stands between an application and the exception handlers that answer what it raises."""
+
+    def guard(self, app: ASGIApp, connection: HTTPConnection, at_endpoint: bool) -> ASGIApp:
+        """Return *app*, guarded."""
+        ...
+
+
+def guard_exceptions(key: str) -> None:
+    """Let the `Guard` that is in the scope of a request under *key* guard whatever serves it in this process.
+
+    An application may be mounted where nothing leads to it, inside of a function: only the way that they all handle
+    exceptions is common to them.  Where there is no such key, nothing changes.
+    """
+    for name in _HANDLING:
+        module = import_module(name)
+        handle = getattr(module, _HANDLE_EXCEPTIONS)
+        if not hasattr(handle, "guards"):
+            setattr(module, _HANDLE_EXCEPTIONS, _guarding(handle, key, at_endpoint=name.endswith(".routing")))
+
+
+def _guarding(handle: Callable[[ASGIApp, HTTPConnection], ASGIApp], key: str, *, at_endpoint: bool) -> object:
+    @wraps(handle)
+    def handle_after_guard(app: ASGIApp, conn: HTTPConnection) -> ASGIApp:
+        if key in conn.scope:
+            guard: Guard = conn.scope[key]
+            app = guard.guard(app, conn, at_endpoint)
+        return handle(app, conn)
+
+    handle_after_guard.__dict__["guards"] = True
+    return handle_after_guard
+
+
+def handlers_by_class(scope: Scope) -> Mapping[object, Handler]:
+    """Return the exception handlers of the application that serves *scope*, but for those by status."""
+    # Those are for HTTPException, which neither a COMMIT raises nor a pool.
+    found: Mapping[object, Handler] = scope.get(_EXCEPTION_HANDLERS, ({}, {}))[0]
+    return found
+
+
+def handler_for(error: Exception, handlers: Mapping[object, Handler]) -> Handler | None:
+    """Return the handler for the class of *error*, or for the nearest of its bases."""
+    return next((handlers[kind] for kind in type(error).__mro__ if kind in handlers), None)
+
+
+def handler_for_everything(app: Starlette) -> Handler | None:
+    """Return the handler of *app* for Exception; None where the debug page replaces it."""
+    handlers = cast("Mapping[object, Handler]", app.exception_handlers)
+    found = [handlers[key] for key in handlers if key in (500, Exception)]
+    return found[-1] if found and not app.debug else None
+
+
+async def call_handler(handler: Handler, connection: HTTPConnection, error: Exception) -> Response:
+    """Call *handler* as Starlette does."""
+    if is_async_callable(handler):
+        return cast("Response", await handler(connection, error))
+    return cast("Response", await run_in_threadpool(handler, connection, error))
+
+
 # -- applications -----------------------------------------------------------------------------------------------------
 
 
-def with_mounted(app: Starlette) -> Iterator[Starlette]:
-    """Yield *app* and the applications that are mounted on it, on these, and so on."""
-    yield app
-    for route in app.routes:
-        if isinstance(route, Mount):
-            if not hasattr(route, "app"):
-                raise unsupported("starlette.routing.Mount has no attribute 'app'")
-            if isinstance(route.app, Starlette):
-                yield from with_mounted(route.app)
-
-
-def add_innermost(app: Starlette, middleware: Callable[[ASGIApp], CoroutineApp]) -> None:
-    """Put *middleware* between *app* and its router, inside of the middleware that handles exceptions."""
-    app.router.middleware_stack = middleware(app.router.middleware_stack)
-
-
-def has_innermost(app: Starlette, kind: type) -> bool:
-    """Return whether `add_innermost` put a middleware of the class *kind* there."""
-    return isinstance(app.router.middleware_stack, kind)
-
-
-def add_outermost(app: Starlette, middleware: Middleware) -> None:
-    """Put *middleware* around *app*, also when its lifespan is running already."""
-    # Not add_middleware(), which refuses once the stack is built.
-    app.user_middleware.insert(0, middleware)
-    if app.middleware_stack is not None:
-        app.middleware_stack = app.build_middleware_stack()
-
-
-def has_middleware(app: Starlette, argument: str, value: object) -> bool:
-    """Return whether *app* has a middleware that is given *value* as *argument*."""
-    return any(middleware.kwargs.get(argument) is value for middleware in app.user_middleware)
+def server_errors(stack: ASGIApp) -> ServerErrorMiddleware:
+    """Return the outermost of the middlewares *stack*, or the one that another library has wrapped."""
+    found: object = stack
+    while not isinstance(found, ServerErrorMiddleware):
+        found = getattr(found, "app", None)
+        if found is None:
+            raise unsupported("the middlewares of an application have no ServerErrorMiddleware")
+    return found
 
 
 # -- the check --------------------------------------------------------------------------------------------------------
@@ -121,14 +166,11 @@ def check(app: Starlette) -> None:
     """Raise RuntimeError unless *app* has what this integration uses, and the frameworks' sources use it too."""
     if not isinstance(getattr(app, "exception_handlers", None), dict):
         raise unsupported("an application has no dict 'exception_handlers'")
-    # has_middleware() finds by kwargs what was installed before.
-    middleware = getattr(app, "user_middleware", None)
-    if not isinstance(middleware, list) or not all(hasattr(each, "kwargs") for each in middleware):
-        raise unsupported("an application has no list 'user_middleware' of starlette.middleware.Middleware")
     if not hasattr(app, "middleware_stack") or not callable(getattr(app, "build_middleware_stack", None)):
         raise unsupported("an application has no 'middleware_stack' or no 'build_middleware_stack()'")
-    if not callable(getattr(app.router, "middleware_stack", None)):
-        raise unsupported("the router of an application has no 'middleware_stack'")
+    for name in _HANDLING:
+        if not callable(getattr(import_module(name), _HANDLE_EXCEPTIONS, None)):
+            raise unsupported(f"{name} has no {_HANDLE_EXCEPTIONS}()")
     # That the attributes exist does not say that the frameworks use them.
     _check_sources()
 

@@ -4,23 +4,25 @@ They are plain functions, because a ``yield`` costs more than a statement does. 
 leave to FastAPI's stack for the scope "function", which ends before the response is sent.
 """
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, NamedTuple
 
 from fastapi import Depends
 from psycopg import AsyncConnection, Connection
 from starlette.requests import HTTPConnection
 
-from pgmonkey import AsyncDatabase, AsyncUnitOfWork
+from pgmonkey import AsyncDatabase, AsyncUnitOfWork, Database
 
-from ._compat import end_of_function
+from ._compat import end_of_function, gives_to_plain_endpoint
+from ._overrides import OVERRIDDEN_BY
+from ._request import REQUEST, RequestState
 from ._types import RequestDatabases
-from ._units import DATABASES
 
 # Applications annotate the rows that they expect; these fit all of them.
 AnyAsyncConnection = AsyncConnection[Any]
 AnyConnection = Connection[Any]
 AnyAsyncDatabase = AsyncDatabase[Any]
+AnyDatabase = Database[Any]
 
 
 class Dependencies(NamedTuple):
@@ -29,6 +31,7 @@ class Dependencies(NamedTuple):
     connection: Callable[..., Awaitable[AnyAsyncConnection]]
     sync_connection: Callable[..., Awaitable[AnyConnection]]
     database: Callable[..., Awaitable[AnyAsyncDatabase]]
+    sync_database: Callable[..., Awaitable[AnyDatabase]]
 
 
 def dependencies(find: Callable[[HTTPConnection], RequestDatabases]) -> Dependencies:
@@ -37,6 +40,7 @@ def dependencies(find: Callable[[HTTPConnection], RequestDatabases]) -> Dependen
     async def connection(request: HTTPConnection) -> AnyAsyncConnection:
         pgmonkey = find(request)
         _refuse_websockets(request)
+        _refuse_plain_endpoints(request, connection, "RequestSyncConnection or Depends(db.sync_connection)")
         unit = await _joined_unit(pgmonkey, request)
         return await unit.connection()
 
@@ -51,6 +55,7 @@ def dependencies(find: Callable[[HTTPConnection], RequestDatabases]) -> Dependen
 
     async def database(request: HTTPConnection) -> AnyAsyncDatabase:
         pgmonkey = find(request)
+        _refuse_plain_endpoints(request, database, "RequestSyncDatabase, or db.sync_database itself,")
         found = pgmonkey.async_database
         # In a WebSocket, and with transaction="statement", each query or transaction() borrows for itself.
         no_unit = found.current_unit() is None
@@ -58,7 +63,10 @@ def dependencies(find: Callable[[HTTPConnection], RequestDatabases]) -> Dependen
             await _joined_unit(pgmonkey, request)
         return found
 
-    return Dependencies(connection, sync_connection, database)
+    async def sync_database(request: HTTPConnection) -> AnyDatabase:
+        return find(request).sync_database
+
+    return Dependencies(connection, sync_connection, database, sync_database)
 
 
 def _refuse_websockets(request: HTTPConnection) -> None:
@@ -66,6 +74,14 @@ def _refuse_websockets(request: HTTPConnection) -> None:
         raise RuntimeError(
             "a WebSocket would keep its connection for as long as it is open; depend on the database, and use "
             "'async with database.transaction() as connection:' for each message"
+        )
+
+
+def _refuse_plain_endpoints(request: HTTPConnection, dependency: object, cure: str) -> None:
+    if gives_to_plain_endpoint(request.scope, dependency):
+        raise RuntimeError(
+            f"{request.scope['endpoint'].__qualname__}() is a def endpoint and cannot await what this dependency gives:"
+            f" use {cure} there, or make it async def"
         )
 
 
@@ -78,8 +94,8 @@ async def _joined_unit(pgmonkey: RequestDatabases, request: HTTPConnection) -> A
 
 
 def _only_database(request: HTTPConnection) -> RequestDatabases:
-    served: Iterable[RequestDatabases] = request.scope.get(DATABASES, ())
-    databases = list(served)
+    state: RequestState | None = request.scope.get(REQUEST)
+    databases = list(state.databases) if state is not None else []
     if len(databases) == 1:
         return databases[0]
     if databases:
@@ -98,3 +114,14 @@ RequestSyncConnection = Annotated[AnyConnection, Depends(_of_only_database.sync_
 """The connection of the request, for ``def`` endpoints of an application with one database."""
 RequestDatabase = Annotated[AnyAsyncDatabase, Depends(_of_only_database.database)]
 """The database of an application with one; its query methods are part of the transaction of the request."""
+RequestSyncDatabase = Annotated[AnyDatabase, Depends(_of_only_database.sync_database)]
+"""The database of an application with one, for its ``def`` endpoints; part of the transaction of the request, too."""
+
+OVERRIDDEN_BY.update(
+    {
+        _of_only_database.connection: "connection",
+        _of_only_database.sync_connection: "sync_connection",
+        _of_only_database.database: "database",
+        _of_only_database.sync_database: "sync_database",
+    }
+)

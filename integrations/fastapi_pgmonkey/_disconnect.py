@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections import deque
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
-
-from ._units import RequestUnits
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive
@@ -62,52 +60,29 @@ class MessageBuffer:
 
 
 class DisconnectWatch:
-    """Cancels the units of work of a request when its client disconnects before the response."""
+    """Cancels what a request does when its client disconnects before the response, from 20 ms on."""
 
-    def __init__(self, messages: MessageBuffer) -> None:
+    def __init__(self, messages: MessageBuffer, cancel: Callable[[str], Awaitable[None]]) -> None:
         self.client_gone = False
         self._messages = messages
+        self._cancel = cancel
         self._loop = asyncio.get_running_loop()
-        self._units: RequestUnits | None = None
-        self._thread = threading.get_ident()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = self._loop.call_later(_WATCH_AFTER, self._start_task)
         self._task: asyncio.Task[None] | None = None
 
-    def over(self, units: RequestUnits) -> None:
-        """Name the *units* to cancel; `start` begins to watch."""
-        self._units = units
-
-    def start(self) -> None:
-        """Watch from 20 ms on.  Called with the first connection that the request borrows, in any thread."""
-        # Timers of the event loop may be set only in its own thread.
-        if threading.get_ident() == self._thread:
-            self._start_timer()
-        else:
-            self._loop.call_soon_threadsafe(self._start_timer)
-
-    def _start_timer(self) -> None:
-        if self._timer is None and self._units is not None:
-            self._timer = self._loop.call_later(_WATCH_AFTER, self._start_task)
-
     def _start_task(self) -> None:
-        if self._task is None and self._units is not None:
-            self._task = self._loop.create_task(self._cancel_when_disconnected(self._units))
+        self._task = self._loop.create_task(self._cancel_when_disconnected())
 
-    async def _cancel_when_disconnected(self, units: RequestUnits) -> None:
+    async def _cancel_when_disconnected(self) -> None:
         await self._messages.disconnected()
         self.client_gone = True
-        await units.cancel("the client disconnected")
+        await self._cancel("the client disconnected")
 
-    def stop(self) -> bool:
-        """Stop watching; return whether a task is left that `stopped` must wait for."""
-        self._units = None
-        timer, self._timer = self._timer, None  # breaks a reference cycle: its context holds the units, they hold this
+    async def stop(self) -> None:
+        """Stop watching, and wait for the end of a cancellation that has begun."""
+        timer, self._timer = self._timer, None  # breaks a reference cycle: its context holds what this cancels
         if timer is not None:
             timer.cancel()
-        return self._task is not None
-
-    async def stopped(self) -> None:
-        """Wait until the task has ended, and with it a cancellation that it has begun."""
         task, self._task = self._task, None
         if task is not None:
             # Once the client is gone, the task cancels the units, and must not be stopped half-way.

@@ -58,6 +58,7 @@ class UnitOfWork(Generic[Row]):
         self._label = label
         self._on_borrow = on_borrow
         self._lease: Lease | None = None
+        self._borrowing = False
         self._cancelled: CancelledUnitError | None = None
         # Tasks of one request work side by side: one may commit while another runs a query method, two may both be the
         # first to need the connection, and the client may disconnect while it is borrowed or given back.
@@ -92,20 +93,24 @@ class UnitOfWork(Generic[Row]):
     def _borrow(self, timeout: float | None) -> Lease:
         if self.finished or self._cancelled is not None:
             raise self._over()
-        lease = self.source.borrow(timeout=timeout, label=self._label)
-        # Until it is this unit's, nothing but this block gives it back.
+        self._borrowing = True
         try:
-            if self.finished or self._cancelled is not None:  # by another task of the request, during the borrow
-                raise self._over()
-            lease.in_unit = True
-            if self._mode is not DEFAULT:
-                _set_mode(lease.connection, self._mode)
-            if values := self.source.session_values():
-                set_values(lease.connection, values)
-        except BaseException as error:
-            lease.finish(error)
-            raise
-        self._lease = lease
+            lease = self.source.borrow(timeout=timeout, label=self._label)
+            # Until it is this unit's, nothing but this block gives it back.
+            try:
+                if self.finished or self._cancelled is not None:  # by another task of the request, during the borrow
+                    raise self._over()
+                lease.in_unit = True
+                if self._mode is not DEFAULT:
+                    _set_mode(lease.connection, self._mode)
+                if values := self.source.session_values():
+                    set_values(lease.connection, values)
+            except BaseException as error:
+                lease.finish(error)
+                raise
+            self._lease = lease
+        finally:
+            self._borrowing = False
         if self._on_borrow is not None:
             self._on_borrow()
         return lease
@@ -116,7 +121,7 @@ class UnitOfWork(Generic[Row]):
     @property
     def borrowed(self) -> bool:
         """Whether a connection was needed."""
-        return self._lease is not None
+        return self._lease is not None or self._borrowing
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
@@ -162,6 +167,10 @@ class UnitOfWork(Generic[Row]):
         Raises what makes the COMMIT fail, and `CancelledUnitError` instead of committing what was cancelled.
         """
         if not self.finished:
+            if self._borrowing and error is None:
+                # A query method that waits for the connection is part of the unit, as one that runs on it is.
+                with self._leasing:
+                    pass
             self.finished = True
             # Finished units of this context are dropped with it, or a long-lived task would collect them.
             inside = units.get()

@@ -7,16 +7,17 @@ from collections.abc import Callable, Iterator
 from copy import copy
 from importlib.machinery import ModuleSpec
 from importlib.metadata import version
+from types import ModuleType
 from typing import Any
 
+import fastapi.routing
 import pytest
 import starlette._utils
+import starlette.middleware.exceptions
+import starlette.routing
 from fastapi import FastAPI
-from starlette.applications import Starlette
 
 from fastapi_pgmonkey import PGMonkey, _compat
-from fastapi_pgmonkey._middleware import RollbackBeforeHandlers
-from fastapi_pgmonkey._units import DATABASES
 
 from ..altered import difference, hide_sources, remove_from_source
 
@@ -34,9 +35,7 @@ def looked_at_anew() -> Iterator[None]:
 
 @pytest.fixture
 def app() -> FastAPI:
-    app = FastAPI()
-    app.mount("/mounted", FastAPI())
-    return app
+    return FastAPI()
 
 
 @pytest.fixture
@@ -75,25 +74,12 @@ def test_another_utility_module_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     [
         (lambda app: delattr(app, "exception_handlers"), "an application has no dict 'exception_handlers'"),
         (
-            lambda app: setattr(app, "user_middleware", ()),
-            "an application has no list 'user_middleware' of starlette.middleware.Middleware",
-        ),
-        (
             lambda app: delattr(app, "middleware_stack"),
             "an application has no 'middleware_stack' or no 'build_middleware_stack()'",
         ),
         (
             lambda app: setattr(app, "build_middleware_stack", None),
             "an application has no 'middleware_stack' or no 'build_middleware_stack()'",
-        ),
-        (
-            lambda app: delattr(app.router, "middleware_stack"),
-            "the router of an application has no 'middleware_stack'",
-        ),
-        (lambda app: delattr(app.routes[-1], "app"), "starlette.routing.Mount has no attribute 'app'"),
-        (
-            lambda app: delattr(app.routes[-1].app.router, "middleware_stack"),
-            "the router of an application has no 'middleware_stack'",
         ),
     ],
 )
@@ -104,11 +90,21 @@ def test_a_missing_attribute_is_refused(
     assert refused(db, app) == expected
 
 
-def test_another_kind_of_middleware_is_refused(db: PGMonkey[Any], app: FastAPI) -> None:
-    app.user_middleware.append(object())  # type: ignore[arg-type]
+@pytest.mark.parametrize("module", [fastapi.routing, starlette.routing, starlette.middleware.exceptions])
+def test_another_way_to_handle_exceptions_is_refused(
+    db: PGMonkey[Any], app: FastAPI, monkeypatch: pytest.MonkeyPatch, module: ModuleType
+) -> None:
+    monkeypatch.delattr(module, "wrap_app_handling_exceptions")
+    assert refused(db, app) == f"{module.__name__} has no wrap_app_handling_exceptions()"
+
+
+def test_middlewares_without_the_outermost_of_starlette_are_refused(db: PGMonkey[Any], app: FastAPI) -> None:
+    app.build_middleware_stack = lambda: app.router  # type: ignore[method-assign]
+    db.init_app(app)
     with pytest.raises(RuntimeError) as error:
-        db.init_app(app)
-    assert difference(error.value, INSTALLED, TESTED).startswith("an application has no list 'user_middleware'")
+        app.build_middleware_stack()
+    expected = "the middlewares of an application have no ServerErrorMiddleware"
+    assert difference(error.value, INSTALLED, TESTED) == expected
 
 
 @pytest.mark.parametrize(("name", "text"), SOURCES)
@@ -127,7 +123,7 @@ async def test_a_lifespan_refuses_before_it_connects(
         async with db.lifespan(app):
             pass
     assert difference(error.value, INSTALLED, TESTED) == "there is no module fastapi.routing"
-    assert not app.user_middleware
+    assert "build_middleware_stack" not in vars(app)
 
 
 @pytest.mark.parametrize("without", ["get_source", "loader"])
@@ -154,17 +150,4 @@ def test_a_request_without_the_stack_is_refused() -> None:
     assert (
         difference(error.value, INSTALLED, TESTED)
         == "the scope of a request has no AsyncExitStack 'fastapi_function_astack'"
-    )
-
-
-async def test_a_request_without_exception_handlers_is_refused() -> None:
-    async def unused(*arguments: object) -> Any:
-        raise AssertionError("the router was called")
-
-    middleware = RollbackBeforeHandlers(Starlette())
-    with pytest.raises(RuntimeError) as error:
-        await middleware({"type": "http", DATABASES: {}}, unused, unused)
-    assert (
-        difference(error.value, INSTALLED, TESTED)
-        == "the scope of a request has no exception handlers 'starlette.exception_handlers'"
     )

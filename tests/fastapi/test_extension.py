@@ -69,9 +69,9 @@ async def test_init_app_goes_around_the_applications_own_lifespan(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, int]]:
-        order.append(f"start {db.async_database.stats()['pool_size']}")
+        order.append(f"start {await db.async_database.fetch_value('SELECT 1')}")
         yield {"answer": 42}
-        order.append(f"end {db.async_database.stats()['pool_size']}")
+        order.append(f"end {await db.async_database.fetch_value('SELECT 2')}")
 
     app = FastAPI(lifespan=lifespan)
     db.init_app(app)
@@ -81,7 +81,7 @@ async def test_init_app_goes_around_the_applications_own_lifespan(
         assert (await client.post("/201")).status_code == 201
         assert (await client.post("/409")).status_code == 409
     assert count(observer) == 1
-    assert order == ["start 1", "end 1"]
+    assert order == ["start 1", "end 2"]
     assert db.async_database.stats() == {}
 
 
@@ -92,7 +92,6 @@ async def test_a_lifespan_can_be_entered_again(config: dict[str, Any], table: No
     for _ in range(3):
         async with serving(app) as client:
             assert (await client.post("/409")).status_code == 409
-    assert len(app.user_middleware) == 1
     assert count(observer) == 0
 
 

@@ -1,0 +1,302 @@
+"""One request: what it does in its databases, how its transactions end, and who answers when that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+from starlette.exceptions import HTTPException
+
+from ._compat import Handler, call_handler, handler_for, handler_for_everything, handlers_by_class
+from ._disconnect import DisconnectWatch, MessageBuffer
+from ._overload import answer_overload
+from ._overrides import follow_overrides
+from ._types import RequestDatabases
+from ._units import RefusedError, RequestUnits, route_of
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.requests import HTTPConnection
+    from starlette.responses import Response
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+logger = logging.getLogger("pgmonkey")
+
+REQUEST = "pgmonkey"
+"""The key in the ASGI scope under which the `RequestState` is."""
+
+current_request: ContextVar[RequestState | None] = ContextVar("pgmonkey_request", default=None)
+"""The request, or the WebSocket, that the current context serves."""
+
+
+class RequestState:
+    """A request in the databases of its application *app*; of a WebSocket only which they are.
+
+    Its units of work end when the status that leaves is known, before the client learns of it.
+    """
+
+    def __init__(self, app: Starlette, scope: Scope, databases: Iterable[RequestDatabases]) -> None:
+        self.scope = scope
+        self.databases: dict[RequestDatabases, RequestUnits | None] = {}
+        """Each with its units of work; None where each statement is its own transaction."""
+        self._app = app
+        self._ended = False
+        self._messages: MessageBuffer | None = None
+        self._watch: DisconnectWatch | None = None
+        # The innermost one that has exception handlers: they answer a COMMIT that fails.
+        self._connection: HTTPConnection | None = None
+        self._at_endpoint = False
+        # A COMMIT that failed, until somebody has answered it.
+        self._failure: Exception | None = None
+        # The same once a handler has answered it: nothing is sent of the response that it replaces.
+        self._answered: Exception | None = None
+        self._raised_afterwards: Exception | None = None
+        for each in databases:
+            in_transaction = each.transaction == "request" and scope["type"] == "http"
+            self.databases[each] = RequestUnits(each, scope, self._watch_client) if in_transaction else None
+
+    def join(self, databases: Iterable[RequestDatabases]) -> None:
+        """Take *databases* in, too: those of a mounted application."""
+        for each in databases:
+            if each not in self.databases:
+                in_transaction = each.transaction == "request" and self.scope["type"] == "http" and not self._ended
+                self.databases[each] = RequestUnits(each, self.scope, self._watch_client) if in_transaction else None
+
+    def decide(self, databases: RequestDatabases, *, commit: bool) -> None:
+        """Commit, or roll back, whatever the status says.  Raises RuntimeError where no transaction is left to end."""
+        units = self.databases.get(databases)
+        if units is None or self._ended:
+            raise RuntimeError("this request has no transaction, or has ended it: its response has started")
+        units.decision = commit
+
+    # -- serving ----------------------------------------------------------------------------------------------------
+
+    async def serve(self, app: ASGIApp, receive: Receive, send: Send) -> None:
+        """Let *app* serve the request, and end its units of work before the response starts."""
+        for each in self.databases:
+            if each.cancel_on_disconnect and self._messages is None:
+                self._loop = asyncio.get_running_loop()
+                self._messages = receive = MessageBuffer(receive)
+
+        async def send_after_commit(message: Message) -> None:
+            # Of a response whose COMMIT failed nothing is sent, and nothing once that is answered.
+            if message["type"] == "http.response.start" and not self._ended:
+                self._failure = None  # the application answers an earlier failure itself
+                if self._watch is not None:
+                    await self._watch.stop()  # a cancellation that has begun could hit the COMMIT
+                status = message["status"]
+                try:
+                    await self._finish(None if status < 400 else _refusal(status))
+                except Exception as error:
+                    if not await self._answer_failure(error, receive, send):
+                        raise
+            if self._failure is None and self._answered is None:
+                await send(message)
+
+        try:
+            await app(self.scope, receive, send_after_commit)
+            if not self._ended:
+                if self._watch is not None:
+                    await self._watch.stop()
+                await self._finish(RefusedError("no response"))
+            if (unanswered := self._failure or self._raised_afterwards) is not None:
+                raise unanswered
+        except Exception as error:
+            await self._leave(self._failure or error, receive, send)
+        except BaseException as error:
+            await self._leave(error, receive, send)
+        finally:
+            # Each is part of a reference cycle.
+            self._connection = self._messages = self._watch = None
+            self.databases = {}
+
+    async def _leave(self, error: BaseException, receive: Receive, send: Send) -> None:
+        """End the units of work after *error*, which the application did not answer; answer it, or raise it."""
+        if self._watch is not None:
+            await self._watch.stop()
+        started = self._ended
+        await self._finish_after(error)
+        if isinstance(error, Exception):
+            # The error follows from the cancellation, and there is no client left to answer.
+            if self._watch is not None and self._watch.client_gone:
+                logger.info("a client disconnected before it was answered; its request was rolled back: %s", error)
+                return
+            if not started and (response := answer_overload(error)) is not None:
+                await response(self.scope, receive, send)
+                return
+        raise error
+
+    async def answer_by(self, handler: Handler, connection: HTTPConnection, error: Exception) -> Response:
+        """Return what *handler* answers to *error*; what it does in the databases is committed as that status says."""
+        try:
+            response = await call_handler(handler, connection, error)
+            await self._finish(_refusal(response.status_code))
+        except BaseException as failure:
+            await self._finish_after(failure)
+            busy = answer_overload(failure)
+            if busy is None:
+                raise
+            return busy
+        finally:
+            self.databases = {}  # breaks a reference cycle
+        return response
+
+    # -- errors -----------------------------------------------------------------------------------------------------
+
+    def guard(self, app: ASGIApp, connection: HTTPConnection, at_endpoint: bool) -> ASGIApp:
+        """Return *app*, which may raise, so that its errors roll back before exception handlers answer them.
+
+        *at_endpoint*: no other application is inside of it.
+        """
+        serving = connection.scope["app"]
+        try:
+            overridden = serving.dependency_overrides
+        except AttributeError:  # an application of Starlette
+            overridden = None
+        if overridden:
+            follow_overrides(serving, self.databases)
+        if self.scope["type"] != "http":
+            return app
+        self._connection, self._at_endpoint = connection, at_endpoint
+
+        async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+            async def send_unless_replaced(message: Message) -> None:
+                await send(message)
+                if self._answered is not None:
+                    raise self._answered  # before the background tasks of the response that was replaced
+
+            try:
+                await app(scope, receive, send_unless_replaced if at_endpoint else send)
+            except Exception as error:
+                if self._answered is not None:
+                    return
+                response = await self._refuse(error, connection)
+                if response is None:
+                    raise
+                await response(scope, receive, send)
+
+        return guarded
+
+    async def _refuse(self, error: Exception, connection: HTTPConnection) -> Response | None:
+        """Roll back after *error*, unless it is an answer whose status commits; return the answer if it is overload."""
+        if self._ended or error is self._failure:
+            return None
+        if not isinstance(error, HTTPException) or error.status_code >= 400:
+            await self._roll_back(error)
+        return answer_overload(error, handlers_by_class(connection.scope))
+
+    async def _answer_failure(self, error: Exception, receive: Receive, send: Send) -> bool:
+        """Let the application's handler answer a COMMIT that failed with *error*; return whether that is all.
+
+        At once: behind Starlette's back, for which the response has started.  The handler gets a new transaction.
+        """
+        connection = self._connection
+        if connection is None:
+            return False
+        handler = handler_for(error, handlers_by_class(connection.scope))
+        if handler is None:
+            # That of this application is called by Starlette, outside of everything; those of mounted ones are not.
+            inner = connection.scope["app"]
+            handler = handler_for_everything(inner) if inner is not self._app else None
+            if handler is None:
+                return False
+            self._raised_afterwards = error  # as Starlette does, so that the server logs it
+        try:
+            response = await call_handler(handler, connection, error)
+            await self._finish(_refusal(response.status_code))
+        except Exception as failure:
+            self._failure, self._raised_afterwards = failure, None
+            await self._roll_back(failure)
+            raise
+        self._failure, self._answered = None, error
+        await response(connection.scope, receive, send)
+        # An endpoint is ended where it sends, so that no middleware sees an error that was answered.
+        return self._at_endpoint
+
+    # -- the units of work ------------------------------------------------------------------------------------------
+
+    async def _finish(self, error: BaseException | None) -> None:
+        """End all units of work: commit, or roll back when there is an *error*; raise what makes a COMMIT fail.
+
+        After that, new ones are open, for whoever answers the failure.
+        """
+        self._ended = True
+        failure: BaseException | None = None
+        rolled_back: BaseException | None = None
+        # All are ended, to give their connections back.  After a COMMIT that failed, the others roll back.
+        for databases in self.databases:
+            units = self.databases[databases]
+            if units is None:
+                continue
+            if failure is not None and units.decision:
+                units.decision = None
+            try:
+                rolled_back = await units.finish(failure or error) or rolled_back
+            except BaseException as raised:
+                failure = failure or raised
+        if failure or rolled_back:
+            self._log(failure or rolled_back)
+        if failure is not None:
+            if isinstance(failure, Exception):
+                self._begin_again(failure)
+            raise failure
+
+    def _begin_again(self, failure: Exception) -> None:
+        self._failure, self._ended = failure, False
+        for databases, units in self.databases.items():
+            if units is not None:
+                self.databases[databases] = again = RequestUnits(databases, self.scope, None)
+                again.decision = False if units.decision is False else None
+
+    async def _finish_after(self, error: BaseException) -> None:
+        """End all units of work after *error*, which is more important than what happens meanwhile."""
+        if not self._ended:
+            try:
+                await self._finish(error)
+            except Exception as failure:  # what was to be kept cannot be committed
+                await self._finish(failure)
+
+    async def _roll_back(self, error: Exception) -> None:
+        """Roll back what is not to be kept after *error*; the units of work go on."""
+        rolled_back = False
+        for units in self.databases.values():
+            if units is not None and await units.roll_back(error):
+                rolled_back = True
+        if rolled_back:
+            self._log(error)
+
+    def _log(self, why: BaseException | None) -> None:
+        if logger.isEnabledFor(logging.DEBUG):
+            reason = str(why) if isinstance(why, RefusedError) else type(why).__name__
+            logger.debug("%s: rolled back: %s", route_of(self.scope), reason)
+
+    # -- a client that leaves -----------------------------------------------------------------------------------------
+
+    def _watch_client(self) -> None:
+        """Watch for the client's end, called with each connection that is borrowed, in any thread."""
+        if self._messages is not None and self._watch is None:
+            try:
+                here = asyncio.get_running_loop() is self._loop
+            except RuntimeError:
+                here = False
+            # Timers of the event loop may be set only in its own thread.
+            if here:
+                self._start_watch()
+            else:
+                self._loop.call_soon_threadsafe(self._start_watch)
+
+    def _start_watch(self) -> None:
+        if self._messages is not None and self._watch is None and not self._ended:
+            self._watch = DisconnectWatch(self._messages, self._cancel)
+
+    async def _cancel(self, reason: str) -> None:
+        for databases, units in self.databases.items():
+            if units is not None and databases.cancel_on_disconnect:
+                await units.cancel(reason)
+
+
+def _refusal(status: int) -> RefusedError | None:
+    return RefusedError(f"status {status}") if status >= 400 else None
