@@ -17,7 +17,6 @@ import httpx
 import psycopg
 import pytest
 from flask import Blueprint, Flask, Response
-from flask.views import MethodView
 from hypothesis import given
 from hypothesis import strategies as st
 from werkzeug.exceptions import HTTPException
@@ -36,11 +35,10 @@ def installed(name: str) -> Any:
         return importlib.import_module(name)
 
 
-flask_restx, flask_restful, flask_smorest = map(installed, ("flask_restx", "flask_restful", "flask_smorest"))
-APIS: dict[str, Any] = {"restx": flask_restx, "restful": flask_restful, "smorest": flask_smorest}
+APIS = {name: installed(f"flask_{name}") for name in ("restx", "restful")}
 HOSTS = ["plain", "blueprint", *(name for name, module in APIS.items() if module)]
 PROGRAMS = programs(
-    others=("before", "handler", "handler of all", "handler of 409", "handler of 500", "after"),
+    others=("before", "handler", "handler of all", "handler of http", "handler of 409", "handler of 500", "after"),
     middlewares=("middleware", "generator"),
     order=("pgmonkey", "api", "middleware", "generator"),
     touches=[touch for touch in TOUCHES if touch != "close"],
@@ -97,9 +95,8 @@ class Play:
         self.db = PGMonkey()
         self.app = app = Flask("grid")
         app.config.update(PGMONKEY_CONFIG=configs[0], PGMONKEY_BINDS={OTHER: configs[1]})
-        app.config.update(API_TITLE="grid", API_VERSION="1", OPENAPI_VERSION="3.0.2")
         self.api = make_api(host)
-        if host in ("restx", "restful"):
+        if self.api is not None:
             resource = type("Endpoint", (APIS[host].Resource,), {"get": lambda resource: self.endpoint()})
             self.api.add_resource(resource, "/")
         for name in program.order:
@@ -115,12 +112,9 @@ class Play:
                 handle(kind, lambda error: self.play("handler", handles=original(error)))
                 if host == "restx":
                     self.api.errorhandler(kind)(self.handle_in_restx)
-        if "handler of all" in program.parts:
-            handle(Exception, lambda error: self.play("handler of all", handles=original(error)))
-        for status in (409, 500):
-            if f"handler of {status}" in program.parts:
-                name = f"handler of {status}"
-                handle(status, lambda error, name=name: self.play(name, handles=original(error)))
+        for what, kind in (("all", Exception), ("http", HTTPException), ("409", 409), ("500", 500)):
+            if (name := f"handler of {what}") in program.parts:
+                handle(kind, lambda error, name=name: self.play(name, handles=original(error)))
 
     def set_up(self, name: str) -> None:
         app, status = self.app, self.program.turns.get(name)
@@ -134,11 +128,7 @@ class Play:
             app.wsgi_app = turned(app.wsgi_app, f"{status} TURNED")  # type: ignore[method-assign]
 
     def add_endpoint(self, host: str) -> None:
-        if host == "smorest":
-            blueprint: Any = flask_smorest.Blueprint("part", __name__)
-            blueprint.route("/")(type("Endpoint", (MethodView,), {"get": lambda view: self.endpoint()}))
-            self.api.register_blueprint(blueprint)
-        elif host == "blueprint":
+        if host == "blueprint":
             part = Blueprint("part", __name__)
             part.get("/")(self.endpoint)
             self.app.register_blueprint(part)
