@@ -9,18 +9,13 @@ from contextvars import ContextVar
 from functools import wraps
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
-from django.core.exceptions import BadRequest, PermissionDenied, SuspiciousOperation
 from django.core.signals import got_request_exception
 from django.db import connections
-from django.http import Http404, HttpRequest
-from django.http.multipartparser import MultiPartParserError
+from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
 from ._compat import View, watch_views
 from .base import DatabaseWrapper
-
-# Exceptions that are answers: Django makes a 400, 403 or 404 of them.
-_ANSWERS = (Http404, PermissionDenied, BadRequest, SuspiciousOperation, MultiPartParserError)
 
 _current: ContextVar[RequestTransactions | None] = ContextVar("django_pgmonkey.request", default=None)
 
@@ -111,10 +106,11 @@ class RequestTransactions:
         if self._undone is error:
             return
         self._undone = error
-        for wrapper in self._wrappers:
-            transaction = wrapper.request_transaction
-            kept = transaction is not None and transaction.decision and transaction.failure() is None
-            if not (kept and isinstance(error, _ANSWERS)):
+        transactions = [wrapper.request_transaction for wrapper in self._wrappers]
+        failed = any(transaction is not None and transaction.failure() is not None for transaction in transactions)
+        for wrapper, transaction in zip(self._wrappers, transactions, strict=True):
+            # Unless keep_request() was called, which a transaction that failed is not saved by.
+            if failed or transaction is None or not transaction.decision:
                 wrapper.restart_request(f"{type(error).__name__} was raised")
 
     def _begin(self, wrappers: list[DatabaseWrapper]) -> None:

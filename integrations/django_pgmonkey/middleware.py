@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from django.conf import settings
 from django.core.handlers.exception import response_for_exception
 from django.db.utils import OperationalError
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseServerError
 from django.http.response import HttpResponseBase
 from psycopg.errors import ConnectionTimeout
 
@@ -37,9 +38,7 @@ class TransactionMiddleware:
         try:
             response = transactions.serve(lambda: self._get_response(request))
         except Exception as error:
-            # As Django does around each middleware, but in transactions: what handler500 writes follows its status.
-            failed = error
-            return RequestTransactions(request).serve(lambda: response_for_exception(request, failed))
+            return _answer(request, error)
         # Raised by another middleware, and not seen by process_exception().
         if response.status_code == 500 and transactions.uncaught is not None:
             response = self.process_exception(request, transactions.uncaught) or response
@@ -59,3 +58,18 @@ class TransactionMiddleware:
             return None
         logger.warning("%s", " ".join(str(cause).split()))
         return HttpResponse(text, status=503, headers={"Retry-After": _RETRY_AFTER})
+
+
+def _answer(request: HttpRequest, error: Exception) -> HttpResponseBase:
+    """Return the answer of handler500 to a COMMIT that failed, or to what handler500 itself has raised.
+
+    As Django does around each middleware, but in transactions: what handler500 writes follows its status.
+    """
+    try:
+        return RequestTransactions(request).serve(lambda: response_for_exception(request, error))
+    except Exception as second:
+        if settings.DEBUG_PROPAGATE_EXCEPTIONS:
+            raise
+        # Django would call it once more, outside of any transaction.
+        logging.getLogger("django.request").error("handler500 failed: %s", request.path, exc_info=second)
+        return HttpResponseServerError()
