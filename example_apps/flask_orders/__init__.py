@@ -5,11 +5,15 @@ from typing import Any
 
 from flask import Flask, Response, abort, redirect, render_template, request
 from flask.typing import ResponseReturnValue
+from psycopg.errors import CheckViolation
 from psycopg.rows import dict_row
 
 from flask_pgmonkey import PGMonkey
 
 from .. import shop
+
+# The table refuses a stock below zero.
+TAKE = "UPDATE product SET stock = stock - %(n)s WHERE id = %(id)s RETURNING price_cents"
 
 db = PGMonkey(row_factory=dict_row)
 
@@ -81,10 +85,14 @@ def find(order_id: int) -> dict[str, Any]:
 
 def place(customer: str, lines: list[tuple[int, int]]) -> dict[str, Any]:
     """Write the order and take its lines from stock, or raise OutOfStock and leave nothing behind."""
+    # A savepoint: the page is shown in the same request when a statement in it failed.
     with db.transaction():
         order_id, total = db.fetch_value(shop.PLACE, [customer]), 0
         for product, quantity in lines:
-            price = db.fetch_value(shop.TAKE, {"id": product, "n": quantity})
+            try:
+                price = db.fetch_value(TAKE, {"id": product, "n": quantity})
+            except CheckViolation:  # of the column "stock"; the savepoint around it undoes the order
+                price = None
             if price is None:
                 raise shop.OutOfStock(f"There are not {quantity} of product {product} left.")
             db.execute(shop.ADD_LINE, [order_id, product, quantity, price])

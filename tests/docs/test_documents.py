@@ -113,7 +113,8 @@ def program(document: str) -> str:
     return "\n".join(blocks((ROOT / "docs" / document).read_text(encoding="utf-8"), "python"))
 
 
-def test_the_flask_document(folder: Path, environ: dict[str, str]) -> None:
+def test_the_flask_document(folder: Path, environ: dict[str, str], observer: psycopg.Connection[Any]) -> None:
+    observer.execute("CREATE UNIQUE INDEX ON users (name)")
     (folder / "reports.yaml").write_text((folder / "config.yaml").read_text())
     use = """
 client = app.test_client()
@@ -122,6 +123,7 @@ def call(method, path):
     print(answer.status_code, answer.text.strip().replace("\\n", " ").partition(" <html")[0])
 call("POST", "/users/Ann")
 call("POST", "/users/Ann")
+call("POST", "/signup/Ann")
 call("GET", "/divide")
 call("GET", "/report")
 call("POST", "/counter")
@@ -129,17 +131,22 @@ call("POST", "/transfer")
 call("GET", "/summary")
 call("GET", "/users.csv")
 call("GET", "/users.txt")
+call("POST", "/signup/Eve")
+call("GET", "/health/ready")
 """
     assert run(folder, environ, program("flask.md") + use).splitlines() == [
         '201 {"id":1}',
         '409 {"error":"there is one already"}',
+        '409 {"error":"Ann is user 1 already"}',
         "500 noted",
-        '200 [[1,"Ann"],[2,"an error"]]',
+        '200 [[1,"Ann"],[3,"an error"]]',
         "404 <!doctype html>",
         "204 ",
         '200 {"users":3}',
-        "200 1,Ann! 2,an error! 3,counted!",
+        "200 1,Ann! 3,an error! 4,counted!",
         "200 Ann! an error! counted!",
+        "204 ",
+        '200 {"status":"ready"}',
     ]
 
 
