@@ -4,35 +4,35 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from time import perf_counter
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeAlias, TypeVar, cast, overload
 
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor, IsolationLevel
-from psycopg.errors import DeadlockDetected, QueryCanceled, SerializationFailure
+from psycopg.errors import (
+    DeadlockDetected,
+    QueryCanceled,
+    SerializationFailure,
+)
 from psycopg.rows import AsyncRowFactory, Row, TupleRow, tuple_row
 
 from .._config.blueprint import blueprint
 from .._config.source import Origin, Sources
-from .._driver.plan import Declined, read_all, read_count, read_one, read_value, remember
+from .._driver.plan import Declined, Read, read_all, read_count, read_one, read_value, remember
 from .._driver.prepared import is_refused
 from .._driver.sql import Params, Statement, leaves_state, returns_rows, text_of
 from .._driver.transaction_mode import TransactionMode
 from .._pool.cache import cache
 from .._pool.place import Label
-from .fastpath import AsyncFastPath, SessionValues, set_values
+from .._pool.scopes import Ask, SessionValues, ask, enter, find, inside, is_asking
+from .fastpath import AsyncFastPath
+from .guard import AsyncGuard
 from .handle import AsyncConnectionHandle, open_handle
 from .lease import AsyncLease
-from .unit import (
-    AsyncTransactionBlock,
-    AsyncUnitBlock,
-    AsyncUnitOfWork,
-    current_unit,
-    enter,
-    units,
-)
+from .nested import AsyncAttempt, AsyncNested
+from .unit import AsyncTransactionBlock, AsyncUnitBlock, AsyncUnitOfWork, current_unit
 from .waiting import POOL_KIND, sleep
 
 T = TypeVar("T")
@@ -48,8 +48,9 @@ class AsyncDatabase(Generic[Row]):
     """A database described by one configuration, used through a pool.
 
     *config* is the path of a YAML file or a mapping; it is checked here, and nothing is connected before the first use.
-    *row_factory* is psycopg's; rows are tuples by default.  *session_values* is called when a transaction begins and
-    returns configuration parameters to be set until it ends, for row-level security: ``{"app.tenant": 42}``.
+    *row_factory* is psycopg's; rows are tuples by default.  *session_values* returns configuration parameters to be set
+    until the end of a transaction, for row-level security: ``{"app.tenant": 42}``.  It is called before a transaction
+    begins and before each query method in it, and may itself use the query methods, which then do not call it again.
 
     A query method (`fetch_one`, `fetch_all`, `fetch_value`, `execute`) runs one statement.  Outside a transaction it
     borrows a connection for that statement, which is its own transaction (autocommit), and takes one round trip.
@@ -93,7 +94,8 @@ class AsyncDatabase(Generic[Row]):
         self.timeout = blueprint(self._sources.config(*self._origin), POOL_KIND).settings.timeout
         """How long a borrow waits for a free connection, in seconds."""
         self._row_factory = row_factory
-        self._session_values = session_values
+        self.ask: Ask | None = session_values
+        """What returns the session values."""
         self._handle: AsyncConnectionHandle | None = None
         self._fast: AsyncFastPath | None = None
         self._returning: OrderedDict[str, None] = OrderedDict()
@@ -131,7 +133,7 @@ class AsyncDatabase(Generic[Row]):
         # Closed meanwhile, or another event loop runs: then the cache has, or makes, another handle.
         if handle is None or not handle.usable_here:
             handle = await open_handle(self._sources.config(*self._origin), POOL_KIND, self._sources)
-            self._fast = handle.fast_path(self._row_factory, self._session_values and self.session_values)
+            self._fast = handle.fast_path(self._row_factory)
             self._handle = handle
         return handle
 
@@ -153,118 +155,150 @@ class AsyncDatabase(Generic[Row]):
         lease.row_factory = self._row_factory
         return lease
 
-    def session_values(self) -> SessionValues:
-        """Return the configuration parameters for a transaction that begins now."""
-        return (self._session_values() if self._session_values is not None else None) or {}
-
     # -- query methods ----------------------------------------------------------------------------------------------
 
     async def fetch_one(self, query: Statement, params: Params = None) -> Row | None:
         """Return the first row of *query*, or None when there is none."""
+        scope = find(self) if inside.get() else None
         found: Any = Declined.NO_PLAN
         fast = self._fast
-        if fast is not None:
-            unit = self.current_unit() if units.get() else None
+        if fast is not None and (scope is not None or self.ask is None):
             read = read_one
-            found = await (fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read))
+            found = await (fast.run(query, params, read) if scope is None else scope.answer(fast, query, params, read))
             if found.__class__ is not Declined:
-                row: Row | None = found
-                return row
-        async with self._run(query, params, found) as cursor:
-            return await cursor.fetchone()
+                answer: Row | None = found
+                return answer
+        return await self._answer(scope, query, params, read_one, _fetch_one, found)
 
     async def fetch_all(self, query: Statement, params: Params = None) -> list[Row]:
         """Return all rows of *query*."""
+        scope = find(self) if inside.get() else None
         found: Any = Declined.NO_PLAN
         fast = self._fast
-        if fast is not None:
-            unit = self.current_unit() if units.get() else None
+        if fast is not None and (scope is not None or self.ask is None):
             read = read_all
-            found = await (fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read))
+            found = await (fast.run(query, params, read) if scope is None else scope.answer(fast, query, params, read))
             if found.__class__ is not Declined:
-                rows: list[Row] = found
-                return rows
-        async with self._run(query, params, found) as cursor:
-            return await cursor.fetchall()
+                answer: list[Row] = found
+                return answer
+        return await self._answer(scope, query, params, read_all, _fetch_all, found)
 
     async def fetch_value(self, query: Statement, params: Params = None) -> Any:
         """Return the first column of the first row of *query*, or None when there is no row."""
+        scope = find(self) if inside.get() else None
         found: Any = Declined.NO_PLAN
         fast = self._fast
-        if fast is not None:
-            unit = self.current_unit() if units.get() else None
+        if fast is not None and (scope is not None or self.ask is None):
             read = read_value
-            found = await (fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read))
+            found = await (fast.run(query, params, read) if scope is None else scope.answer(fast, query, params, read))
             if found.__class__ is not Declined:
                 return found
-        async with self._run(query, params, found, row_factory=tuple_row) as cursor:
-            row = await cursor.fetchone()
-        return None if row is None else row[0]
+        return await self._answer(scope, query, params, read_value, _fetch_value, found)
 
     async def execute(self, query: Statement, params: Params = None) -> int:
         """Run *query*; return the number of rows affected, -1 where the statement has none."""
+        scope = find(self) if inside.get() else None
+        found: Any = Declined.NO_PLAN
+        fast = self._fast
+        if fast is not None and (scope is not None or self.ask is None):
+            read = read_count
+            found = await (fast.run(query, params, read) if scope is None else scope.answer(fast, query, params, read))
+            if found.__class__ is not Declined:
+                answer: int = found
+                return answer
+        return await self._answer(scope, query, params, read_count, _count, found)
+
+    async def _answer(
+        self,
+        scope: _Scope | None,
+        query: Statement,
+        params: Params,
+        read: Read,
+        fetch: _Fetch[T],
+        declined: Declined,
+    ) -> T:
+        """Do what a query method does where the fast path did not, or where session values are to be asked for."""
+        if scope is not None or self.ask is None:
+            return await self._run(scope, query, params, fetch, declined)
+        values = self._asked()
+        if values:
+            block: AsyncUnitBlock[Row] = AsyncUnitBlock(self, values=values)
+            async with block as unit:
+                return await self._either_way(unit, query, params, read, fetch)
+        return await self._either_way(None, query, params, read, fetch)
+
+    async def _either_way(
+        self, unit: AsyncUnitOfWork[Row] | None, query: Statement, params: Params, read: Read, fetch: _Fetch[T]
+    ) -> T:
         found: Any = Declined.NO_PLAN
         fast = self._fast
         if fast is not None:
-            unit = self.current_unit() if units.get() else None
-            read = read_count
             found = await (fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read))
             if found.__class__ is not Declined:
-                count: int = found
-                return count
-        async with self._run(query, params, found, fetching=False) as cursor:
-            return cursor.rowcount
+                answer: T = found
+                return answer
+        return await self._run(unit, query, params, fetch, found)
 
     async def execute_many(self, query: Statement, params_seq: Iterable[Params]) -> int:
         """Run *query* for each of *params_seq* in one transaction; return the number of rows affected in all."""
         rows = [params if params is not None else () for params in params_seq]
-        unit = self.current_unit()
+        scope: _Scope | None = find(self)
         count = -1
-        try:
-            async with self._block(unit) as connection, connection.cursor() as cursor:
+
+        async def at_once(connection: AsyncConnection[Row]) -> int:
+            nonlocal count
+            async with connection.cursor() as cursor:
                 try:
                     await cursor.executemany(query, rows)
                 finally:
                     count = cursor.rowcount
                 return count
+
+        async def one_by_one(connection: AsyncConnection[Row]) -> int:
+            count = 0
+            async with connection.cursor() as cursor:
+                for params in rows:
+                    await cursor.execute(query, params, prepare=False)
+                    count += max(cursor.rowcount, 0)
+            return count
+
+        try:
+            return await self._in_block(scope, at_once)
         except psycopg.Error as error:
             if count > 0 or not is_refused(error):
                 raise
         # Nothing was done, perhaps because what psycopg had prepared is outdated.
-        async with self._block(unit) as connection, connection.cursor() as cursor:
-            count = 0
-            for params in rows:
-                await cursor.execute(query, params, prepare=False)
-                count += max(cursor.rowcount, 0)
+        count = await self._in_block(scope, one_by_one)
         (await self._pool()).forget_plans()
         return count
 
-    @asynccontextmanager
-    async def _block(self, unit: AsyncUnitOfWork[Row] | None) -> AsyncIterator[AsyncConnection[Row]]:
-        """Open a transaction, or a savepoint in *unit*."""
-        if unit is None:
+    async def _in_block(self, scope: _Scope | None, work: Callable[[AsyncConnection[Row]], Awaitable[T]]) -> T:
+        """Do *work* in a transaction, or in a savepoint of the unit of work."""
+        if scope is None:
             async with self.transaction() as connection:
-                yield connection
-            return
+                return await work(connection)
+
+        async def inside(connection: AsyncConnection[Row]) -> T:
+            async with cast("AsyncGuard", connection).savepoint():
+                return await work(connection)
+
         # As each query method, it waits for its turn in the unit, and the next one waits for it.
-        async with unit.at_work():
-            connection = await unit.connection()
-            async with connection.transaction():
-                yield connection
+        return await scope.do(inside)
 
     def stream(self, query: Statement, params: Params = None, *, size: int = 1000) -> AsyncIterator[Row]:
         """Return an iterator over the rows of *query*, which come from a server-side cursor, *size* at a time.
 
         A stream has a connection and a transaction of its own, and gives it back when it ends or is closed.
         """
-        return self._stream(query, params, size, self.session_values())
+        return self._stream(query, params, size, self._asked())
 
-    async def _stream(self, query: Statement, params: Params, size: int, values: SessionValues) -> AsyncIterator[Row]:
+    async def _stream(
+        self, query: Statement, params: Params, size: int, values: Mapping[str, str | None]
+    ) -> AsyncIterator[Row]:
         lease = await self._borrow(autocommit=False)
         stopped = False
         try:
-            if values:
-                await set_values(lease.connection, values)
+            lease.set_values(values)
             cursor = lease.connection.cursor("pgmonkey_stream")
             try:
                 await cursor.execute(query, params)
@@ -290,47 +324,49 @@ class AsyncDatabase(Generic[Row]):
             raise
         await lease.finish()
 
-    @asynccontextmanager
+    def _asked(self) -> Mapping[str, str | None]:
+        """Return the session values for a transaction that begins now."""
+        return {} if self.ask is None or is_asking(self) else ask(self)[0]
+
     async def _run(
-        self,
-        query: Statement,
-        params: Params,
-        declined: Declined,
-        *,
-        fetching: bool = True,
-        row_factory: AsyncRowFactory[Any] | None = None,
-    ) -> AsyncIterator[AsyncCursor[Any]]:
-        """Run *query* through psycopg, which is to prepare it unless the fast path *declined* because of that."""
-        unit = self.current_unit()
-        if unit is not None:
-            async with unit.at_work():
-                connection = await unit.connection()
-                async with self._execute(connection, query, params, declined, row_factory) as cursor:
-                    yield cursor
-            return
+        self, scope: _Scope | None, query: Statement, params: Params, fetch: _Fetch[T], declined: Declined
+    ) -> T:
+        """Run *query* through psycopg, which is to prepare it unless the fast path *declined* because of that.
+
+        Returns what *fetch* returns.  The result is in memory then, and the connection, or the turn in the unit, given
+        back: *fetch* calls the program's classes, and these may use the database.
+        """
+
+        async def work(connection: AsyncConnection[Row]) -> AsyncCursor[Any]:
+            return await self._execute(
+                connection, query, params, declined, tuple_row if fetch is _fetch_value else None
+            )
+
+        if scope is not None:
+            return await fetch(await scope.do(work))
         handle = await self._pool()
         # Settings that hold for a transaction need one, also for a single statement.
-        if handle.needs_transactions or (self._session_values is not None and self.session_values()):
-            again = self._run(query, params, declined, fetching=fetching, row_factory=row_factory)
-            async with self.unit_of_work(), again as cursor:
-                yield cursor
-            return
+        if handle.needs_transactions:
+            async with self.unit_of_work() as unit:
+                return await self._run(unit, query, params, fetch, declined)
         # Fetching from what returns no rows is an error, after which nothing may be stored.
+        fetching = fetch is not _count
         text = text_of(query) if fetching else ""
         in_doubt = fetching and text not in self._returning and not returns_rows(text)
         lease = await handle.borrow(autocommit=not in_doubt)
         lease.row_factory = self._row_factory
         try:
-            async with self._execute(lease.connection, query, params, declined, row_factory) as cursor:
-                yield cursor
-                if in_doubt and text and cursor.description is not None:
+            cursor = await work(lease.connection)
+            if in_doubt:
+                answer = await fetch(cursor)
+                if text:
                     remember(self._returning, text, None, _MAX_RETURNING)
         except BaseException as error:
             await lease.finish(error, clean=leaves_state(query))
             raise
         await lease.finish(clean=leaves_state(query))
+        return answer if in_doubt else await fetch(cursor)
 
-    @asynccontextmanager
     async def _execute(
         self,
         connection: AsyncConnection[Row],
@@ -338,16 +374,16 @@ class AsyncDatabase(Generic[Row]):
         params: Params,
         declined: Declined,
         row_factory: AsyncRowFactory[Any] | None,
-    ) -> AsyncIterator[AsyncCursor[Any]]:
-        async with connection.cursor(row_factory=row_factory or connection.row_factory) as cursor:
-            outdated = declined is Declined.REFUSED
-            await cursor.execute(query, params, prepare=False if outdated else None)
-            if outdated:
-                # It was: other connections, too, have it prepared for the old shape of the tables.
-                (await self._pool()).forget_plans()
-            yield cursor
-            if self._fast is not None:
-                self._fast.learn(connection, query, params, cursor)
+    ) -> AsyncCursor[Any]:
+        cursor = connection.cursor(row_factory=row_factory or connection.row_factory)
+        outdated = declined is Declined.REFUSED
+        await cursor.execute(query, params, prepare=False if outdated else None)
+        if outdated:
+            # It was: other connections, too, have it prepared for the old shape of the tables.
+            (await self._pool()).forget_plans()
+        if self._fast is not None:
+            self._fast.learn(connection, query, params, cursor)
+        return cursor
 
     # -- transactions and units of work -----------------------------------------------------------------------------
 
@@ -357,15 +393,16 @@ class AsyncDatabase(Generic[Row]):
 
         *timeout* is how long to wait for a free one, in seconds, the pool's ``timeout`` by default.
         """
+        values = self._asked()
         lease = await self._borrow(timeout=timeout, autocommit=None)
         try:
-            if values := self.session_values():
+            if values:
                 if lease.connection.autocommit:
                     raise psycopg.ProgrammingError(
                         "session_values hold until the end of a transaction, and the configuration says autocommit; "
                         "use transaction()"
                     )
-                await set_values(lease.connection, values)
+                lease.set_values(values)
             yield lease.connection
         except BaseException as error:
             await lease.finish(error)
@@ -400,33 +437,38 @@ class AsyncDatabase(Generic[Row]):
 
         When the server could not serialise it (SQLSTATE 40001) or ended a deadlock with it (40P01), at whatever
         statement or at COMMIT, *function* runs again after a short random pause, at most *attempts* times in all; then
-        that error is raised.  Raises `psycopg.ProgrammingError` inside a transaction, which could not be run again.
+        that error is raised.
+
+        Inside a unit of work, such as a request, that has done nothing yet, it is what that unit does first: it is
+        committed with the unit, and a COMMIT that fails then is not tried again.  Raises `psycopg.ProgrammingError`
+        inside a transaction that has begun, which could not be run again.
         """
-        unit = self.current_unit()
-        if unit is not None and unit.borrowed:
-            raise psycopg.ProgrammingError(
-                "retry() cannot run again what the transaction around it did; call it first, or outside"
-            )
         mode = TransactionMode.of(isolation, read_only, deferrable)
         pause, longest = _BACKOFF
+        outer = self.current_unit()
 
-        def begin() -> AsyncUnitOfWork[Row]:
-            return enter(AsyncUnitOfWork(self, mode))
+        def block() -> AbstractAsyncContextManager[object]:
+            if outer is not None:
+                return AsyncAttempt(outer, mode)
+            return AsyncUnitBlock(self, mode)
 
         for _ in range(attempts - 1):
             try:
-                async with AsyncUnitBlock(begin):
+                async with block():
                     return await function()
             except (SerializationFailure, DeadlockDetected):
                 # At random, so that those that collided do not meet again.
                 await sleep(random.uniform(0, pause))  # noqa: S311
                 pause = min(2 * pause, longest)
-        async with AsyncUnitBlock(begin):
+        async with block():
             return await function()
 
     def unit_of_work(self) -> AsyncUnitBlock[Row]:
-        """Open a unit of work for a block: a `transaction` that borrows only when a query method needs a connection."""
-        return AsyncUnitBlock(self.begin)
+        """Open a unit of work for a block: a `transaction` that borrows only when a query method needs a connection.
+
+        Inside another unit of work it is a part of that one, which is rolled back alone when the block raises.
+        """
+        return AsyncUnitBlock(self)
 
     def begin(
         self,
@@ -439,11 +481,35 @@ class AsyncDatabase(Generic[Row]):
     ) -> AsyncUnitOfWork[Row]:
         """Open a unit of work that the query methods of this context join, until its `finish` is called.
 
+        It is one of its own, also inside another one.  The caller keeps it: one that nobody refers to is rolled back.
         *label* returns for whom it works, for log messages; *on_borrow* is called when it has borrowed a connection.
         """
         mode = TransactionMode.of(isolation, read_only, deferrable)
-        return enter(AsyncUnitOfWork(self, mode, label, on_borrow))
+        unit: AsyncUnitOfWork[Row] = AsyncUnitOfWork(self, mode, label, on_borrow)
+        enter(unit)
+        return unit
 
     def current_unit(self) -> AsyncUnitOfWork[Row] | None:
         """Return the innermost unfinished unit of work of this database that the current context is in."""
         return current_unit(self)
+
+
+_Scope: TypeAlias = "AsyncUnitOfWork[Any] | AsyncNested"
+_Fetch: TypeAlias = "Callable[[AsyncCursor[Any]], Awaitable[T]]"
+
+
+async def _fetch_one(cursor: AsyncCursor[Row]) -> Row | None:
+    return await cursor.fetchone()
+
+
+async def _fetch_all(cursor: AsyncCursor[Row]) -> list[Row]:
+    return await cursor.fetchall()
+
+
+async def _fetch_value(cursor: AsyncCursor[Any]) -> Any:
+    row = await cursor.fetchone()
+    return None if row is None else row[0]
+
+
+async def _count(cursor: AsyncCursor[Any]) -> int:
+    return cursor.rowcount

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from contextvars import copy_context
 from time import monotonic
@@ -12,7 +12,7 @@ import psycopg
 from psycopg import AsyncTransaction
 from psycopg.abc import PQGen
 from psycopg.errors import error_from_result
-from psycopg.pq import ExecStatus, TransactionStatus
+from psycopg.pq import ExecStatus, PipelineStatus, TransactionStatus
 from psycopg.pq.abc import PGconn
 
 from .._driver.cancel import request_cancel
@@ -20,7 +20,7 @@ from .._driver.deadlines import INTERVAL
 from .._driver.lending import LendableConnection
 from .._driver.prepared import Prepared
 from .._driver.wire import fetching
-from ..errors import CommandTimeoutError, CommitUnknownError
+from ..errors import CommandTimeoutError, CommitUnknownError, GivenBackError
 from .psycopg_types import AsyncAnyConnection
 from .waiting import INTERRUPTS, wait_for
 from .watcher import Watcher
@@ -133,16 +133,51 @@ class AsyncGuard(_Base):
 
     def transaction(self, savepoint_name: str | None = None, force_rollback: bool = False) -> Any:
         """Do as psycopg; in a unit of work, whose end alone commits, open a savepoint."""
-        usual = super().transaction(savepoint_name, force_rollback)
-        return self._savepoint(usual) if "in_unit" in self.__dict__ else usual
+        reference: Callable[[], Any] | None = self.__dict__.get("unit")
+        if reference is None:
+            return super().transaction(savepoint_name, force_rollback)
+        unit = reference()
+        if unit is None:
+            raise GivenBackError("the unit of work of this connection is gone")
+        return unit.nest(self.new_savepoint(savepoint_name, force_rollback), force_rollback)
 
-    @asynccontextmanager
-    async def _savepoint(self, usual: AbstractAsyncContextManager[AsyncTransaction]) -> AsyncIterator[AsyncTransaction]:
+    def new_savepoint(
+        self, name: str | None = None, force_rollback: bool = False
+    ) -> AbstractAsyncContextManager[AsyncTransaction]:
+        """Return psycopg's block, for `begin_savepoint`."""
+        if self.pgconn.pipeline_status != PipelineStatus.OFF:
+            return super().transaction(name, force_rollback)
+        # What that does outside a pipeline, but not as a generator, which could not be forgotten half-way.
+        return AsyncTransaction(self, name, force_rollback)
+
+    async def begin_savepoint(self, transaction: AbstractAsyncContextManager[AsyncTransaction]) -> AsyncTransaction:
+        """Enter psycopg's *transaction* as a savepoint."""
         # psycopg's block begins, and so commits, the whole transaction where none is open.
         async with self.lock:
             await self.wait(self.starting())
-        async with usual as transaction:
-            yield transaction
+        depth = self.depth
+        try:
+            return await transaction.__aenter__()
+        except BaseException:
+            self.set_depth(depth)  # psycopg counts it, and nobody will end it
+            raise
+
+    @asynccontextmanager
+    async def savepoint(self) -> AsyncIterator[None]:
+        """Do what is in the block in a savepoint, whatever it is in."""
+        transaction = self.new_savepoint()
+        await self.begin_savepoint(transaction)
+        try:
+            yield
+        except BaseException as error:
+            await transaction.__aexit__(type(error), error, error.__traceback__)
+            raise
+        await transaction.__aexit__(None, None, None)
+
+    async def set_values(self, values: Mapping[str, str | None]) -> None:
+        """Set session values until the end of the transaction that is open."""
+        async with self.lock:
+            await self.wait(self.setting(values))
 
     def own_watcher(self) -> Watcher:
         """Return what waits for this connection's answers."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
 from time import monotonic
@@ -197,15 +197,12 @@ class AsyncConnectionHandle:
         """Return counters named as in psycopg_pool: sizes in connections, times in milliseconds."""
         return self._pool.stats()
 
-    def fast_path(
-        self, row_factory: RowFactory | None, session_values: Callable[[], object] | None
-    ) -> AsyncFastPath | None:
+    def fast_path(self, row_factory: RowFactory | None) -> AsyncFastPath | None:
         """Return the fast path for statements with rows as *row_factory* makes them.
 
-        A statement outside a transaction does not take it while *session_values* returns some.  None where the
-        configuration asks for psycopg's own way.
+        None where the configuration asks for psycopg's own way.
         """
-        fast = AsyncFastPath(self._pool, row_factory, session_values)
+        fast = AsyncFastPath(self._pool, row_factory)
         return fast if fast.possible else None
 
     def forget_plans(self) -> None:

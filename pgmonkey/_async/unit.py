@@ -2,37 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from contextvars import ContextVar
-from types import TracebackType
-from typing import Any, Generic, Protocol, TypeAlias
+import sys
+import weakref
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from types import FrameType, TracebackType
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import psycopg
 from psycopg import AsyncConnection, AsyncTransaction, Rollback
 from psycopg.pq import TransactionStatus
 from psycopg.rows import Row
 
-from .._driver.plan import Read
+from .._driver.plan import Declined, Read
 from .._driver.sql import Params, Statement
 from .._driver.transaction_mode import DEFAULT, TransactionMode
+from .._pool import scopes
 from .._pool.place import Label
+from .._pool.scopes import Ask
 from ..errors import CancelledUnitError, GivenBackError
-from .fastpath import AsyncFastPath, SessionValues, set_values
+from .fastpath import AsyncFastPath, read_found
+from .guard import AsyncGuard
 from .lease import AsyncLease
+from .nested import AsyncNested
 from .psycopg_types import AsyncAnyConnection
-from .waiting import Lock, cannot_wait, try_acquire
+from .waiting import Lock, TurnLock, cannot_wait
+
+T = TypeVar("T")
+
+_IDLE, _INTRANS = int(TransactionStatus.IDLE), int(TransactionStatus.INTRANS)
 
 
 class AsyncSource(Protocol):
     """What a unit of work borrows from."""
 
+    ask: Ask | None
+    """Returns what is to be set for the transaction."""
+
     def borrow(self, *, timeout: float | None, label: Label | None) -> Awaitable[AsyncLease]:
         """Lend a connection that is not in autocommit."""
-        ...
-
-    def session_values(self) -> SessionValues:
-        """Return what is to be set for the transaction."""
         ...
 
 
@@ -43,25 +51,41 @@ class AsyncUnitOfWork(Generic[Row]):
     unit.
     """
 
+    asking = False
+
     def __init__(
         self,
         source: AsyncSource,
         mode: TransactionMode,
         label: Label | None = None,
         on_borrow: Callable[[], None] | None = None,
+        *,
+        values: Mapping[str, str | None] | None = None,
     ) -> None:
         self.source = source
         self.finished = False
-        self._mode = mode
+        self.nests = False
+        """Whether all blocks inside it must have ended when it ends, as it is a block itself."""
+        self._committed = False
+        self.mode = mode
         self._label = label
         self._on_borrow = on_borrow
         self._lease: AsyncLease | None = None
         self._borrowing = False
-        self._cancelled: CancelledUnitError | None = None
+        self._refusal: psycopg.Error | None = None
+        """Why nothing more is done and nothing will be committed."""
+        self._has_values = source.ask is not None or bool(values)
+        self._asks = source.ask is not None and values is None
+        self._values = values or {}
+        """The session values that were asked for last."""
+        self._blocks: list[weakref.ref[AsyncNested]] = []
+        """The open blocks, the innermost last."""
         # Tasks of one request work side by side: one may commit while another runs a query method, two may both be the
-        # first to need the connection, and the client may disconnect while it is borrowed or given back.
-        self._working = Lock()
-        self._leasing = Lock()
+        # first to need the connection.  Each waits for its turn, also to begin and to end a savepoint.
+        self._turn = TurnLock()
+        self._busy = False
+        # The client may disconnect while the connection is given back.
+        self._ending = Lock()
 
     async def connection(self, *, timeout: float | None = None) -> AsyncConnection[Row]:
         """Return the connection of this unit, borrowed at the first call.
@@ -69,40 +93,140 @@ class AsyncUnitOfWork(Generic[Row]):
         *timeout* is how long to wait for a free one, in seconds, the pool's ``timeout`` by default.  Its
         ``transaction()`` blocks are savepoints: it is `finish` that commits.
         """
-        leasing = self._leasing
-        if not try_acquire(leasing):
-            await leasing.acquire()
-        try:
-            lease = self._lease or await self._borrow(timeout)
-            connection: AsyncConnection[Row] = lease.connection
-            return connection
-        finally:
-            leasing.release()
+        values = self._asked() if self._has_values else None
+        lease = self._lease
+        if lease is None or (values is not None and values != lease.values):
+            async with self._turn:
+                if self._busy:
+                    raise _in_itself()
+                try:
+                    self._busy = True
+                    lease = self._lease or await self._borrow(timeout)
+                    if values is not None and values != lease.values:
+                        await self._set_values(lease, values)
+                finally:
+                    self._busy = False
+        connection: AsyncConnection[Row] = lease.connection
+        return connection
 
-    async def _first_lease(self) -> AsyncLease:
-        leasing = self._leasing
-        if not try_acquire(leasing):
-            await leasing.acquire()
-        try:
-            return self._lease or await self._borrow(None)
-        finally:
-            leasing.release()
+    @property
+    def borrowed(self) -> bool:
+        """Whether a connection was needed."""
+        return self._lease is not None or self._borrowing
+
+    async def answer(
+        self, fast: AsyncFastPath, query: Statement, params: Params, read: Read, block: AsyncNested | None = None
+    ) -> Any:
+        """Do as `AsyncFastPath.run`, as part of this unit, called in its open *block*."""
+        values = self._asked() if self._has_values else None
+        async with self._turn:
+            if self.finished or self._busy or self._refusal is not None or block is not None or self._blocks:
+                self._check(block)
+            try:
+                self._busy = True
+                lease = self._lease or await self._borrow(None)
+                if values is not None and values != lease.values:
+                    await self._set_values(lease, values)
+                found = await fast.run_on(lease, query, params, read)
+            finally:
+                self._busy = False
+        # Rows are made by classes and functions of the program, and these may use the unit.
+        return found if found.__class__ is Declined else read_found(found, read)
+
+    async def do(self, work: Callable[[AsyncConnection[Row]], Awaitable[T]], block: AsyncNested | None = None) -> T:
+        """Return what *work* returns, which is given the connection when it is its turn; *block* as for `answer`."""
+        values = self._asked()
+
+        async def working() -> T:
+            lease = self._lease or await self._borrow(None)
+            if values is not None and values != lease.values:
+                await self._set_values(lease, values)
+            return await work(lease.connection)
+
+        return await self._in_turn(working, block)
+
+    async def _in_turn(self, work: Callable[[], Awaitable[T]], block: AsyncNested | None) -> T:
+        async with self._turn:
+            self._check(block)
+            try:
+                self._busy = True
+                return await work()
+            finally:
+                self._busy = False
+
+    def _check(self, block: AsyncNested | None) -> None:
+        """Raise what forbids to do something in *block*, whose turn it is."""
+        if self.finished or self._refusal is not None:
+            raise self._over()
+        if self._busy:
+            raise _in_itself()
+        inner = self._innermost()
+        if inner is block:
+            return
+        if block is not None and not self._holds(block):
+            raise GivenBackError("the transaction that this block belongs to was rolled back")
+        if inner is not None and inner.runs_elsewhere:
+            raise psycopg.ProgrammingError(
+                f"savepoints must nest: {inner.runner} is in a block inside this transaction, and this would become "
+                "part of it; do one after the other, or give one of them a transaction of its own"
+            )
+
+    def _holds(self, block: AsyncNested) -> bool:
+        return any(reference() is block for reference in self._blocks)
+
+    def _innermost(self) -> AsyncNested | None:
+        blocks = self._blocks
+        while blocks:
+            block = blocks[-1]()
+            if block is not None and not block.finished:
+                return block
+            blocks.pop()  # interrupted while it was entered
+        return None
+
+    def _over(self) -> psycopg.Error:
+        return self._refusal or GivenBackError("this unit of work is finished, and its connection was given back")
+
+    # -- the connection ---------------------------------------------------------------------------------------------
+
+    def _asked(self) -> Mapping[str, str | None] | None:
+        """Return the session values for what comes next; None where those that were asked for last are to hold.
+
+        No lock is held here: the function may use the database, this unit as well.
+        """
+        if not self._has_values or scopes.is_asking(self.source):
+            return None
+        if self._asks:
+            self._values, self._asks = scopes.ask(self.source)
+        return self._values
+
+    async def _set_values(self, lease: AsyncLease, values: Mapping[str, str | None]) -> None:
+        status = lease.status
+        if status == _INTRANS:
+            before = lease.values
+            changed = {
+                name: values.get(name)
+                for name in (*before, *values)
+                if name not in before or values.get(name) != before[name]
+            }
+            await cast("AsyncGuard", lease.connection).set_values(changed)
+        if status in (_IDLE, _INTRANS):  # a transaction that has failed takes none
+            lease.set_values(values)
 
     async def _borrow(self, timeout: float | None) -> AsyncLease:
-        if self.finished or self._cancelled is not None:
+        if self.finished or self._refusal is not None:
             raise self._over()
         self._borrowing = True
         try:
             lease = await self.source.borrow(timeout=timeout, label=self._label)
             # Until it is this unit's, nothing but this block gives it back.
             try:
-                if self.finished or self._cancelled is not None:  # by another task of the request, during the borrow
+                if self.finished or self._refusal is not None:  # by another task of the request, during the borrow
                     raise self._over()
-                lease.in_unit = True
-                if self._mode is not DEFAULT:
-                    await _set_mode(lease.connection, self._mode)
-                if values := self.source.session_values():
-                    await set_values(lease.connection, values)
+                lease.unit = weakref.ref(self)
+                if self.mode is not DEFAULT:
+                    await _set_mode(lease.connection, self.mode)
+                if self._values:
+                    lease.set_values(self._values)
             except BaseException as error:
                 await lease.finish(error)
                 raise
@@ -113,39 +237,6 @@ class AsyncUnitOfWork(Generic[Row]):
             self._on_borrow()
         return lease
 
-    def _over(self) -> psycopg.Error:
-        return self._cancelled or GivenBackError("this unit of work is finished, and its connection was given back")
-
-    @property
-    def borrowed(self) -> bool:
-        """Whether a connection was needed."""
-        return self._lease is not None or self._borrowing
-
-    @asynccontextmanager
-    async def at_work(self) -> AsyncIterator[None]:
-        """Keep the unit from being finished while a query method runs.
-
-        Raises `GivenBackError` when it was finished while the method waited for its turn: a statement is never executed
-        outside the unit that it was called in.
-        """
-        async with self._working:
-            if self.finished:
-                raise self._over()
-            yield
-
-    async def answer(self, fast: AsyncFastPath, query: Statement, params: Params, read: Read) -> Any:
-        """Do as `AsyncFastPath.run`, as part of this unit."""
-        working = self._working
-        if not try_acquire(working):
-            await working.acquire()
-        try:
-            if self.finished:  # while it waited for its turn
-                raise self._over()
-            lease = self._lease or await self._first_lease()
-            return await fast.run_on(lease, query, params, read)
-        finally:
-            working.release()
-
     async def set_mode(self, mode: TransactionMode) -> None:
         """Choose the mode of the transaction; raise `psycopg.ProgrammingError` when it has begun already."""
         if self._lease is not None:
@@ -155,7 +246,67 @@ class AsyncUnitOfWork(Generic[Row]):
                     "the transaction has begun already; give its isolation and mode before its first statement"
                 )
             await _set_mode(connection, mode)
-        self._mode = mode
+        self.mode = mode
+
+    # -- the blocks inside it ---------------------------------------------------------------------------------------
+
+    def nest(self, transaction: AbstractAsyncContextManager[AsyncTransaction], force_rollback: bool) -> AsyncNested:
+        """Return the block for *transaction* of this unit's connection: it is this unit's end alone that commits."""
+        return AsyncNested(self, transaction, force_rollback)
+
+    async def open_block(self, block: AsyncNested, begin: Callable[[AsyncGuard | None], Awaitable[T]]) -> T:
+        """Begin *block* by *begin*, which is given the connection if one is borrowed, when it is its turn."""
+
+        async def working() -> T:
+            lease = self._lease
+            if lease is not None:
+                block.values = lease.values
+            begun = await begin(None if lease is None else cast("AsyncGuard", lease.connection))
+            self._blocks.append(weakref.ref(block))
+            return begun
+
+        return await self._in_turn(working, scopes.find_in(self))
+
+    async def close_block(
+        self, block: AsyncNested, end: Callable[[], Awaitable[bool | None]], error: BaseException | None
+    ) -> bool | None:
+        """End *block*, which ends with *error*, by *end* when it is its turn."""
+        try:
+            async with self._turn:
+                if self._busy:
+                    raise _in_itself()
+                inner = self._innermost()
+                if inner is not block and self._holds(block):
+                    self.refuse("a block of it ended before one inside that block had ended: savepoints must nest")
+                if inner is not block or self._refusal is not None:
+                    # What was committed already, by a request that ended first, needs nothing more.
+                    if error is None and not self._committed:
+                        raise self._over()
+                    return None
+                try:
+                    self._busy = True
+                    return await end()
+                finally:
+                    self._busy = False
+                    if self._blocks:
+                        self._blocks.pop()
+                    if self._lease is not None and (error is not None or block.force_rollback):
+                        self._lease.set_values(block.values)
+        except psycopg.Error:
+            raise  # the server knows that the transaction has failed
+        except BaseException:
+            self.refuse("a block of it was interrupted while it ended")
+            raise
+
+    def refuse(self, reason: str) -> None:
+        """Let nothing more be done, and nothing be committed."""
+        self._refuse(psycopg.ProgrammingError(f"nothing of this transaction is committed: {reason}"))
+
+    def _refuse(self, error: psycopg.Error) -> None:
+        if self._refusal is None:
+            self._refusal = error
+            if self._lease is not None:
+                self._lease.refuse(error)
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
@@ -167,30 +318,42 @@ class AsyncUnitOfWork(Generic[Row]):
         if not self.finished:
             if self._borrowing and error is None:
                 # A query method that waits for the connection is part of the unit, as one that runs on it is.
-                async with self._leasing:
+                async with self._turn:
                     pass
             self.finished = True
-            # Finished units of this context are dropped with it, or a long-lived task would collect them.
-            inside = units.get()
-            units.set(() if inside == (self,) else tuple(unit for unit in inside if not unit.finished))
+            scopes.leave(self)
             if self._lease is not None:
                 await self._end(error)
-            if self._cancelled is not None and error is None:
-                raise self._cancelled
+            if self._refusal is not None and error is None:
+                raise self._refusal
+            self._committed = error is None
+            self._blocks.clear()
 
     async def roll_back(self, error: BaseException) -> None:
         """Undo what was done and give the connection back; the unit goes on, and borrows again when it needs to."""
         await self._end(error)
+        self._start_anew()
+        self._blocks.clear()
+
+    async def undo(self, error: BaseException) -> None:
+        """Do as `roll_back` for a block before which nothing was done, nor before those around it."""
+        if self._lease is not None:
+            await self._lease.finish(error)
+        self._start_anew()
+
+    def _start_anew(self) -> None:
         self._lease = None
+        if not isinstance(self._refusal, CancelledUnitError):
+            self._refusal = None
 
     async def cancel(self, reason: str) -> None:
         """Undo what was done, end the statement that runs on the server, and refuse every statement that follows."""
-        self._cancelled = CancelledUnitError(reason)
+        self._refusal = CancelledUnitError(reason)
         lease = self._lease
         if lease is not None:
-            async with self._leasing:
-                await lease.cancel(self._cancelled)
-            await self.roll_back(self._cancelled)
+            async with self._ending:
+                await lease.cancel(self._refusal)
+            await self.roll_back(self._refusal)
 
     async def _end(self, error: BaseException | None) -> None:
         lease = self._lease
@@ -200,61 +363,67 @@ class AsyncUnitOfWork(Generic[Row]):
             # Neither lock can be waited for here, and `finish` waits for nothing with such an error.
             await lease.finish(error)
             return
-        working, leasing = self._working, self._leasing
         try:
-            if not try_acquire(working):
-                await working.acquire()
-            try:
-                if not try_acquire(leasing):
-                    await leasing.acquire()
-                try:
-                    await lease.finish(error)
-                finally:
-                    leasing.release()
-            finally:
-                working.release()
+            async with self._turn:
+                if self._busy:
+                    raise _in_itself()
+                async with self._ending:
+                    if error is None and self._blocks:
+                        self._look_at_open_blocks()
+                    await lease.finish(error or self._refusal)
         except BaseException:
             lease.abandon()  # when interrupted before it was finished
             raise
 
+    def _look_at_open_blocks(self) -> None:
+        """Refuse to commit what is still going on in a block inside this unit.
 
-_AnyUnit: TypeAlias = "AsyncUnitOfWork[Any]"
-units: ContextVar[tuple[_AnyUnit, ...]] = ContextVar("pgmonkey_units", default=())
-"""The units of work that the current context is in, the innermost last."""
-
-
-def enter(unit: AsyncUnitOfWork[Row]) -> AsyncUnitOfWork[Row]:
-    """Let the query methods of the current context join *unit*."""
-    units.set((*units.get(), unit))
-    return unit
-
-
-def current_unit(source: AsyncSource) -> _AnyUnit | None:
-    """Return the innermost unfinished unit of work of *source* that the current context is in."""
-    unit: _AnyUnit
-    for unit in reversed(units.get()):
-        if unit.source is source and not unit.finished:
-            return unit
-    return None
+        A request may end before a block does: that of a dependency of FastAPI that yields in it.
+        """
+        for reference in self._blocks:
+            block = reference()
+            if block is not None and not block.finished and (self.nests or block.runs_elsewhere):
+                self.refuse(f"{block.runner} was still in a block inside it; savepoints must nest")
 
 
 class AsyncUnitBlock(AbstractAsyncContextManager["AsyncUnitOfWork[Row]"], Generic[Row]):
-    """A unit of work that is finished at the end of a block, with the block's error if there is one."""
+    """A unit of work that is finished at the end of a block; inside another one, a savepoint of it."""
 
-    def __init__(self, begin: Callable[[], AsyncUnitOfWork[Row]]) -> None:
-        self._begin = begin
+    def __init__(
+        self,
+        source: AsyncSource,
+        mode: TransactionMode = DEFAULT,
+        values: Mapping[str, str | None] | None = None,
+    ) -> None:
+        self._source = source
+        self._mode = mode
+        self._values = values
         self._unit: AsyncUnitOfWork[Row] | None = None
+        self._nested: AsyncNested | None = None
 
     async def __aenter__(self) -> AsyncUnitOfWork[Row]:
-        if self._unit is not None:
-            raise _used("unit_of_work()")
-        self._unit = self._begin()
-        return self._unit
+        if self._unit is not None or self._nested is not None:
+            raise scopes.used_before("unit_of_work()")
+        outer: AsyncUnitOfWork[Row] | None = current_unit(self._source) if scopes.inside.get() else None
+        if outer is not None:
+            self._nested = AsyncNested(outer)
+            await self._nested.enter(sys._getframe(1))
+            return outer
+        unit: AsyncUnitOfWork[Row] = AsyncUnitOfWork(self._source, self._mode, values=self._values)
+        self._unit, unit.nests = unit, True
+        try:
+            scopes.enter(unit)
+            return unit
+        except BaseException:
+            unit.finished = True  # nobody will finish it
+            raise
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._unit is not None:
+        if self._nested is not None:
+            await self._nested.exit(kind, error, traceback)
+        elif self._unit is not None:
             await self._unit.finish(error)
 
 
@@ -265,41 +434,55 @@ class AsyncTransactionBlock(AbstractAsyncContextManager["AsyncConnection[Row]"],
         self._source = source
         self._mode = mode
         self._unit: AsyncUnitOfWork[Row] | None = None
-        self._savepoint: AbstractAsyncContextManager[AsyncTransaction] | None = None
+        self._nested: AsyncNested | None = None
 
     async def __aenter__(self) -> AsyncConnection[Row]:
-        if self._unit is not None or self._savepoint is not None:
-            raise _used("transaction()")
-        outer: AsyncUnitOfWork[Row] | None = current_unit(self._source)
-        if outer is None:
-            unit: AsyncUnitOfWork[Row] = AsyncUnitOfWork(self._source, self._mode)
-            self._unit = enter(unit)
-            try:
-                return await unit.connection()
-            except BaseException as error:
-                await unit.finish(error)
-                raise
+        if self._unit is not None or self._nested is not None:
+            raise scopes.used_before("transaction()")
+        outer: AsyncUnitOfWork[Row] | None = current_unit(self._source) if scopes.inside.get() else None
+        if outer is not None:
+            return await self._enter_nested(outer, sys._getframe(1))
+        unit: AsyncUnitOfWork[Row] = AsyncUnitOfWork(self._source, self._mode)
+        self._unit, unit.nests = unit, True
+        try:
+            connection = await unit.connection()
+            # Last: a unit that is current is one that somebody will finish.
+            scopes.enter(unit)
+            return connection
+        except BaseException as error:
+            await unit.finish(error)
+            raise
+
+    async def _enter_nested(self, outer: AsyncUnitOfWork[Row], frame: FrameType) -> AsyncConnection[Row]:
         if self._mode is not DEFAULT:
             await outer.set_mode(self._mode)
-        # On a unit's connection psycopg's block is a savepoint, also when it is the first thing in it.
         connection = await outer.connection()
-        self._savepoint = connection.transaction()
-        await self._savepoint.__aenter__()
+        self._nested = AsyncNested(outer)
+        await self._nested.enter(frame)
         return connection
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
-        if self._savepoint is not None:
-            return await self._savepoint.__aexit__(kind, error, traceback)
+        if self._nested is not None:
+            return await self._nested.exit(kind, error, traceback)
         if self._unit is not None:
             await self._unit.finish(error)
         # As psycopg's outermost block: Rollback() ends it, and the program goes on behind it.
         return error is not None and isinstance(error, Rollback) and error.transaction is None
 
 
-def _used(method: str) -> RuntimeError:
-    return RuntimeError(f"this block was entered before, and each is good for one use; call {method} again")
+def current_unit(source: AsyncSource) -> AsyncUnitOfWork[Any] | None:
+    """Return the innermost unfinished unit of work of *source* that the current context is in."""
+    scope: AsyncUnitOfWork[Any] | AsyncNested | None = scopes.find(source)
+    return cast("AsyncUnitOfWork[Any]", scope.unit) if isinstance(scope, AsyncNested) else scope
+
+
+def _in_itself() -> psycopg.Error:
+    return psycopg.ProgrammingError(
+        "this transaction is executing a statement in this very thread: type adapters and signal handlers cannot use "
+        "it meanwhile"
+    )
 
 
 async def _set_mode(connection: AsyncAnyConnection, mode: TransactionMode) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import weakref
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from contextvars import Context
 from inspect import isawaitable
@@ -43,11 +43,35 @@ def cannot_wait(error: BaseException | None) -> bool:
     return isinstance(error, GeneratorExit)
 
 
+class _Done:
+    """An awaitable that need not be waited for."""
+
+    def __await__(self) -> Iterator[None]:
+        return _NOTHING
+
+
+_NOTHING: Iterator[None] = iter(())
+_DONE = _Done()
+
+
 class Lock(asyncio.Lock):
     """An `asyncio.Lock` that `try_acquire` can take without awaiting."""
 
     _locked: bool
     _waiters: deque[asyncio.Future[bool]] | None
+
+    def __aenter__(self) -> Any:
+        if self._locked or self._waiters:
+            return super().__aenter__()
+        self._locked = True
+        return _DONE
+
+    def __aexit__(self, *_: object) -> Any:
+        if self._waiters:
+            super().release()
+        else:
+            self._locked = False
+        return _DONE
 
     def release(self) -> None:
         """Release the lock."""
@@ -55,6 +79,9 @@ class Lock(asyncio.Lock):
             super().release()
         else:
             self._locked = False
+
+
+TurnLock = Lock
 
 
 def try_acquire(lock: asyncio.Lock) -> bool:

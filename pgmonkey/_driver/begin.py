@@ -21,46 +21,48 @@ _Params: TypeAlias = Sequence[Buffer | None] | None
 _IDLE = int(TransactionStatus.IDLE)
 
 
-def begin_statement(connection: AnyConnection) -> bytes | None:
-    """Return the BEGIN that the next statement on *connection* needs; None where it needs none."""
-    idle = connection.pgconn.transaction_status == _IDLE
-    return connection._get_tx_start_command() if idle and not connection._autocommit else None
+Begin: TypeAlias = tuple[bytes, ...]
+"""The commands that begin a transaction: BEGIN, and what sets its session values."""
 
 
-def begin_and_set(connection: AnyConnection, values: Mapping[str, object]) -> bytes:
-    """Return the message that sets configuration parameters to *values* until the end of the transaction.
-
-    It begins one where none is open, with the settings that no session keeps (PgBouncer).
-    """
-    begin = begin_statement(connection)
-    parts = [] if begin is None else [begin, connection.__dict__.get("transaction_settings", b"")]
-    # By libpq alone: a borrower's cursors may take other placeholders, and its types be dumped in other ways.
-    pairs = ((_literal(connection, name), _literal(connection, value)) for name, value in values.items())
-    parts.append(b"SELECT " + b", ".join(b"set_config(%s, %s, true)" % pair for pair in pairs))
-    return b"; ".join(filter(None, parts))
+def begin_statement(connection: AnyConnection) -> Begin | None:
+    """Return the commands that the next statement on *connection* needs before it; None where it needs none."""
+    if connection.pgconn.transaction_status != _IDLE or connection._autocommit:
+        return None
+    begin, values = connection._get_tx_start_command(), connection.__dict__.get("session_values")
+    return (begin, values) if values else (begin,)
 
 
-def _literal(connection: AnyConnection, value: object) -> bytes:
-    if value is None:
-        return b"NULL"
-    text = str(value).encode(connection.info.encoding)
-    if b"\0" in text:  # where libpq would end the text
-        raise psycopg.DataError("the value of a configuration parameter cannot contain NUL (0x00)")
-    return Escaping(connection.pgconn).escape_literal(text)
+def set_command(values: Mapping[str, str | None], connection: AnyConnection) -> bytes:
+    """Return the command that sets configuration parameters until the end of the transaction; None resets one."""
+    # The values are in its text, so that it can travel with BEGIN, in whatever protocol.
+    escaping, encoding = Escaping(connection.pgconn), connection.info.encoding
+
+    def quoted(text: str | None) -> bytes:
+        if text is None:
+            return b"NULL"
+        if "\0" in text:
+            raise psycopg.DataError("a session value cannot contain NUL (0x00) characters")
+        return escaping.escape_literal(text.encode(encoding))
+
+    calls = [b"set_config(%s, %s, true)" % (quoted(name), quoted(value)) for name, value in values.items()]
+    return b"SELECT " + b", ".join(calls)
 
 
-def send_with_begin(pgconn: PGconn, begin: bytes, name: bytes, params: _Params, formats: Sequence[int] | None) -> None:
+def send_with_begin(pgconn: PGconn, begin: Begin, name: bytes, params: _Params, formats: Sequence[int] | None) -> None:
     """Send *begin* and the execution of the prepared statement *name* in one message."""
     pgconn.enter_pipeline_mode()
-    pgconn.send_query_params(begin, None)
+    for command in begin:
+        pgconn.send_query_params(command, None)
     pgconn.send_query_prepared(name, params, formats)
     pipeline_sync(pgconn)
 
 
-def send_text_with_begin(pgconn: PGconn, begin: bytes, text: bytes) -> None:
+def send_text_with_begin(pgconn: PGconn, begin: Begin, text: bytes) -> None:
     """Send *begin* and the query *text*, which is one statement, in one message."""
     pgconn.enter_pipeline_mode()
-    pgconn.send_query_params(begin, None)
+    for command in begin:
+        pgconn.send_query_params(command, None)
     pgconn.send_query_params(text, None)
     pipeline_sync(pgconn)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
+from collections.abc import Mapping
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -21,6 +22,7 @@ from psycopg.generators import execute
 from psycopg.pq import ExecStatus, PipelineStatus, TransactionStatus
 
 from ..errors import GivenBackError, PgmonkeyError
+from .begin import set_command
 from .compat import FAST_PATH, LENDING_ERROR
 from .deadlines import connecting_until, limited_connecting
 from .psycopg_types import AnyConnection
@@ -52,15 +54,20 @@ class LendableConnection(_Base):
         return connecting if deadline is None else limited_connecting(connecting, deadline)
 
     def _start_query(self) -> PQGen[None]:
-        """Begin a transaction as psycopg does, in one message with the settings that no session keeps (PgBouncer)."""
-        settings: bytes = self.__dict__.get("transaction_settings", b"")
+        """Begin a transaction as psycopg does, in one message with what is to be set for it.
+
+        These are settings that no session keeps (PgBouncer), and session values.
+        """
+        state = self.__dict__
+        settings = [state[name] for name in ("transaction_settings", "session_values") if state.get(name)]
         if not settings or self._autocommit or self.pgconn.transaction_status != TransactionStatus.IDLE:
             yield from super()._start_query()
         elif self.pgconn.pipeline_status != PipelineStatus.OFF:
             yield from super()._start_query()
-            yield from self._exec_command(settings)
+            for setting in settings:
+                yield from self._exec_command(setting)
         else:
-            self.pgconn.send_query(self._get_tx_start_command() + b"; " + settings)
+            self.pgconn.send_query(b"; ".join((self._get_tx_start_command(), *settings)))
             for result in (yield from execute(self.pgconn)):
                 if result.status == ExecStatus.FATAL_ERROR:
                     raise error_from_result(result)
@@ -68,6 +75,20 @@ class LendableConnection(_Base):
     def starting(self) -> PQGen[None]:
         """Return the generator that begins a transaction where none is open."""
         return self._start_query()
+
+    def setting(self, values: Mapping[str, str | None]) -> PQGen[None]:
+        """Set session *values* until the end of the transaction."""
+        yield from self._exec_command(set_command(values, self))
+
+    @property
+    def depth(self) -> int:
+        """How many of psycopg's transaction blocks are open."""
+        count: int = getattr(self, "_num_transactions", 0)
+        return count
+
+    def set_depth(self, depth: int) -> None:
+        """Let psycopg forget the blocks after the first *depth*."""
+        self._num_transactions = depth
 
     def has_handlers(self) -> bool:
         """Tell whether a function of the borrower is called for notices or notifications."""

@@ -84,8 +84,9 @@ class Plan:
     """How one connection executes one statement that is prepared on it."""
 
     __slots__ = (
-        *("_count", "_key", "_bookkeeping", "_converter", "_types", "_wanted", "dumpers", "formats", "harmless"),
-        *("has_rows", "loaders", "make_row", "name", "params", "send", "session", "transformer", "variants"),
+        *("_count", "_key", "_bookkeeping", "_converter", "_types", "_wanted", "busy", "dumpers", "formats"),
+        *("harmless", "has_rows", "loaders", "make_row", "name", "params", "send", "session", "transformer"),
+        "variants",
     )
 
     def __init__(
@@ -112,6 +113,8 @@ class Plan:
         self.dumpers, self.loaders = adapters._dumpers[_AUTO], adapters._loaders[0]
         self.variants: OrderedDict[object, Plan] = OrderedDict()
         self.params: Sequence[Buffer | None] | None = None
+        self.busy = False
+        """Whether rows are being made by it.  They are made by the program's classes, so under no lock of ours."""
         self.formats = query.formats
         query.params = None
         self._converter = query
@@ -122,7 +125,7 @@ class Plan:
 
     def fits(self, params: Params | None, adapters: AdaptersMap) -> bool:
         """Dump *params*; tell whether the statement can be executed with them, its types being those of *adapters*."""
-        if adapters._loaders[0] is not self.loaders:
+        if self.busy or adapters._loaders[0] is not self.loaders:
             return False
         if params is not None and (adapters._dumpers[_AUTO] is not self.dumpers or not self._dump(params)):
             return False

@@ -19,8 +19,8 @@ _CLEAN = (
 )
 """All that DISCARD ALL does, which cannot follow a COMMIT in one message; psycopg's prepared statements stay."""
 _DEALLOCATE = b"DEALLOCATE ALL"
-# The generators that begin and end transactions and savepoints, and set their mode.
-_PSYCOPGS_OWN = frozenset((*GENERATORS, "_start_query"))
+# The generators that begin and end transactions and savepoints, and set their mode and their session values.
+_PSYCOPGS_OWN = frozenset((*GENERATORS, "_start_query", "setting"))
 
 
 # The first line of what the server says about a parameter that it could not read, in whatever language.

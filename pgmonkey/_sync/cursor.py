@@ -36,8 +36,7 @@ def _execute(
     pooled: PooledConnection | None = connection.__dict__.get("pooled")
     if pooled is None:
         return Cursor.execute(self, query, params, prepare=prepare, binary=binary)
-    idle = pooled.pgconn.transaction_status == _IDLE
-    first = idle or not pooled.prepared.worked
+    first = pooled.pgconn.transaction_status == _IDLE or not pooled.prepared.worked
     try:
         # What is composed, a template or in binary goes psycopg's own way: its text is no key by which to find a plan.
         plain = prepare is None and binary is None and self.format == Format.TEXT
@@ -58,7 +57,7 @@ def _execute(
     else:
         pooled.plans.learn(key, query, params, self, tuple_row)
         return self
-    begin_anew(connection, idle=idle)
+    begin_anew(connection)
     Cursor.execute(self, query, params, prepare=False, binary=binary)
     connection.__dict__["pool"].forget_plans()  # the others, too, have it prepared for the old shape of the tables
     return self

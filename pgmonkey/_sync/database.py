@@ -6,35 +6,35 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from time import perf_counter
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeAlias, TypeVar, cast, overload
 
 import psycopg
 from psycopg import Connection, Cursor, IsolationLevel
-from psycopg.errors import DeadlockDetected, QueryCanceled, SerializationFailure
+from psycopg.errors import (
+    DeadlockDetected,
+    QueryCanceled,
+    SerializationFailure,
+)
 from psycopg.rows import Row, RowFactory, TupleRow, tuple_row
 
 from .._config.blueprint import blueprint
 from .._config.source import Origin, Sources
-from .._driver.plan import Declined, read_all, read_count, read_one, read_value, remember
+from .._driver.plan import Declined, Read, read_all, read_count, read_one, read_value, remember
 from .._driver.prepared import is_refused
 from .._driver.sql import Params, Statement, leaves_state, returns_rows, text_of
 from .._driver.transaction_mode import TransactionMode
 from .._pool.cache import cache
 from .._pool.place import Label
-from .fastpath import FastPath, SessionValues, set_values
+from .._pool.scopes import Ask, SessionValues, ask, enter, find, inside, is_asking
+from .fastpath import FastPath
+from .guard import Guard
 from .handle import ConnectionHandle, open_handle
 from .lease import Lease
-from .unit import (
-    TransactionBlock,
-    UnitBlock,
-    UnitOfWork,
-    current_unit,
-    enter,
-    units,
-)
+from .nested import Attempt, Nested
+from .unit import TransactionBlock, UnitBlock, UnitOfWork, current_unit
 from .waiting import POOL_KIND, sleep
 
 T = TypeVar("T")
@@ -50,8 +50,9 @@ class Database(Generic[Row]):
     """A database described by one configuration, used through a pool.
 
     *config* is the path of a YAML file or a mapping; it is checked here, and nothing is connected before the first use.
-    *row_factory* is psycopg's; rows are tuples by default.  *session_values* is called when a transaction begins and
-    returns configuration parameters to be set until it ends, for row-level security: ``{"app.tenant": 42}``.
+    *row_factory* is psycopg's; rows are tuples by default.  *session_values* returns configuration parameters to be set
+    until the end of a transaction, for row-level security: ``{"app.tenant": 42}``.  It is called before a transaction
+    begins and before each query method in it, and may itself use the query methods, which then do not call it again.
 
     A query method (`fetch_one`, `fetch_all`, `fetch_value`, `execute`) runs one statement.  Outside a transaction it
     borrows a connection for that statement, which is its own transaction (autocommit), and takes one round trip.
@@ -95,7 +96,8 @@ class Database(Generic[Row]):
         self.timeout = blueprint(self._sources.config(*self._origin), POOL_KIND).settings.timeout
         """How long a borrow waits for a free connection, in seconds."""
         self._row_factory = row_factory
-        self._session_values = session_values
+        self.ask: Ask | None = session_values
+        """What returns the session values."""
         self._handle: ConnectionHandle | None = None
         self._fast: FastPath | None = None
         self._returning: OrderedDict[str, None] = OrderedDict()
@@ -133,7 +135,7 @@ class Database(Generic[Row]):
         # Closed meanwhile, or another event loop runs: then the cache has, or makes, another handle.
         if handle is None or not handle.usable_here:
             handle = open_handle(self._sources.config(*self._origin), POOL_KIND, self._sources)
-            self._fast = handle.fast_path(self._row_factory, self._session_values and self.session_values)
+            self._fast = handle.fast_path(self._row_factory)
             self._handle = handle
         return handle
 
@@ -155,118 +157,148 @@ class Database(Generic[Row]):
         lease.row_factory = self._row_factory
         return lease
 
-    def session_values(self) -> SessionValues:
-        """Return the configuration parameters for a transaction that begins now."""
-        return (self._session_values() if self._session_values is not None else None) or {}
-
     # -- query methods ----------------------------------------------------------------------------------------------
 
     def fetch_one(self, query: Statement, params: Params = None) -> Row | None:
         """Return the first row of *query*, or None when there is none."""
+        scope = find(self) if inside.get() else None
         found: Any = Declined.NO_PLAN
         fast = self._fast
-        if fast is not None:
-            unit = self.current_unit() if units.get() else None
+        if fast is not None and (scope is not None or self.ask is None):
             read = read_one
-            found = fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read)
+            found = fast.run(query, params, read) if scope is None else scope.answer(fast, query, params, read)
             if found.__class__ is not Declined:
-                row: Row | None = found
-                return row
-        with self._run(query, params, found) as cursor:
-            return cursor.fetchone()
+                answer: Row | None = found
+                return answer
+        return self._answer(scope, query, params, read_one, _fetch_one, found)
 
     def fetch_all(self, query: Statement, params: Params = None) -> list[Row]:
         """Return all rows of *query*."""
+        scope = find(self) if inside.get() else None
         found: Any = Declined.NO_PLAN
         fast = self._fast
-        if fast is not None:
-            unit = self.current_unit() if units.get() else None
+        if fast is not None and (scope is not None or self.ask is None):
             read = read_all
-            found = fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read)
+            found = fast.run(query, params, read) if scope is None else scope.answer(fast, query, params, read)
             if found.__class__ is not Declined:
-                rows: list[Row] = found
-                return rows
-        with self._run(query, params, found) as cursor:
-            return cursor.fetchall()
+                answer: list[Row] = found
+                return answer
+        return self._answer(scope, query, params, read_all, _fetch_all, found)
 
     def fetch_value(self, query: Statement, params: Params = None) -> Any:
         """Return the first column of the first row of *query*, or None when there is no row."""
+        scope = find(self) if inside.get() else None
         found: Any = Declined.NO_PLAN
         fast = self._fast
-        if fast is not None:
-            unit = self.current_unit() if units.get() else None
+        if fast is not None and (scope is not None or self.ask is None):
             read = read_value
-            found = fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read)
+            found = fast.run(query, params, read) if scope is None else scope.answer(fast, query, params, read)
             if found.__class__ is not Declined:
                 return found
-        with self._run(query, params, found, row_factory=tuple_row) as cursor:
-            row = cursor.fetchone()
-        return None if row is None else row[0]
+        return self._answer(scope, query, params, read_value, _fetch_value, found)
 
     def execute(self, query: Statement, params: Params = None) -> int:
         """Run *query*; return the number of rows affected, -1 where the statement has none."""
+        scope = find(self) if inside.get() else None
+        found: Any = Declined.NO_PLAN
+        fast = self._fast
+        if fast is not None and (scope is not None or self.ask is None):
+            read = read_count
+            found = fast.run(query, params, read) if scope is None else scope.answer(fast, query, params, read)
+            if found.__class__ is not Declined:
+                answer: int = found
+                return answer
+        return self._answer(scope, query, params, read_count, _count, found)
+
+    def _answer(
+        self,
+        scope: _Scope | None,
+        query: Statement,
+        params: Params,
+        read: Read,
+        fetch: _Fetch[T],
+        declined: Declined,
+    ) -> T:
+        """Do what a query method does where the fast path did not, or where session values are to be asked for."""
+        if scope is not None or self.ask is None:
+            return self._run(scope, query, params, fetch, declined)
+        values = self._asked()
+        if values:
+            block: UnitBlock[Row] = UnitBlock(self, values=values)
+            with block as unit:
+                return self._either_way(unit, query, params, read, fetch)
+        return self._either_way(None, query, params, read, fetch)
+
+    def _either_way(
+        self, unit: UnitOfWork[Row] | None, query: Statement, params: Params, read: Read, fetch: _Fetch[T]
+    ) -> T:
         found: Any = Declined.NO_PLAN
         fast = self._fast
         if fast is not None:
-            unit = self.current_unit() if units.get() else None
-            read = read_count
             found = fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read)
             if found.__class__ is not Declined:
-                count: int = found
-                return count
-        with self._run(query, params, found, fetching=False) as cursor:
-            return cursor.rowcount
+                answer: T = found
+                return answer
+        return self._run(unit, query, params, fetch, found)
 
     def execute_many(self, query: Statement, params_seq: Iterable[Params]) -> int:
         """Run *query* for each of *params_seq* in one transaction; return the number of rows affected in all."""
         rows = [params if params is not None else () for params in params_seq]
-        unit = self.current_unit()
+        scope: _Scope | None = find(self)
         count = -1
-        try:
-            with self._block(unit) as connection, connection.cursor() as cursor:
+
+        def at_once(connection: Connection[Row]) -> int:
+            nonlocal count
+            with connection.cursor() as cursor:
                 try:
                     cursor.executemany(query, rows)
                 finally:
                     count = cursor.rowcount
                 return count
+
+        def one_by_one(connection: Connection[Row]) -> int:
+            count = 0
+            with connection.cursor() as cursor:
+                for params in rows:
+                    cursor.execute(query, params, prepare=False)
+                    count += max(cursor.rowcount, 0)
+            return count
+
+        try:
+            return self._in_block(scope, at_once)
         except psycopg.Error as error:
             if count > 0 or not is_refused(error):
                 raise
         # Nothing was done, perhaps because what psycopg had prepared is outdated.
-        with self._block(unit) as connection, connection.cursor() as cursor:
-            count = 0
-            for params in rows:
-                cursor.execute(query, params, prepare=False)
-                count += max(cursor.rowcount, 0)
+        count = self._in_block(scope, one_by_one)
         (self._pool()).forget_plans()
         return count
 
-    @contextmanager
-    def _block(self, unit: UnitOfWork[Row] | None) -> Iterator[Connection[Row]]:
-        """Open a transaction, or a savepoint in *unit*."""
-        if unit is None:
+    def _in_block(self, scope: _Scope | None, work: Callable[[Connection[Row]], T]) -> T:
+        """Do *work* in a transaction, or in a savepoint of the unit of work."""
+        if scope is None:
             with self.transaction() as connection:
-                yield connection
-            return
+                return work(connection)
+
+        def inside(connection: Connection[Row]) -> T:
+            with cast("Guard", connection).savepoint():
+                return work(connection)
+
         # As each query method, it waits for its turn in the unit, and the next one waits for it.
-        with unit.at_work():
-            connection = unit.connection()
-            with connection.transaction():
-                yield connection
+        return scope.do(inside)
 
     def stream(self, query: Statement, params: Params = None, *, size: int = 1000) -> Iterator[Row]:
         """Return an iterator over the rows of *query*, which come from a server-side cursor, *size* at a time.
 
         A stream has a connection and a transaction of its own, and gives it back when it ends or is closed.
         """
-        return self._stream(query, params, size, self.session_values())
+        return self._stream(query, params, size, self._asked())
 
-    def _stream(self, query: Statement, params: Params, size: int, values: SessionValues) -> Iterator[Row]:
+    def _stream(self, query: Statement, params: Params, size: int, values: Mapping[str, str | None]) -> Iterator[Row]:
         lease = self._borrow(autocommit=False)
         stopped = False
         try:
-            if values:
-                set_values(lease.connection, values)
+            lease.set_values(values)
             cursor = lease.connection.cursor("pgmonkey_stream")
             try:
                 cursor.execute(query, params)
@@ -292,47 +324,45 @@ class Database(Generic[Row]):
             raise
         lease.finish()
 
-    @contextmanager
-    def _run(
-        self,
-        query: Statement,
-        params: Params,
-        declined: Declined,
-        *,
-        fetching: bool = True,
-        row_factory: RowFactory[Any] | None = None,
-    ) -> Iterator[Cursor[Any]]:
-        """Run *query* through psycopg, which is to prepare it unless the fast path *declined* because of that."""
-        unit = self.current_unit()
-        if unit is not None:
-            with unit.at_work():
-                connection = unit.connection()
-                with self._execute(connection, query, params, declined, row_factory) as cursor:
-                    yield cursor
-            return
+    def _asked(self) -> Mapping[str, str | None]:
+        """Return the session values for a transaction that begins now."""
+        return {} if self.ask is None or is_asking(self) else ask(self)[0]
+
+    def _run(self, scope: _Scope | None, query: Statement, params: Params, fetch: _Fetch[T], declined: Declined) -> T:
+        """Run *query* through psycopg, which is to prepare it unless the fast path *declined* because of that.
+
+        Returns what *fetch* returns.  The result is in memory then, and the connection, or the turn in the unit, given
+        back: *fetch* calls the program's classes, and these may use the database.
+        """
+
+        def work(connection: Connection[Row]) -> Cursor[Any]:
+            return self._execute(connection, query, params, declined, tuple_row if fetch is _fetch_value else None)
+
+        if scope is not None:
+            return fetch(scope.do(work))
         handle = self._pool()
         # Settings that hold for a transaction need one, also for a single statement.
-        if handle.needs_transactions or (self._session_values is not None and self.session_values()):
-            again = self._run(query, params, declined, fetching=fetching, row_factory=row_factory)
-            with self.unit_of_work(), again as cursor:
-                yield cursor
-            return
+        if handle.needs_transactions:
+            with self.unit_of_work() as unit:
+                return self._run(unit, query, params, fetch, declined)
         # Fetching from what returns no rows is an error, after which nothing may be stored.
+        fetching = fetch is not _count
         text = text_of(query) if fetching else ""
         in_doubt = fetching and text not in self._returning and not returns_rows(text)
         lease = handle.borrow(autocommit=not in_doubt)
         lease.row_factory = self._row_factory
         try:
-            with self._execute(lease.connection, query, params, declined, row_factory) as cursor:
-                yield cursor
-                if in_doubt and text and cursor.description is not None:
+            cursor = work(lease.connection)
+            if in_doubt:
+                answer = fetch(cursor)
+                if text:
                     remember(self._returning, text, None, _MAX_RETURNING)
         except BaseException as error:
             lease.finish(error, clean=leaves_state(query))
             raise
         lease.finish(clean=leaves_state(query))
+        return answer if in_doubt else fetch(cursor)
 
-    @contextmanager
     def _execute(
         self,
         connection: Connection[Row],
@@ -340,16 +370,16 @@ class Database(Generic[Row]):
         params: Params,
         declined: Declined,
         row_factory: RowFactory[Any] | None,
-    ) -> Iterator[Cursor[Any]]:
-        with connection.cursor(row_factory=row_factory or connection.row_factory) as cursor:
-            outdated = declined is Declined.REFUSED
-            cursor.execute(query, params, prepare=False if outdated else None)
-            if outdated:
-                # It was: other connections, too, have it prepared for the old shape of the tables.
-                (self._pool()).forget_plans()
-            yield cursor
-            if self._fast is not None:
-                self._fast.learn(connection, query, params, cursor)
+    ) -> Cursor[Any]:
+        cursor = connection.cursor(row_factory=row_factory or connection.row_factory)
+        outdated = declined is Declined.REFUSED
+        cursor.execute(query, params, prepare=False if outdated else None)
+        if outdated:
+            # It was: other connections, too, have it prepared for the old shape of the tables.
+            (self._pool()).forget_plans()
+        if self._fast is not None:
+            self._fast.learn(connection, query, params, cursor)
+        return cursor
 
     # -- transactions and units of work -----------------------------------------------------------------------------
 
@@ -359,15 +389,16 @@ class Database(Generic[Row]):
 
         *timeout* is how long to wait for a free one, in seconds, the pool's ``timeout`` by default.
         """
+        values = self._asked()
         lease = self._borrow(timeout=timeout, autocommit=None)
         try:
-            if values := self.session_values():
+            if values:
                 if lease.connection.autocommit:
                     raise psycopg.ProgrammingError(
                         "session_values hold until the end of a transaction, and the configuration says autocommit; "
                         "use transaction()"
                     )
-                set_values(lease.connection, values)
+                lease.set_values(values)
             yield lease.connection
         except BaseException as error:
             lease.finish(error)
@@ -402,33 +433,38 @@ class Database(Generic[Row]):
 
         When the server could not serialise it (SQLSTATE 40001) or ended a deadlock with it (40P01), at whatever
         statement or at COMMIT, *function* runs again after a short random pause, at most *attempts* times in all; then
-        that error is raised.  Raises `psycopg.ProgrammingError` inside a transaction, which could not be run again.
+        that error is raised.
+
+        Inside a unit of work, such as a request, that has done nothing yet, it is what that unit does first: it is
+        committed with the unit, and a COMMIT that fails then is not tried again.  Raises `psycopg.ProgrammingError`
+        inside a transaction that has begun, which could not be run again.
         """
-        unit = self.current_unit()
-        if unit is not None and unit.borrowed:
-            raise psycopg.ProgrammingError(
-                "retry() cannot run again what the transaction around it did; call it first, or outside"
-            )
         mode = TransactionMode.of(isolation, read_only, deferrable)
         pause, longest = _BACKOFF
+        outer = self.current_unit()
 
-        def begin() -> UnitOfWork[Row]:
-            return enter(UnitOfWork(self, mode))
+        def block() -> AbstractContextManager[object]:
+            if outer is not None:
+                return Attempt(outer, mode)
+            return UnitBlock(self, mode)
 
         for _ in range(attempts - 1):
             try:
-                with UnitBlock(begin):
+                with block():
                     return function()
             except (SerializationFailure, DeadlockDetected):
                 # At random, so that those that collided do not meet again.
                 sleep(random.uniform(0, pause))  # noqa: S311
                 pause = min(2 * pause, longest)
-        with UnitBlock(begin):
+        with block():
             return function()
 
     def unit_of_work(self) -> UnitBlock[Row]:
-        """Open a unit of work for a block: a `transaction` that borrows only when a query method needs a connection."""
-        return UnitBlock(self.begin)
+        """Open a unit of work for a block: a `transaction` that borrows only when a query method needs a connection.
+
+        Inside another unit of work it is a part of that one, which is rolled back alone when the block raises.
+        """
+        return UnitBlock(self)
 
     def begin(
         self,
@@ -441,11 +477,35 @@ class Database(Generic[Row]):
     ) -> UnitOfWork[Row]:
         """Open a unit of work that the query methods of this context join, until its `finish` is called.
 
+        It is one of its own, also inside another one.  The caller keeps it: one that nobody refers to is rolled back.
         *label* returns for whom it works, for log messages; *on_borrow* is called when it has borrowed a connection.
         """
         mode = TransactionMode.of(isolation, read_only, deferrable)
-        return enter(UnitOfWork(self, mode, label, on_borrow))
+        unit: UnitOfWork[Row] = UnitOfWork(self, mode, label, on_borrow)
+        enter(unit)
+        return unit
 
     def current_unit(self) -> UnitOfWork[Row] | None:
         """Return the innermost unfinished unit of work of this database that the current context is in."""
         return current_unit(self)
+
+
+_Scope: TypeAlias = "UnitOfWork[Any] | Nested"
+_Fetch: TypeAlias = "Callable[[Cursor[Any]], T]"
+
+
+def _fetch_one(cursor: Cursor[Row]) -> Row | None:
+    return cursor.fetchone()
+
+
+def _fetch_all(cursor: Cursor[Row]) -> list[Row]:
+    return cursor.fetchall()
+
+
+def _fetch_value(cursor: Cursor[Any]) -> Any:
+    row = cursor.fetchone()
+    return None if row is None else row[0]
+
+
+def _count(cursor: Cursor[Any]) -> int:
+    return cursor.rowcount

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import psycopg
@@ -16,7 +15,7 @@ from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus, PipelineStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
 
-from .._driver.begin import begin_and_set, begin_statement, send_text_with_begin, send_with_begin
+from .._driver.begin import Begin, begin_statement, send_text_with_begin, send_with_begin
 from .._driver.compat import FAST_PATH, PIPELINES, PostgresQuery
 from .._driver.plan import Declined, Plan, Read, is_plain, is_psycopgs, read_count, remember
 from .._driver.prepared import is_refused
@@ -29,14 +28,12 @@ from .pool import Pool
 from .psycopg_types import AnyConnection, AnyCursor
 from .waiting import current_loop, try_acquire
 
-SessionValues = Mapping[str, object]
-
 _NO_PLAN, _REFUSED = Declined.NO_PLAN, Declined.REFUSED
 # As plain numbers, which are faster to compare than members of an enumeration.
 _FATAL, _IDLE, _NO_PIPELINE = int(ExecStatus.FATAL_ERROR), int(TransactionStatus.IDLE), int(PipelineStatus.OFF)
 
 
-def execute_plan(pooled: PooledConnection, plan: Plan, begin: bytes | None) -> PGresult:
+def execute_plan(pooled: PooledConnection, plan: Plan, begin: Begin | None) -> PGresult:
     """Execute *plan* on a connection whose lock is held, with the BEGIN that it needs before it."""
     pgconn, prepared = pooled.pgconn, pooled.prepared
     if not plan.harmless:
@@ -56,7 +53,7 @@ def execute_plan(pooled: PooledConnection, plan: Plan, begin: bytes | None) -> P
     return results[-1]
 
 
-def execute_text(pooled: PooledConnection, query: PostgresQuery, begin: bytes | None) -> list[PGresult]:
+def execute_text(pooled: PooledConnection, query: PostgresQuery, begin: Begin | None) -> list[PGresult]:
     """Execute *query*, which has no parameters left, on a connection whose lock is held; *begin* as `execute_plan`."""
     pgconn = pooled.pgconn
     prepared = pooled.prepared
@@ -72,26 +69,7 @@ def execute_text(pooled: PooledConnection, query: PostgresQuery, begin: bytes | 
     except BaseException as error:
         after_error(pooled.connection, error)
         raise
-    return results if begin is None else results[1:]
-
-
-def set_values(connection: AnyConnection, values: SessionValues) -> None:
-    """Set configuration parameters until the end of the transaction, which begins with that where none is open."""
-    state = connection.__dict__
-    pooled: PooledConnection = state["pooled"]
-    message = begin_and_set(connection, values)
-    with connection.lock:
-        if "refusal" in state:
-            raise state["refusal"]
-        try:
-            pooled.pgconn.send_query(message)
-            check_results(pooled.watcher.fetch(state["command_timeout"]), pooled.connection)
-        except BaseException as error:
-            after_error(pooled.connection, error)
-            raise
-    # Remembered, because these are not the borrower's own: the transaction may be begun anew.
-    state["session_values"] = values
-    pooled.prepared.worked = False
+    return results if begin is None else results[len(begin) :]
 
 
 def may_repeat(pool: Pool, pooled: PooledConnection, error: psycopg.Error, *, first: bool) -> bool:
@@ -107,13 +85,10 @@ def may_repeat(pool: Pool, pooled: PooledConnection, error: psycopg.Error, *, fi
     return outdated and first
 
 
-def begin_anew(connection: AnyConnection, *, idle: bool) -> None:
-    """Roll back what a refused statement has begun; where it did not itself (*idle*), set the session values again."""
+def begin_anew(connection: AnyConnection) -> None:
+    """Roll back what a refused statement has begun; the next BEGIN sets the session values again."""
     if connection.pgconn.transaction_status != _IDLE:
         connection.rollback()
-    values: SessionValues | None = connection.__dict__.get("session_values")
-    if values is not None and not idle:
-        set_values(connection, values)
 
 
 class Borrowed(Protocol):
@@ -122,6 +97,7 @@ class Borrowed(Protocol):
     refusal: psycopg.Error | None
     lent: AnyConnection | None
     pooled: PooledConnection | None
+    begin: Begin
 
     @property
     def connection(self) -> AnyConnection:
@@ -129,14 +105,22 @@ class Borrowed(Protocol):
         ...
 
 
+def read_found(found: tuple[Plan, PGresult], read: Read) -> Any:
+    """Return what *read* makes of what `FastPath.run_on` returned: under no lock, as the program's code runs."""
+    plan, result = found
+    try:
+        return read(plan, result)
+    finally:
+        plan.busy = False
+
+
 class FastPath:
     """The fast path through one pool, for rows of one kind."""
 
-    def __init__(self, pool: Pool, row_factory: RowFactory | None, session_values: Callable[[], object] | None) -> None:
+    def __init__(self, pool: Pool, row_factory: RowFactory | None) -> None:
         blueprint = pool.blueprint
         settings = blueprint.settings
         self.pool = pool
-        self._session_values = session_values
         self._row_factory = row_factory
         # What identifies each statement, without and with parameters; its plan is kept with each connection.
         self._without: OrderedDict[object, object] = OrderedDict()
@@ -176,7 +160,7 @@ class FastPath:
         if statement.__class__ is not str or (self._loop is not None and self._loop is not current_loop()):
             return _NO_PLAN
         key = (self._without if params is None else self._with).get(statement)
-        if key is None or (self._session_values is not None and self._session_values()):
+        if key is None:
             return _NO_PLAN
         pool, frame = self.pool, sys._getframe(1)
         pooled = pool.take_idle(frame) or pool.wait_for_one(frame)
@@ -194,15 +178,19 @@ class FastPath:
                 if is_refused(error):
                     return _REFUSED
                 raise error
-            return read(plan, result)
+            plan.busy = True
         except BaseException as error:
             after_error(pooled.connection, error)
             raise
         finally:
             pool.give_back(pooled)
+        try:
+            return read(plan, result)
+        finally:
+            plan.busy = False
 
     def run_on(self, lease: Borrowed, statement: Statement, params: Params | None, read: Read) -> Any:
-        """Do as `run`, on a borrowed connection."""
+        """Execute *statement* on a borrowed connection; return what `read_found` reads, or a `Declined` as `run`."""
         pooled = lease.pooled
         if statement.__class__ is not str or pooled is None:
             return _NO_PLAN
@@ -224,13 +212,15 @@ class FastPath:
             plan = pooled.plans.find(key, params, connection)
             if plan is None or not (plan.has_rows or read is read_count):
                 return _NO_PLAN
-            begin = None if not idle else b"BEGIN" if connection is None else begin_statement(connection)
+            begin = None if not idle else lease.begin if connection is None else begin_statement(connection)
             try:
-                return read(plan, execute_plan(pooled, plan, begin))
+                result = execute_plan(pooled, plan, begin)
+                plan.busy = True
+                return plan, result
             except psycopg.Error as error:
                 if not may_repeat(self.pool, pooled, error, first=first):
                     raise
         finally:
             lock.release()
-        begin_anew(lease.connection, idle=idle)
+        begin_anew(lease.connection)
         return _REFUSED

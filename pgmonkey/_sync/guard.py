@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import copy_context
 from time import monotonic
@@ -14,7 +14,7 @@ import psycopg
 from psycopg import Transaction
 from psycopg.abc import PQGen
 from psycopg.errors import error_from_result
-from psycopg.pq import ExecStatus, TransactionStatus
+from psycopg.pq import ExecStatus, PipelineStatus, TransactionStatus
 from psycopg.pq.abc import PGconn
 
 from .._driver.cancel import request_cancel
@@ -22,7 +22,7 @@ from .._driver.deadlines import INTERVAL
 from .._driver.lending import LendableConnection
 from .._driver.prepared import Prepared
 from .._driver.wire import fetching
-from ..errors import CommandTimeoutError, CommitUnknownError
+from ..errors import CommandTimeoutError, CommitUnknownError, GivenBackError
 from .psycopg_types import AnyConnection
 from .waiting import INTERRUPTS, wait_for
 from .watcher import Watcher
@@ -135,16 +135,51 @@ class Guard(_Base):
 
     def transaction(self, savepoint_name: str | None = None, force_rollback: bool = False) -> Any:
         """Do as psycopg; in a unit of work, whose end alone commits, open a savepoint."""
-        usual = super().transaction(savepoint_name, force_rollback)
-        return self._savepoint(usual) if "in_unit" in self.__dict__ else usual
+        reference: Callable[[], Any] | None = self.__dict__.get("unit")
+        if reference is None:
+            return super().transaction(savepoint_name, force_rollback)
+        unit = reference()
+        if unit is None:
+            raise GivenBackError("the unit of work of this connection is gone")
+        return unit.nest(self.new_savepoint(savepoint_name, force_rollback), force_rollback)
 
-    @contextmanager
-    def _savepoint(self, usual: AbstractContextManager[Transaction]) -> Iterator[Transaction]:
+    def new_savepoint(
+        self, name: str | None = None, force_rollback: bool = False
+    ) -> AbstractContextManager[Transaction]:
+        """Return psycopg's block, for `begin_savepoint`."""
+        if self.pgconn.pipeline_status != PipelineStatus.OFF:
+            return super().transaction(name, force_rollback)
+        # What that does outside a pipeline, but not as a generator, which could not be forgotten half-way.
+        return Transaction(self, name, force_rollback)
+
+    def begin_savepoint(self, transaction: AbstractContextManager[Transaction]) -> Transaction:
+        """Enter psycopg's *transaction* as a savepoint."""
         # psycopg's block begins, and so commits, the whole transaction where none is open.
         with self.lock:
             self.wait(self.starting())
-        with usual as transaction:
-            yield transaction
+        depth = self.depth
+        try:
+            return transaction.__enter__()
+        except BaseException:
+            self.set_depth(depth)  # psycopg counts it, and nobody will end it
+            raise
+
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """Do what is in the block in a savepoint, whatever it is in."""
+        transaction = self.new_savepoint()
+        self.begin_savepoint(transaction)
+        try:
+            yield
+        except BaseException as error:
+            transaction.__exit__(type(error), error, error.__traceback__)
+            raise
+        transaction.__exit__(None, None, None)
+
+    def set_values(self, values: Mapping[str, str | None]) -> None:
+        """Set session values until the end of the transaction that is open."""
+        with self.lock:
+            self.wait(self.setting(values))
 
     def own_watcher(self) -> Watcher:
         """Return what waits for this connection's answers."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from time import monotonic
@@ -197,13 +197,12 @@ class ConnectionHandle:
         """Return counters named as in psycopg_pool: sizes in connections, times in milliseconds."""
         return self._pool.stats()
 
-    def fast_path(self, row_factory: RowFactory | None, session_values: Callable[[], object] | None) -> FastPath | None:
+    def fast_path(self, row_factory: RowFactory | None) -> FastPath | None:
         """Return the fast path for statements with rows as *row_factory* makes them.
 
-        A statement outside a transaction does not take it while *session_values* returns some.  None where the
-        configuration asks for psycopg's own way.
+        None where the configuration asks for psycopg's own way.
         """
-        fast = FastPath(self._pool, row_factory, session_values)
+        fast = FastPath(self._pool, row_factory)
         return fast if fast.possible else None
 
     def forget_plans(self) -> None:

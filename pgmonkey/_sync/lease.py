@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from time import monotonic
 
 import psycopg
@@ -13,6 +14,7 @@ from psycopg.errors import InFailedSqlTransaction, error_from_result
 from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
 
+from .._driver.begin import Begin, set_command
 from .._driver.cancel import hang_up, request_cancel
 from .._driver.lending import lend, route_notices, take_back
 from .._driver.psycopg_types import RowFactory
@@ -28,6 +30,7 @@ logger = logging.getLogger("pgmonkey")
 
 # As plain numbers, which are faster to compare than members of an enumeration.
 _IDLE, _INTRANS = int(TransactionStatus.IDLE), int(TransactionStatus.INTRANS)
+_BEGIN: Begin = (b"BEGIN",)
 _DONE, _FATAL = int(ExecStatus.COMMAND_OK), int(ExecStatus.FATAL_ERROR)
 # Seconds to wait for the end of a statement that was cancelled, and until it is cancelled again: a request that arrives
 # between two statements has no effect.
@@ -55,8 +58,12 @@ class Lease:
         """Set by `cancel`: the error that every later statement raises."""
         self.row_factory: RowFactory | None = None
         """The row factory; None for psycopg's default."""
-        self.in_unit = False
-        """Whether it belongs to a unit of work, whose end alone commits."""
+        self.unit: Callable[[], object] | None = None
+        """Returns the unit of work that it belongs to, whose end alone commits; None where that is gone."""
+        self.values: Mapping[str, str | None] = {}
+        """The session values of the transaction that is open, and of each that begins."""
+        self.begin: Begin = _BEGIN
+        """The commands that begin a transaction."""
         self.pooled = pooled
         self._in_autocommit = autocommit
         self._context = context
@@ -81,8 +88,10 @@ class Lease:
         state["fast_cursor"] = fast_cursor
         if self.row_factory is not None:
             state["row_factory"] = self.row_factory
-        if self.in_unit:
-            state["in_unit"] = True
+        if self.unit is not None:
+            state["unit"] = self.unit
+        if self.values:
+            state["session_values"] = self.begin[-1]
         if self.refusal is not None:
             state["refusal"] = self.refusal
         if blueprint.settings.close_returns:
@@ -94,6 +103,16 @@ class Lease:
             take_back(first)
         return first
 
+    def set_values(self, values: Mapping[str, str | None]) -> None:
+        """Have each transaction begin with these session values; one that is open has them already."""
+        command = None
+        if values and self.pooled is not None:
+            command = set_command(values, self.pooled.connection)
+        self.values = values
+        self.begin = _BEGIN if command is None else (*_BEGIN, command)
+        if self.lent is not None:
+            self.lent.__dict__["session_values"] = command
+
     @property
     def active(self) -> bool:
         """Whether the connection is still the borrower's."""
@@ -103,6 +122,11 @@ class Lease:
     def idle(self) -> bool:
         """Whether no transaction is open."""
         return self.pooled is not None and self.pooled.pgconn.transaction_status == _IDLE
+
+    @property
+    def status(self) -> int:
+        """The status of the transaction, one of `psycopg.pq.TransactionStatus`."""
+        return TransactionStatus.UNKNOWN if self.pooled is None else self.pooled.pgconn.transaction_status
 
     def __str__(self) -> str:
         return "given back" if self.pooled is None else str(self.pooled)
@@ -142,6 +166,12 @@ class Lease:
             if self.pool.give_back(pooled) and not cannot_wait(error):
                 self.pool.replenish()
 
+    def refuse(self, error: psycopg.Error) -> None:
+        """Let every statement from now on raise *error*."""
+        self.refusal = error
+        if self.lent is not None:
+            self.lent.__dict__["refusal"] = error
+
     def cancel(self, error: psycopg.Error) -> None:
         """End what is running, on the server, and wait for its end; from now on every statement raises *error*.
 
@@ -150,9 +180,7 @@ class Lease:
         pooled = self.pooled
         if pooled is None:
             return
-        self.refusal = error
-        if self.lent is not None:
-            self.lent.__dict__["refusal"] = error
+        self.refuse(error)
         lock, pgconn = pooled.connection.lock, pooled.pgconn
         deadline = monotonic() + _CANCEL_TIMEOUT
         while not acquire(lock, _CANCEL_AGAIN):

@@ -14,6 +14,8 @@ from .._config.schema import Kind
 
 T = TypeVar("T")
 Lock = threading.Lock
+TurnLock = type(threading.RLock())  # the function would be one call more
+"""A lock that lets its own thread in again, which then can be told that it is there already."""
 try_acquire: Callable[[Lock], bool] = type(Lock()).acquire
 """Acquires a lock and returns True.  It may block: only a task has something to gain from trying first."""
 sleep = time.sleep

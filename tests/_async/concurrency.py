@@ -15,6 +15,20 @@ async def elsewhere(function: Callable[[], Awaitable[None]]) -> None:
     await asyncio.create_task(run())
 
 
+class Beside:
+    """*function*, which runs in a task of its own, in a copy of the context."""
+
+    def __init__(self, function: Callable[[], Awaitable[object]]) -> None:
+        self._task = asyncio.ensure_future(run_to_end(function))
+
+    async def end(self) -> object:
+        """Return what it returned, or what it raised."""
+        return await self._task
+
+
+Event = asyncio.Event
+
+
 async def run_to_end(function: Callable[[], Awaitable[object]]) -> object:
     """Return what *function* returns, or what it raises."""
     try:

@@ -232,13 +232,50 @@ async def test_a_retry_in_a_transaction_that_has_begun_is_refused(database: Asyn
         return await database.execute("INSERT INTO t VALUES (1)")
 
     unit = database.begin()
-    assert await database.retry(insert) == 1
-    assert rows(observer) == [1], "committed by itself"
     await database.execute("INSERT INTO t VALUES (2)")
     with pytest.raises(psycopg.ProgrammingError, match="call it first"):
         await database.retry(insert)
     await unit.finish(SerializationFailure())
-    assert rows(observer) == [1]
+    assert rows(observer) == []
+
+
+@pytest.mark.parametrize("error", [None, ZeroDivisionError()])
+async def test_a_retry_that_comes_first_in_a_unit_of_work_is_part_of_it(
+    error: Exception | None, database: AsyncDatabase, observer: Observer
+) -> None:
+    tries: list[str] = []
+
+    async def insert() -> int:
+        tries.append(await database.fetch_value("SHOW transaction_isolation"))
+        inserted = await database.execute("INSERT INTO t VALUES (1)")
+        if len(tries) < 3:
+            await database.execute(DEADLOCK)
+        return inserted
+
+    async def nested() -> int:
+        return await database.retry(insert)
+
+    unit = database.begin()
+    assert await database.retry(nested, isolation="serializable") == 1
+    assert tries == ["serializable"] * 3
+    assert rows(observer) == []
+    await unit.finish(error)
+    assert rows(observer) == ([1] if error is None else [])
+
+
+async def test_a_retry_that_fails_leaves_nothing_in_its_unit_of_work(
+    database: AsyncDatabase, observer: Observer
+) -> None:
+    async def fail() -> None:
+        await database.execute("INSERT INTO t VALUES (1)")
+        raise ZeroDivisionError
+
+    async with database.unit_of_work():
+        with pytest.raises(ZeroDivisionError):
+            await database.retry(fail, isolation="serializable", read_only=False)
+        assert await database.fetch_value("SHOW transaction_isolation") == "read committed"
+        await database.execute("INSERT INTO t VALUES (2)")
+    assert rows(observer) == [2]
 
 
 # -- session values ---------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 
 
 def elsewhere(function: Callable[[], None]) -> None:
@@ -12,6 +13,27 @@ def elsewhere(function: Callable[[], None]) -> None:
     thread = threading.Thread(target=function)
     thread.start()
     thread.join()
+
+
+class Beside:
+    """*function*, which runs in a thread of its own, in a copy of the context."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._answer: object = None
+
+        def run() -> None:
+            self._answer = run_to_end(function)
+
+        self._thread = threading.Thread(target=copy_context().run, args=(run,))
+        self._thread.start()
+
+    def end(self) -> object:
+        """Return what it returned, or what it raised."""
+        self._thread.join()
+        return self._answer
+
+
+Event = threading.Event
 
 
 def run_to_end(function: Callable[[], object]) -> object:

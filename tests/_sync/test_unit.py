@@ -226,13 +226,48 @@ def test_a_retry_in_a_transaction_that_has_begun_is_refused(database: Database, 
         return database.execute("INSERT INTO t VALUES (1)")
 
     unit = database.begin()
-    assert database.retry(insert) == 1
-    assert rows(observer) == [1], "committed by itself"
     database.execute("INSERT INTO t VALUES (2)")
     with pytest.raises(psycopg.ProgrammingError, match="call it first"):
         database.retry(insert)
     unit.finish(SerializationFailure())
-    assert rows(observer) == [1]
+    assert rows(observer) == []
+
+
+@pytest.mark.parametrize("error", [None, ZeroDivisionError()])
+def test_a_retry_that_comes_first_in_a_unit_of_work_is_part_of_it(
+    error: Exception | None, database: Database, observer: Observer
+) -> None:
+    tries: list[str] = []
+
+    def insert() -> int:
+        tries.append(database.fetch_value("SHOW transaction_isolation"))
+        inserted = database.execute("INSERT INTO t VALUES (1)")
+        if len(tries) < 3:
+            database.execute(DEADLOCK)
+        return inserted
+
+    def nested() -> int:
+        return database.retry(insert)
+
+    unit = database.begin()
+    assert database.retry(nested, isolation="serializable") == 1
+    assert tries == ["serializable"] * 3
+    assert rows(observer) == []
+    unit.finish(error)
+    assert rows(observer) == ([1] if error is None else [])
+
+
+def test_a_retry_that_fails_leaves_nothing_in_its_unit_of_work(database: Database, observer: Observer) -> None:
+    def fail() -> None:
+        database.execute("INSERT INTO t VALUES (1)")
+        raise ZeroDivisionError
+
+    with database.unit_of_work():
+        with pytest.raises(ZeroDivisionError):
+            database.retry(fail, isolation="serializable", read_only=False)
+        assert database.fetch_value("SHOW transaction_isolation") == "read committed"
+        database.execute("INSERT INTO t VALUES (2)")
+    assert rows(observer) == [2]
 
 
 # -- session values ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,185 @@
+"""The blocks of units of work that a context is in, and who runs a block.
+
+Contexts refer weakly to what they are in.  The ``with`` statement, or the framework's adapter, keeps it alive until it
+ends it: a block that was interrupted while it was entered has nobody who would end it, and so is nowhere current.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from types import CodeType, FrameType
+from typing import Any, Protocol
+
+SessionValues = Mapping[str, object]
+"""Configuration parameters and their values; None resets one."""
+Ask = Callable[[], "SessionValues | None"]
+"""What a program gives as ``session_values``."""
+
+# How many frames are looked at to find the one that a block belongs to.
+_FRAMES = 6
+
+
+class Source(Protocol):
+    """A database, as units of work know it."""
+
+    ask: Ask | None
+
+
+class Scope(Protocol):
+    """A unit of work, a block inside one, or the time in which session values are asked for."""
+
+    finished: bool
+    asking: bool
+
+    @property
+    def source(self) -> Source: ...
+
+
+inside: ContextVar[tuple[weakref.ref[Any], ...]] = ContextVar("pgmonkey_inside", default=())
+"""What the current context is in, the innermost last."""
+
+
+def enter(scope: Scope) -> None:
+    """Let the current context be in *scope*."""
+    outer = inside.get()
+    inside.set((*(_unfinished(outer) if outer else outer), weakref.ref(scope)))
+
+
+def leave(scope: Scope) -> None:
+    """Forget *scope*, which is finished, in the current context; a long-lived task would collect them."""
+    scopes = inside.get()
+    if scopes:
+        inside.set(scopes[:-1] if scopes[-1]() is scope else _unfinished(scopes))
+
+
+def _unfinished(scopes: tuple[weakref.ref[Any], ...]) -> tuple[weakref.ref[Any], ...]:
+    return tuple(one for one in scopes if (scope := one()) is not None and not scope.finished)
+
+
+def find(source: Source) -> Any:
+    """Return the innermost unit of work of *source*, or block in one, that the current context is in; None if none."""
+    for reference in reversed(inside.get()):
+        scope = reference()
+        if scope is None or scope.finished:
+            continue
+        if not scope.asking:
+            if scope.source is source:
+                return scope
+        elif scope.source is not source:
+            scope.others = True
+    return None
+
+
+def find_in(unit: object) -> Any:
+    """Return the innermost block of *unit* that the current context is in; None where it is in none."""
+    for reference in reversed(inside.get()):
+        scope = reference()
+        if scope is not None and not scope.finished and getattr(scope, "unit", None) is unit:
+            return scope
+    return None
+
+
+# -- session values ---------------------------------------------------------------------------------------------------
+
+
+class _Asking:
+    """While it lives, the current context asks for the session values of *source*."""
+
+    finished = False
+    asking = True
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.others = False
+        """Whether other databases were asked for them."""
+
+
+def is_asking(source: Source) -> bool:
+    """Tell whether the current context asks for the session values of *source*."""
+    scopes = (reference() for reference in inside.get())
+    return any(scope is not None and scope.asking and scope.source is source for scope in scopes)
+
+
+def ask(source: Source) -> tuple[dict[str, str | None], bool]:
+    """Return the session values for now, and whether to ask again before the next statement.
+
+    Not where another database was asked for them: it might need the very connection that the unit of work holds then.
+    """
+    if source.ask is None:
+        return {}, False
+    asking = _Asking(source)
+    before = inside.set((*inside.get(), weakref.ref(asking)))
+    try:
+        values = source.ask() or {}
+        return {name: None if value is None else str(value) for name, value in values.items()}, not asking.others
+    finally:
+        inside.reset(before)
+
+
+# -- who runs a block -------------------------------------------------------------------------------------------------
+
+
+class Runner:
+    """Who entered a block: a task, or a thread in one of its frames.
+
+    A ``with`` statement ends in the frame in which it began, but not always in that thread: FastAPI runs the two halves
+    of a dependency that yields, and the endpoint between them, on whatever threads are free.
+    """
+
+    __slots__ = ("_frames", "_task", "_thread", "may_wait")
+
+    def __init__(self, frame: FrameType | None) -> None:
+        task = _current_task()
+        self._task = None if task is None else weakref.ref(task)
+        self._thread = threading.current_thread()
+        self.may_wait = frame is not None and bool(frame.f_code.co_flags & inspect.CO_ASYNC_GENERATOR)
+        """Whether it may wait while it is being closed: an asynchronous generator, unlike a coroutine."""
+        # Their numbers, because the frames themselves would keep alive all that their functions know.
+        frames: list[tuple[int, CodeType]] = []
+        while frame is not None and len(frames) < _FRAMES:
+            frames.append((id(frame), frame.f_code))
+            frame = None if frame.f_code.co_flags & inspect.CO_GENERATOR else frame.f_back
+        self._frames = tuple(frames)
+
+    def __str__(self) -> str:
+        task = None if self._task is None else self._task()
+        return f"thread {self._thread.name!r}" if task is None else f"task {task.get_name()!r}"
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether somebody else than the caller is running, or will go on with, what is in the block."""
+        if self._task is not None:
+            task = self._task()
+            return task is not None and not task.done() and task is not _current_task()
+        running: dict[int, tuple[int, CodeType]] = {}
+        for thread, frame in sys._current_frames().items():
+            above: FrameType | None = frame
+            while above is not None:
+                running[id(above)] = thread, above.f_code
+                above = above.f_back
+        # The innermost frame may have returned, as the methods of `contextlib.ExitStack` have.
+        for number, code in self._frames:
+            thread, now = running.get(number, (0, None))
+            if now is code:
+                return thread != threading.get_ident()
+            if code.co_flags & inspect.CO_GENERATOR:
+                return False  # suspended, so whoever resumes it also runs what is in its block
+        return self._thread.is_alive() and self._thread is not threading.current_thread()
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no event loop runs in this thread
+        return None
+
+
+def used_before(method: str) -> RuntimeError:
+    """Return the error for a block that is entered a second time."""
+    return RuntimeError(f"this block was entered before, and each is good for one use; call {method} again")
