@@ -40,7 +40,7 @@ class RequestTransactions:
             try:
                 response = answer()
             except BaseException as error:
-                self._end(f"{type(error).__name__} was raised", decided=False)
+                self._end(f"{type(error).__name__} was raised", decided=isinstance(error, Exception))
                 raise
             self._end(self._refusal(response))
         finally:

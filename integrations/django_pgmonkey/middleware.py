@@ -15,10 +15,9 @@ from psycopg.errors import ConnectionTimeout
 from pgmonkey import PoolFullError, PoolTimeoutError, ServerUnavailableError
 
 from ._requests import RequestTransactions
+from ._unavailable import unavailable
 
 logger = logging.getLogger("pgmonkey")
-
-_RETRY_AFTER = "1"  # seconds
 
 
 class TransactionMiddleware:
@@ -53,11 +52,11 @@ class TransactionMiddleware:
         if isinstance(cause, (PoolTimeoutError, PoolFullError)):
             text = "The database is busy, please try again."
         elif isinstance(cause, (ServerUnavailableError, ConnectionTimeout)):
-            text = "The database is unavailable, please try again."
+            text = "The database is not available, please try again."
         else:
             return None
         logger.warning("%s", " ".join(str(cause).split()))
-        return HttpResponse(text, status=503, headers={"Retry-After": _RETRY_AFTER})
+        return unavailable(HttpResponse(text))
 
 
 def _answer(request: HttpRequest, error: Exception) -> HttpResponseBase:

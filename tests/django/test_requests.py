@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from .projects import ok, run
@@ -270,4 +271,271 @@ ask()
         "read_and_closed 200",
         "closed_first 200 a",
         "caught 200 a b",
+    ]
+
+
+def test_keep_and_roll_back_decide_whatever_the_status(project: Path) -> None:
+    code = """
+connections.databases["other"] = connections.databases["default"]
+@view
+def rolled_back(request):
+    write("a")
+    rollback_request()
+    return HttpResponse()
+@view
+def kept(request):
+    write("a")
+    keep_request()
+    return HttpResponse(status=403)
+@view
+async def kept_in_an_async_view(request):
+    from asgiref.sync import sync_to_async
+    await sync_to_async(write)("a")
+    keep_request()
+    return HttpResponse(status=403)
+@view
+def kept_before_it_is_raised(request):
+    write("a")
+    keep_request()
+    raise PermissionDenied
+@view
+def the_last_call_wins(request):
+    keep_request()
+    write("a")
+    rollback_request()
+    return HttpResponse()
+@view
+def one_of_two(request):
+    write("a")
+    write("b", "other")
+    keep_request(using="other")
+    return HttpResponse(status=409)
+@view
+def failed(request):
+    write("a")
+    keep_request()
+    write("a")
+    return HttpResponse(status=409)
+@view
+def elsewhere(request):
+    try:
+        keep_request(using="nowhere")
+    except RuntimeError as error:
+        return HttpResponse(status=418)
+ask()
+for decide in (keep_request, rollback_request):
+    try:
+        decide()
+    except RuntimeError as error:
+        print(error)
+"""
+    outside = "outside of a request that django_pgmonkey.middleware.TransactionMiddleware serves"
+    assert told(project, code) == [
+        "rolled_back 200",
+        "kept 403 a",
+        "kept_in_an_async_view 403 a",
+        "kept_before_it_is_raised 403 a",
+        "the_last_call_wins 200",
+        "one_of_two 409 b",
+        "failed 500",
+        "elsewhere 418",
+        outside,
+        outside,
+    ]
+
+
+def test_views_that_opt_out(project: Path) -> None:
+    code = """
+def before(get_response):
+    def serve(request):
+        write("before")
+        response = get_response(request)
+        write("after")
+        return response
+    return serve
+settings.MIDDLEWARE += [f"{__name__}.before"]
+@view
+@transaction.non_atomic_requests
+def apart(request):
+    write("apart")
+    return HttpResponse(status=403)
+@view
+@transaction.non_atomic_requests
+async def apart_and_async(request):
+    from asgiref.sync import sync_to_async
+    await sync_to_async(write)("apart")
+    raise ValueError
+@view
+@transaction.non_atomic_requests
+def durable(request):
+    with transaction.atomic(durable=True):
+        write("durable")
+    return HttpResponse()
+@view
+@transaction.non_atomic_requests
+def left_open(request):
+    transaction.set_autocommit(False)
+    write("lost")
+    raise ValueError
+@view
+def not_durable(request):
+    with transaction.atomic(durable=True):
+        write("durable")
+    return HttpResponse()
+@view
+@transaction.non_atomic_requests(using="other")
+def another_database(request):
+    write("a")
+    return HttpResponse(status=403)
+ask()
+settings.MIDDLEWARE.pop()
+ask()
+"""
+    assert told(project, code) == [
+        "apart 403 apart before",
+        "apart_and_async 500 apart before",
+        "durable 200 after before durable",
+        "left_open 500 before",
+        "not_durable 500",
+        "another_database 403",
+        "apart 403 apart",
+        "apart_and_async 500 apart",
+        "durable 200 durable",
+        "left_open 500",
+        "not_durable 500",
+        "another_database 403",
+    ]
+
+
+def test_packages_see_atomic_requests_while_the_transaction_lasts(project: Path) -> None:
+    code = """
+seen = []
+def look():
+    seen.append(bool(connection.settings_dict["ATOMIC_REQUESTS"]))
+@view
+def not_begun(request):
+    look()
+    return HttpResponse()
+@view
+def as_django_rest_framework_does(request):
+    write("a")
+    look()
+    for each in connections.all():
+        if each.settings_dict["ATOMIC_REQUESTS"] and each.in_atomic_block:
+            each.set_rollback(True)
+    return HttpResponse()
+@view
+def kept(request):
+    write("a")
+    keep_request()
+    look()
+    return HttpResponse(status=403)
+ask()
+look()
+print(*seen, connection.settings_dict is connections.settings["default"])
+"""
+    assert told(project, code) == [
+        "not_begun 200",
+        "as_django_rest_framework_does 200",
+        "kept 403 a",
+        "False True False False True",
+    ]
+
+
+def test_a_rolled_back_request_is_logged(project: Path) -> None:
+    code = """
+logging.disable(logging.NOTSET)
+logging.basicConfig(level=logging.DEBUG, stream=sys.stdout, format="%(message)s")
+for name in ("django", "asyncio"):
+    logging.getLogger(name).disabled = True
+logging.getLogger("django.request").disabled = True
+@view
+def fine(request):
+    write("a")
+    return HttpResponse()
+@view
+def refused(request):
+    write("a")
+    return HttpResponse(status=409)
+@view
+def raised(request):
+    write("a")
+    raise ValueError("secret")
+@view
+def untouched(request):
+    return HttpResponse(status=404)
+@view
+def decided(request):
+    write("a")
+    rollback_request()
+    return HttpResponse()
+@view
+def ignored(request):
+    with contextlib.suppress(IntegrityError):
+        write("a")
+        write("a")
+    return HttpResponse()
+ask()
+"""
+    lines = [line for line in told(project, code) if "rolled back" in line]
+    assert lines[:3] == [
+        "GET refused: rolled back: the status is 409",
+        "GET raised: rolled back: ValueError was raised",
+        "GET decided: rolled back: rollback_request() was called",
+    ]
+    assert lines[3].startswith(
+        "GET ignored: rolled back: nothing was committed: a statement of this transaction failed and its error was"
+        " ignored (duplicate key value violates unique constraint"
+    )
+    assert lines[3].endswith(
+        "put what may fail into 'with transaction.atomic():' and catch its error around that block"
+    )
+    assert len(lines) == 4
+
+
+def test_a_server_that_is_away_is_a_503(project: Path) -> None:
+    code = """
+from django.urls import include
+logging.disable(logging.NOTSET)
+logging.basicConfig(stream=sys.stdout, format="%(name)s: %(message)s")
+@view
+def writes(request):
+    write("a")
+    return HttpResponse()
+def inner(get_response):
+    def serve(request):
+        if "middleware" in request.path:
+            write("a")
+        return get_response(request)
+    return serve
+@view
+def middleware(request):
+    return HttpResponse()
+@view
+def nothing(request):
+    return HttpResponse()
+urlpatterns += [path("health/", include("django_pgmonkey.health"))]
+def see(*paths):
+    for each in paths:
+        response = Client(raise_request_exception=False).get(each)
+        print(response.status_code, response.get("Retry-After"), response.content.decode(), flush=True)
+        connections.close_all()
+see("/health/ready", "/health/live")
+connections.settings["default"]["PORT"] = "1"
+see("/writes", "/nothing", "/health/ready", "/health/live", "/middleware")
+"""
+    seen = [line for line in told(project, code) if line.startswith(("pgmonkey:", "django.request:", "200", "503"))]
+    assert [re.sub(r"(?<=connection failed): .* Connection refused.*", "", line) for line in seen] == [
+        '200 None {"status": "ready"}',
+        '200 None {"status": "live"}',
+        "pgmonkey: connection failed",
+        "503 1 The database is not available, please try again.",
+        "200 None ",
+        "pgmonkey: not ready: connection failed",
+        '503 1 {"status": "unavailable"}',
+        '200 None {"status": "live"}',
+        # What a middleware raises, Django logs before anybody else hears of it.
+        "django.request: Internal Server Error: /middleware",
+        "pgmonkey: connection failed",
+        "503 1 The database is not available, please try again.",
     ]
