@@ -211,25 +211,19 @@ class PGMonkey(Generic[Row]):
     # -- the request ----------------------------------------------------------------------------------------------
 
     def rollback_request(self) -> None:
-        """Roll back what the current request does in this database, whatever the status of its response.
+        """Roll back what the current request does, in all its databases, whatever the status of its response.
 
         The last call of this and of `keep_request` counts.  Raises RuntimeError outside a request, and once its
         response has started.
         """
-        self._request().decide(self, commit=False)
+        _request().decide(keep=False)
 
     def keep_request(self) -> None:
-        """Commit what the current request does in this database, also where its status or an exception says otherwise.
+        """Commit what the current request does, in all its databases, whatever its status, and after an exception, too.
 
         A transaction in which a statement failed cannot be kept.  Raises RuntimeError as `rollback_request` does.
         """
-        self._request().decide(self, commit=True)
-
-    def _request(self) -> RequestState:
-        request = current_request.get()
-        if request is None:
-            raise RuntimeError("there is no request: rollback_request() and keep_request() are for what serves one")
-        return request
+        _request().decide(keep=True)
 
     def session_values(self, function: SessionValues) -> SessionValues:
         """Set the configuration parameters that *function* returns, in each transaction of a request: a decorator.
@@ -249,3 +243,10 @@ class PGMonkey(Generic[Row]):
 
 async def _live() -> JSONResponse:
     return JSONResponse({"status": "live"})
+
+
+def _request() -> RequestState:
+    request = current_request.get()
+    if request is None:
+        raise RuntimeError("there is no request: rollback_request() and keep_request() are for what serves one")
+    return request

@@ -20,7 +20,7 @@ import starlette
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.errors import ServerErrorMiddleware
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, Request
 
 if TYPE_CHECKING:
     from starlette.responses import Response
@@ -58,7 +58,11 @@ def unsupported(difference: str) -> RuntimeError:
 
 
 try:
-    from starlette._utils import is_async_callable as is_async_callable
+    from starlette._exception_handler import wrap_app_handling_exceptions
+except ImportError:
+    raise unsupported(f"starlette._exception_handler has no {_HANDLE_EXCEPTIONS}") from None
+try:
+    from starlette._utils import is_async_callable
 except ImportError:
     raise unsupported("starlette._utils has no is_async_callable") from None
 
@@ -85,6 +89,11 @@ def gives_to_plain_endpoint(scope: Scope, dependency: object) -> bool:
 
 
 # -- exceptions -------------------------------------------------------------------------------------------------------
+
+
+def handle_exceptions(app: ASGIApp, connection: HTTPConnection) -> ASGIApp:
+    """Return *app* inside of the exception handlers that are in the scope of *connection*, as Starlette does."""
+    return wrap_app_handling_exceptions(app, cast("Request", connection))
 
 
 class Guard(Protocol):
@@ -125,11 +134,6 @@ def handlers_by_class(scope: Scope) -> Mapping[object, Handler]:
     # Those are for HTTPException, which neither a COMMIT raises nor a pool.
     found: Mapping[object, Handler] = scope.get(_EXCEPTION_HANDLERS, ({}, {}))[0]
     return found
-
-
-def handler_for(error: Exception, handlers: Mapping[object, Handler]) -> Handler | None:
-    """Return the handler for the class of *error*, or for the nearest of its bases."""
-    return next((handlers[kind] for kind in type(error).__mro__ if kind in handlers), None)
 
 
 def handler_for_everything(app: Starlette) -> Handler | None:

@@ -24,7 +24,7 @@ def answer_overload(error: BaseException, handlers: Mapping[object, object] | No
     """
     if not isinstance(error, (*_BUSY, *_AWAY)) or (handlers and type(error) in handlers):
         return None
-    logger.warning("%s", error)
+    logger.warning("%s", " ".join(str(error).split()))  # libpq may give several lines
     what = "busy" if isinstance(error, _BUSY) else "not available"
     detail = f"The database is {what}, please try again."
     return JSONResponse({"detail": detail}, 503, {"Retry-After": RETRY_AFTER})

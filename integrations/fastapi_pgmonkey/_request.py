@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from starlette.exceptions import HTTPException
 
-from ._compat import Handler, call_handler, handler_for, handler_for_everything, handlers_by_class
+from ._compat import Handler, call_handler, handle_exceptions, handler_for_everything, handlers_by_class
 from ._disconnect import DisconnectWatch, MessageBuffer
 from ._overload import answer_overload
 from ._overrides import follow_overrides
@@ -27,6 +27,8 @@ logger = logging.getLogger("pgmonkey")
 
 REQUEST = "pgmonkey"
 """The key in the ASGI scope under which the `RequestState` is."""
+_DECISION = "pgmonkey.decision"
+"""The key in the ASGI scope under which the handler for Exception finds what was decided before."""
 
 current_request: ContextVar[RequestState | None] = ContextVar("pgmonkey_request", default=None)
 """The request, or the WebSocket, that the current context serves."""
@@ -44,6 +46,8 @@ class RequestState:
         """Each with its units of work; None where each statement is its own transaction."""
         self._app = app
         self._ended = False
+        # What keep_request() or rollback_request() decided; None: the status decides.
+        self._keep: bool | None = None
         self._messages: MessageBuffer | None = None
         self._watch: DisconnectWatch | None = None
         # The innermost one that has exception handlers: they answer a COMMIT that fails.
@@ -54,7 +58,10 @@ class RequestState:
         # The same once a handler has answered it: nothing is sent of the response that it replaces.
         self._answered: Exception | None = None
         self._raised_afterwards: Exception | None = None
+        self._several = False
         for each in databases:
+            if self.databases:
+                self._several = True
             in_transaction = each.transaction == "request" and scope["type"] == "http"
             self.databases[each] = RequestUnits(each, scope, self._watch_client) if in_transaction else None
 
@@ -62,15 +69,15 @@ class RequestState:
         """Take *databases* in, too: those of a mounted application."""
         for each in databases:
             if each not in self.databases:
+                self._several = True
                 in_transaction = each.transaction == "request" and self.scope["type"] == "http" and not self._ended
                 self.databases[each] = RequestUnits(each, self.scope, self._watch_client) if in_transaction else None
 
-    def decide(self, databases: RequestDatabases, *, commit: bool) -> None:
+    def decide(self, *, keep: bool) -> None:
         """Commit, or roll back, whatever the status says.  Raises RuntimeError where no transaction is left to end."""
-        units = self.databases.get(databases)
-        if units is None or self._ended:
+        if self._ended or not any(self.databases.values()):
             raise RuntimeError("this request has no transaction, or has ended it: its response has started")
-        units.decision = commit
+        self._keep = keep
 
     # -- serving ----------------------------------------------------------------------------------------------------
 
@@ -127,10 +134,13 @@ class RequestState:
             if not started and (response := answer_overload(error)) is not None:
                 await response(self.scope, receive, send)
                 return
+        if self._keep is not None:
+            self.scope[_DECISION] = self._keep
         raise error
 
     async def answer_by(self, handler: Handler, connection: HTTPConnection, error: Exception) -> Response:
         """Return what *handler* answers to *error*; what it does in the databases is committed as that status says."""
+        self._keep = self.scope.pop(_DECISION, None)
         try:
             response = await call_handler(handler, connection, error)
             await self._finish(_refusal(response.status_code))
@@ -189,32 +199,43 @@ class RequestState:
         return answer_overload(error, handlers_by_class(connection.scope))
 
     async def _answer_failure(self, error: Exception, receive: Receive, send: Send) -> bool:
-        """Let the application's handler answer a COMMIT that failed with *error*; return whether that is all.
+        """Let the application's handlers answer a COMMIT that failed with *error*; return whether that is all.
 
-        At once: behind Starlette's back, for which the response has started.  The handler gets a new transaction.
+        At once: behind Starlette's back, for which the response has started.  They get a new transaction.
         """
-        connection = self._connection
+        connection, at_endpoint = self._connection, self._at_endpoint
         if connection is None:
             return False
-        handler = handler_for(error, handlers_by_class(connection.scope))
-        if handler is None:
-            # That of this application is called by Starlette, outside of everything; those of mounted ones are not.
+
+        async def fail(scope: Scope, receive: Receive, send: Send) -> None:
+            raise error
+
+        async def send_answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                await self._finish(_refusal(message["status"]))
+                self._failure, self._answered = None, error
+            await send(message)
+
+        # Twice, as Starlette does: around the endpoint, and around that for what a handler raises.
+        handled = self.guard(handle_exceptions(fail, connection), connection, at_endpoint=False)
+        self._at_endpoint = at_endpoint
+        try:
+            await handle_exceptions(handled, connection)(connection.scope, receive, send_answer)
+        except Exception as failure:
+            if failure is not error:
+                self._failure = failure
+                await self._roll_back(failure)
+                raise
+            # The handler for Exception of this application is called by Starlette, those of mounted ones are not.
             inner = connection.scope["app"]
             handler = handler_for_everything(inner) if inner is not self._app else None
             if handler is None:
                 return False
-            self._raised_afterwards = error  # as Starlette does, so that the server logs it
-        try:
             response = await call_handler(handler, connection, error)
-            await self._finish(_refusal(response.status_code))
-        except Exception as failure:
-            self._failure, self._raised_afterwards = failure, None
-            await self._roll_back(failure)
-            raise
-        self._failure, self._answered = None, error
-        await response(connection.scope, receive, send)
+            self._raised_afterwards = error  # as Starlette does, so that the server logs it
+            await response(connection.scope, receive, send_answer)
         # An endpoint is ended where it sends, so that no middleware sees an error that was answered.
-        return self._at_endpoint
+        return at_endpoint
 
     # -- the units of work ------------------------------------------------------------------------------------------
 
@@ -224,32 +245,55 @@ class RequestState:
         After that, new ones are open, for whoever answers the failure.
         """
         self._ended = True
-        failure: BaseException | None = None
-        rolled_back: BaseException | None = None
-        # All are ended, to give their connections back.  After a COMMIT that failed, the others roll back.
-        for databases in self.databases:
-            units = self.databases[databases]
-            if units is None:
-                continue
-            if failure is not None and units.decision:
-                units.decision = None
+        interruption: BaseException | None = None
+        if self._keep is not None:
             try:
-                rolled_back = await units.finish(failure or error) or rolled_back
-            except BaseException as raised:
-                failure = failure or raised
-        if failure or rolled_back:
-            self._log(failure or rolled_back)
-        if failure is not None:
+                error = await self._why(error)
+            except BaseException as reason:
+                error = interruption = reason
+        if error is not None:
+            self._log(error)
+        failure = error
+        # All are ended, to give their connections back.  After a COMMIT that failed, the others roll back.
+        for databases in await self._in_order() if self._several and error is None else self.databases:
+            units = self.databases[databases]
+            if units is not None:
+                try:
+                    await units.finish(failure)
+                except BaseException as reason:
+                    failure = failure or reason
+        if failure is not None and failure is not error:
+            logger.debug("%s: rolled back: %s", route_of(self.scope), type(failure).__name__)
             if isinstance(failure, Exception):
                 self._begin_again(failure)
             raise failure
+        if interruption is not None:
+            raise interruption
+
+    async def _in_order(self) -> list[RequestDatabases]:
+        """Return the databases, first those in which nothing can be committed, which take the others with them."""
+        failed = [each for each, units in self.databases.items() if units is not None and not await units.can_commit()]
+        return [*failed, *(each for each in self.databases if each not in failed)]
+
+    async def _why(self, error: BaseException | None) -> BaseException | None:
+        """Return why to roll back after *error*, None where what was done is to be kept."""
+        if self._keep is None:
+            return error
+        if not self._keep:
+            return error or RefusedError("rollback_request()")
+        if error is None or isinstance(error, RefusedError):
+            return None  # what cannot be committed then is the error of the COMMIT
+        if not isinstance(error, Exception):
+            return error
+        return None if all([await units.can_commit() for units in self.databases.values() if units]) else error
 
     def _begin_again(self, failure: Exception) -> None:
         self._failure, self._ended = failure, False
+        if self._keep:
+            self._keep = None  # what it would have kept is gone
         for databases, units in self.databases.items():
             if units is not None:
-                self.databases[databases] = again = RequestUnits(databases, self.scope, None)
-                again.decision = False if units.decision is False else None
+                self.databases[databases] = RequestUnits(databases, self.scope, None)
 
     async def _finish_after(self, error: BaseException) -> None:
         """End all units of work after *error*, which is more important than what happens meanwhile."""
@@ -260,16 +304,17 @@ class RequestState:
                 await self._finish(failure)
 
     async def _roll_back(self, error: Exception) -> None:
-        """Roll back what is not to be kept after *error*; the units of work go on."""
-        rolled_back = False
-        for units in self.databases.values():
-            if units is not None and await units.roll_back(error):
-                rolled_back = True
-        if rolled_back:
+        """Roll back after *error* what is not to be kept; the units of work go on."""
+        if await self._why(error) is not None:
+            if self._keep:
+                self._keep = None  # what it would have kept is gone
             self._log(error)
+            for units in self.databases.values():
+                if units is not None:
+                    await units.roll_back(error)
 
-    def _log(self, why: BaseException | None) -> None:
-        if logger.isEnabledFor(logging.DEBUG):
+    def _log(self, why: BaseException) -> None:
+        if logger.isEnabledFor(logging.DEBUG) and any(units and units.borrowed for units in self.databases.values()):
             reason = str(why) if isinstance(why, RefusedError) else type(why).__name__
             logger.debug("%s: rolled back: %s", route_of(self.scope), reason)
 

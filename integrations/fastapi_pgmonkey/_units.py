@@ -6,12 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from psycopg import AsyncConnection, Connection
 from psycopg.pq import TransactionStatus
 
 from ._types import RequestDatabases
 
 if TYPE_CHECKING:
     from starlette.types import Scope
+
+AnyConnection = AsyncConnection[object] | Connection[object]
 
 _WORKING = (TransactionStatus.IDLE, TransactionStatus.INTRANS)
 
@@ -28,9 +31,6 @@ class RequestUnits:
         def label() -> str:
             return _route_and_place(scope)
 
-        self.cancellable = databases.cancel_on_disconnect
-        self.decision: bool | None = None
-        """Whether to commit whatever the status says; None where the status decides."""
         self._threads = databases.threads
         self._in_loop = databases.async_database.begin(label=label, on_borrow=on_borrow)
         self._in_threads = databases.sync_database.begin(label=label, on_borrow=on_borrow)
@@ -40,71 +40,55 @@ class RequestUnits:
         """Whether a connection was needed."""
         return self._in_loop.borrowed or self._in_threads.borrowed
 
-    async def finish(self, error: BaseException | None) -> BaseException | None:
-        """Commit both or roll both back, as was decided, or else as there is an *error*; raise what fails a COMMIT.
-
-        Returns why something was rolled back.
-        """
-        if self.decision is not None:
-            try:
-                error = await self._reason(error)
-            except BaseException as interruption:
-                error = interruption
-        rolled_back = error is not None and self.borrowed
-        try:
-            await self._in_loop.finish(error)
-        except BaseException as failure:
-            # What the threads did must not be committed without what the coroutines did.
-            await self._threads.end(self._in_threads, self._in_threads.finish, failure)
-            raise
-        # Without a connection there is nothing to wait for, and no thread is needed.
-        if self._in_threads.borrowed:
-            await self._threads.end(self._in_threads, self._in_threads.finish, error)
-        else:
-            self._in_threads.finish(error)
-        if error is not None and not isinstance(error, Exception):
-            raise error
-        return error if rolled_back else None
-
-    async def _reason(self, error: BaseException | None) -> BaseException | None:
-        """Return why to roll back, None where to commit."""
-        if self.decision is None:
-            return error
-        if not self.decision:
-            return error or RefusedError("rollback_request()")
-        if error is None or isinstance(error, RefusedError):
-            return None  # a transaction that failed is an error of the COMMIT
-        return None if isinstance(error, Exception) and await self._can_be_kept() else error
-
-    async def roll_back(self, error: Exception) -> bool:
-        """Roll both back after *error*, unless they are to be kept; return whether there was anything to roll back.
-
-        The next statement starts a new transaction.
-        """
-        if await self._reason(error) is None:
+    async def can_commit(self) -> bool:
+        """Return whether no statement has failed, and the connections are still there."""
+        if self._in_loop.borrowed and _failed(await self._in_loop.connection()):
             return False
-        if self.decision:
-            self.decision = None  # what it would have kept is gone
-        borrowed = self.borrowed
+        return not (self._in_threads.borrowed and _failed(self._in_threads.connection()))
+
+    async def finish(self, error: BaseException | None) -> None:
+        """Commit both, or roll both back when there is an *error*; raise what makes a COMMIT fail.
+
+        What cannot be committed comes first, and takes the other with it.
+        """
+        failure = error
+        # Without a connection there is nothing to wait for, and no thread is needed.
+        in_threads = self._in_threads.borrowed
+        if in_threads and error is None and _failed(self._in_threads.connection()):
+            failure = await self._finish_in_threads(None)
+        try:
+            await self._in_loop.finish(failure)
+        except BaseException as reason:
+            failure = failure or reason
+        if in_threads:
+            failure = await self._finish_in_threads(failure) or failure
+        else:
+            self._in_threads.finish(failure)
+        if failure is not error and failure is not None:
+            raise failure
+
+    async def _finish_in_threads(self, error: BaseException | None) -> BaseException | None:
+        try:
+            await self._threads.end(self._in_threads, self._in_threads.finish, error)
+        except BaseException as failure:
+            return failure
+        return error
+
+    async def roll_back(self, error: BaseException) -> None:
+        """Roll both back; the next statement starts a new transaction."""
         if self._in_loop.borrowed:
             await self._in_loop.roll_back(error)
         if self._in_threads.borrowed:
             await self._threads.end(self._in_threads, self._in_threads.roll_back, error)
-        return borrowed
-
-    async def _can_be_kept(self) -> bool:
-        """Return whether no statement has failed, and the connections are still there."""
-        found = []
-        if self._in_loop.borrowed:
-            found.append((await self._in_loop.connection()).pgconn.transaction_status)
-        if self._in_threads.borrowed:
-            found.append(self._in_threads.connection().pgconn.transaction_status)
-        return all(status in _WORKING for status in found)
 
     async def cancel(self, reason: str) -> None:
         """Cancel the running statement, roll both back, and refuse further statements."""
         await self._in_loop.cancel(reason)
         await self._threads.end(self._in_threads, self._in_threads.cancel, reason)
+
+
+def _failed(connection: AnyConnection) -> bool:
+    return connection.pgconn.transaction_status not in _WORKING
 
 
 def route_of(scope: Scope) -> str:

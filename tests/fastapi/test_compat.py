@@ -12,6 +12,7 @@ from typing import Any
 
 import fastapi.routing
 import pytest
+import starlette._exception_handler
 import starlette._utils
 import starlette.middleware.exceptions
 import starlette.routing
@@ -62,11 +63,15 @@ async def test_what_is_installed_starts(config: dict[str, Any], app: FastAPI) ->
         assert await db.async_database.fetch_value("SELECT 1") == 1
 
 
-def test_another_utility_module_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(starlette._utils, "is_async_callable")
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(starlette._utils, "is_async_callable"), (starlette._exception_handler, "wrap_app_handling_exceptions")],
+)
+def test_another_utility_module_is_refused(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -> None:
+    monkeypatch.delattr(module, name)
     with pytest.raises(RuntimeError) as error:
         runpy.run_path(_compat.__file__)
-    assert difference(error.value, INSTALLED, TESTED) == "starlette._utils has no is_async_callable"
+    assert difference(error.value, INSTALLED, TESTED) == f"{module.__name__} has no {name}"
 
 
 @pytest.mark.parametrize(
