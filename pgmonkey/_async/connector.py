@@ -15,7 +15,7 @@ from psycopg.pq import TransactionStatus
 
 from .._config.blueprint import Blueprint
 from .._driver.deadlines import connecting_until
-from .._driver.lending import lendable, prepare_to_lend
+from .._driver.lending import lend, lendable, prepare_to_lend
 from .._pool.pooled import Pooled
 from ..errors import ConfigError, ServerUnavailableError
 from .guard import AsyncGuard, OnError
@@ -63,16 +63,34 @@ class AsyncConnector:
         if self._blueprint.transaction_settings:
             state["transaction_settings"] = self._blueprint.transaction_settings
         try:
-            configure = self._blueprint.settings.configure
-            if configure is not None:
-                await configure(connection)
-                if connection.pgconn.transaction_status != TransactionStatus.IDLE:
-                    raise psycopg.ProgrammingError("the 'configure' function left a transaction open")
-            prepare_to_lend(connection)
+            await self.configure(pooled)
         except BaseException:
             pooled.close()
             raise
         return pooled
+
+    async def configure(self, pooled: AsyncPooledConnection) -> None:
+        """Make a connection, which is new or was cleaned, what every borrower is to find.
+
+        Raises what the `configure` function of the settings raises, and `psycopg.ProgrammingError` when it leaves a
+        failed transaction.
+        """
+        connection, blueprint = pooled.connection, self._blueprint
+        settings = blueprint.settings
+        pooled.autocommit = blueprint.autocommit
+        if settings.configure is not None:
+            # The same each time: what it adds to the object, such as a handler, must not be there twice.
+            if pooled.unconfigured is None:
+                pooled.unconfigured = lend(connection, autocommit=blueprint.autocommit)
+            connection.__dict__ = lend(pooled.unconfigured, autocommit=blueprint.autocommit).__dict__
+            await settings.configure(connection)
+            if connection.pgconn.transaction_status == TransactionStatus.INTRANS:
+                await connection.commit()
+            if connection.pgconn.transaction_status != TransactionStatus.IDLE:
+                raise psycopg.ProgrammingError("the 'configure' function left a transaction that failed")
+            pooled.autocommit = connection.autocommit
+        pooled.prepared.settle(always=settings.clean_on_return == "always", pgbouncer=blueprint.pgbouncer)
+        pooled.begin = prepare_to_lend(connection)
 
     async def check(self, pooled: AsyncPooledConnection, deadline: float) -> None:
         """Ask the server whether it is there, as the settings say; raise what psycopg raises when it is not."""

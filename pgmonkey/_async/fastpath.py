@@ -34,8 +34,8 @@ _FATAL, _IDLE, _NO_PIPELINE = int(ExecStatus.FATAL_ERROR), int(TransactionStatus
 async def execute_plan(pooled: AsyncPooledConnection, plan: Plan, begin: Begin | None) -> PGresult:
     """Execute *plan* on a connection whose lock is held, with the BEGIN that it needs before it."""
     pgconn, prepared = pooled.pgconn, pooled.prepared
-    if not plan.harmless:
-        prepared.expect("")  # it may leave something in the session
+    if plan.effect:
+        prepared.note_effect(plan.effect)
     prepared.reused = prepared.worked = True
     try:
         if begin is None:
@@ -120,6 +120,7 @@ class AsyncFastPath:
         settings = blueprint.settings
         self.pool = pool
         self._row_factory = row_factory
+        self._alone = settings.clean_on_return != "always"  # a plan ends without cleaning
         # What identifies each statement, without and with parameters; its plan is kept with each connection.
         self._without: OrderedDict[object, object] = OrderedDict()
         self._with: OrderedDict[object, object] = OrderedDict()
@@ -133,7 +134,6 @@ class AsyncFastPath:
             and settings.reset is None
             and settings.check is None
             and not settings.check_on_checkout
-            and not {"cursor_factory", "row_factory", "context"}.intersection(blueprint.connect)
         )
 
     def learn(
@@ -153,14 +153,18 @@ class AsyncFastPath:
         """Tell whether a borrowed *connection* makes the cursors and rows that each borrower gets."""
         pools: AsyncAnyConnection = pooled.connection
         usual = self._row_factory or pools.row_factory
-        return connection.row_factory is usual and connection.cursor_factory is pools.cursor_factory is AsyncCursor
+        return (
+            connection.row_factory is usual
+            and connection.cursor_factory is pools.cursor_factory is AsyncCursor
+            and pooled.begin == b"BEGIN"  # else no statement is alone: the mode is that of a transaction
+        )
 
     async def run(self, statement: Statement, params: Params | None, read: Read) -> Any:
         """Execute *statement* alone and return what *read* makes of the answer; a `Declined` when nothing was done."""
         if statement.__class__ is not str or (self._loop is not None and self._loop is not current_loop()):
             return _NO_PLAN
         key = (self._without if params is None else self._with).get(statement)
-        if key is None:
+        if key is None or not self._alone:
             return _NO_PLAN
         pool, frame = self.pool, sys._getframe(1)
         pooled = pool.take_idle(frame) or await pool.wait_for_one(frame)

@@ -16,6 +16,7 @@ from .._driver.begin import Begin, set_command
 from .._driver.cancel import hang_up, request_cancel
 from .._driver.lending import lend, route_notices, take_back
 from .._driver.psycopg_types import RowFactory
+from .._driver.sql import Effect
 from ..errors import CommitUnknownError, GivenBackError
 from .connector import AsyncPooledConnection
 from .cursor import fast_cursor
@@ -55,7 +56,7 @@ class AsyncLease:
         self.refusal: psycopg.Error | None = None
         """Set by `cancel`: the error that every later statement raises."""
         self.row_factory: RowFactory | None = None
-        """The row factory; None for psycopg's default."""
+        """The row factory; None for the connection's own."""
         self.unit: Callable[[], object] | None = None
         """Returns the unit of work that it belongs to, whose end alone commits; None where that is gone."""
         self.values: Mapping[str, str | None] = {}
@@ -63,7 +64,8 @@ class AsyncLease:
         self.begin: Begin = _BEGIN
         """The commands that begin a transaction."""
         self.pooled = pooled
-        self._in_autocommit = autocommit
+        self.in_autocommit = autocommit
+        """Whether each statement is its own transaction."""
         self._context = context
 
     @property
@@ -77,8 +79,7 @@ class AsyncLease:
             raise GivenBackError("the connection of this lease was given back to its pool; borrow another one")
         connection = lend(
             pooled.connection,
-            autocommit=self._in_autocommit,
-            prepare_threshold=blueprint.connect.get("prepare_threshold", 5),
+            autocommit=self.in_autocommit,
             context=self._context,
         )
         state = connection.__dict__
@@ -126,6 +127,16 @@ class AsyncLease:
         """The status of the transaction, one of `psycopg.pq.TransactionStatus`."""
         return TransactionStatus.UNKNOWN if self.pooled is None else self.pooled.pgconn.transaction_status
 
+    @property
+    def unclean(self) -> bool:
+        """Whether the session has certainly to be cleaned: a function of the application's own has no such effect."""
+        return self.pooled is not None and self.pooled.prepared.unclean is Effect.LASTING
+
+    @property
+    def has_mode(self) -> bool:
+        """Whether `configure` has set what holds for transactions only: isolation level, read-only, deferrable."""
+        return self.pooled is not None and self.pooled.begin != b"BEGIN"
+
     def __str__(self) -> str:
         return "given back" if self.pooled is None else str(self.pooled)
 
@@ -142,16 +153,24 @@ class AsyncLease:
             return
         reset = self.pool.blueprint.settings.reset
         try:
-            if pooled.pgconn.transaction_status == _IDLE and reset is None and not (clean and pooled.prepared.unclean):
-                pass  # nothing was done, or it is finished
-            elif error is None:
-                await self._commit(pooled, clean)
-            elif cannot_wait(error):
-                pooled.close()
-            else:
-                await self._roll_back(pooled, clean, error)
-            if reset is not None and pooled.pgconn.status == ConnStatus.OK:
-                await reset(pooled.connection)
+            try:
+                if (
+                    pooled.pgconn.transaction_status == _IDLE
+                    and reset is None
+                    and not (clean and pooled.prepared.unclean)
+                ):
+                    pass  # nothing was done, or it is finished
+                elif error is None:
+                    await self._commit(pooled, clean)
+                elif cannot_wait(error):
+                    pooled.close()
+                else:
+                    await self._roll_back(pooled, clean, error)
+            except psycopg.Error:
+                await self._restore(pooled)
+                raise
+            if reset is not None or pooled.prepared.bare:
+                await self._restore(pooled)
         except psycopg.Error:
             raise
         except BaseException:
@@ -169,6 +188,21 @@ class AsyncLease:
         self.refusal = error
         if self.lent is not None:
             self.lent.__dict__["refusal"] = error
+
+    async def _restore(self, pooled: AsyncPooledConnection) -> None:
+        """Call the functions of the settings that make a connection fit for the next borrower; else close it.
+
+        What they raise is no error of the borrower, whose work is done.
+        """
+        reset = self.pool.blueprint.settings.reset
+        try:
+            if pooled.prepared.bare and pooled.pgconn.status == ConnStatus.OK:
+                await self.pool.configure(pooled)
+            if reset is not None and pooled.pgconn.status == ConnStatus.OK:
+                await reset(pooled.connection)
+        except Exception as failure:
+            logger.warning("%s: closing a connection that was given back: %r", self.pool.name, failure)
+            pooled.close()
 
     async def cancel(self, error: psycopg.Error) -> None:
         """End what is running, on the server, and wait for its end; from now on every statement raises *error*.
@@ -263,12 +297,13 @@ class AsyncLease:
     async def _send(self, pooled: AsyncPooledConnection, end: bytes | None, clean: bool) -> list[PGresult]:
         """Send *end* and what cleans the session in one message; return the results."""
         blueprint, prepared = self.pool.blueprint, pooled.prepared
-        clean = clean and blueprint.settings.clean_on_return and prepared.unclean
+        clean = clean and bool(blueprint.settings.clean_on_return) and prepared.needs_cleaning(end)
         message = prepared.ending(end, clean=clean, pgbouncer=blueprint.pgbouncer)
         if not message:
             return []
         results = await self._exchange(pooled, message)
-        if clean:
+        # The server executes nothing behind a statement that failed, such as COMMIT.
+        if clean and not any(result.status == _FATAL for result in results):
             prepared.cleaned()
         return results
 

@@ -486,6 +486,10 @@ def _in_itself() -> psycopg.Error:
 
 
 async def _set_mode(connection: AsyncAnyConnection, mode: TransactionMode) -> None:
-    await connection.set_isolation_level(mode.isolation)
-    await connection.set_read_only(mode.read_only)
-    await connection.set_deferrable(mode.deferrable)
+    # What is not given stays as `configure` has set it.
+    if mode.isolation is not None:
+        await connection.set_isolation_level(mode.isolation)
+    if mode.read_only is not None:
+        await connection.set_read_only(mode.read_only)
+    if mode.deferrable is not None:
+        await connection.set_deferrable(mode.deferrable)

@@ -61,7 +61,7 @@ class PoolSettings:
     num_workers: int = 3
     close_returns: bool = False
     check_on_checkout: bool = False
-    clean_on_return: bool = True
+    clean_on_return: bool | Literal["always"] = True
     open_timeout: float = 0.0
     leak_detection_threshold: float = 0.0
     # Untyped results, because both kinds of pool have them: an async pool takes coroutine functions.
@@ -321,6 +321,8 @@ class _Checker:
             return self._whole_number(path, value, least=1 if key in ("max_size", "num_workers") else 0)
         if key in ("timeout", "max_lifetime", "max_idle", *_MAY_BE_ZERO):
             return self._seconds(path, key, value)
+        if key == "clean_on_return" and value == "always":
+            return value
         if key in ("open", "close_returns", "check_on_checkout", "clean_on_return"):
             return self._boolean(path, value)
         if key == "name":

@@ -25,6 +25,7 @@ from ..errors import GivenBackError, PgmonkeyError
 from .begin import set_command
 from .compat import FAST_PATH, LENDING_ERROR
 from .deadlines import connecting_until, limited_connecting
+from .prepared import Prepared
 from .psycopg_types import AnyConnection
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def _lendable(connection_class: type, guard: type) -> type:
     return made
 
 
-def lend(pooled: C, *, autocommit: bool, prepare_threshold: int | None, context: AdaptContext | None) -> C:
+def lend(pooled: C, *, autocommit: bool, context: AdaptContext | None = None) -> C:
     """Return a connection for one borrower over the libpq connection of *pooled*.
 
     *context* is where its type adapters come from, *pooled* itself when None.
@@ -177,7 +178,7 @@ def lend(pooled: C, *, autocommit: bool, prepare_threshold: int | None, context:
     if adapters:
         state["_adapters"] = AdaptersMap(adapters)
     lent.__dict__ = state
-    lent.prepare_threshold = prepare_threshold  # kept with the prepared statements, which all borrowers share
+    cast("Prepared", state["_prepared"]).drop_settings()
     return lent
 
 
@@ -200,14 +201,16 @@ def take_back(lent: Any) -> None:
             state.pop(name, None)
 
 
-def prepare_to_lend(connection: AnyConnection) -> None:
-    """Have psycopg build BEGIN now, which all lent connections copy, and see that they take another autocommit.
+def prepare_to_lend(connection: AnyConnection) -> bytes:
+    """Have psycopg build BEGIN now, which all lent connections copy, and return it.
 
-    The pooled connection is in autocommit.  With a psycopg that keeps this elsewhere, a lent connection would be, too,
-    and what is rolled back would be stored.  Raises `PgmonkeyError` then.
+    From now on the pooled connection itself is in autocommit.  With a psycopg that keeps this elsewhere, a lent
+    connection would be, too, and what is rolled back would be stored.  Raises `PgmonkeyError` then.
     """
+    connection._autocommit = True
     begin = connection._get_tx_start_command()
-    if lend(connection, autocommit=False, prepare_threshold=connection.prepare_threshold, context=None).autocommit:
+    if not connection.autocommit or lend(connection, autocommit=False).autocommit:
         begin = b""
     if not begin:
         raise PgmonkeyError(f"psycopg {psycopg.__version__} does not begin transactions as pgmonkey knows it")
+    return begin

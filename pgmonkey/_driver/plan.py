@@ -22,7 +22,7 @@ from psycopg.pq.abc import PGconn, PGresult
 from .compat import FAST_PATH, PIPELINES, PostgresQuery
 from .prepared import Prepared
 from .psycopg_types import AnyConnection, AnyCursor, RowFactory
-from .sql import Statement, is_harmless, leaves_state
+from .sql import Effect, Statement, effect_of
 
 V = TypeVar("V")
 
@@ -84,8 +84,8 @@ class Plan:
     """How one connection executes one statement that is prepared on it."""
 
     __slots__ = (
-        *("_count", "_key", "_bookkeeping", "_converter", "_types", "_wanted", "busy", "dumpers", "formats"),
-        *("harmless", "has_rows", "loaders", "make_row", "name", "params", "send", "session", "transformer"),
+        *("_count", "_key", "_bookkeeping", "_converter", "_types", "_wanted", "busy", "dumpers", "effect"),
+        *("formats", "has_rows", "loaders", "make_row", "name", "params", "send", "session", "transformer"),
         "variants",
     )
 
@@ -106,7 +106,7 @@ class Plan:
         self.transformer.set_pgresult(None, set_loaders=False)
         self.has_rows = cursor.description is not None
         self.make_row = row_factory(cursor)
-        self.harmless = is_harmless(query.query)
+        self.effect = effect_of(query.query)
         self.send = pgconn.send_query_prepared
         # psycopg copies these maps before it changes them, so a type registered later is seen as another map.
         adapters = self.transformer.adapters
@@ -214,7 +214,7 @@ class Plans:
         # psycopg's cursors keep `_query` only where they did not execute a prepared statement.
         if not FAST_PATH or not prepared._names or cursor.pgresult is None or cursor._query is not None:
             return None
-        if leaves_state(statement) or cursor._query_cls is not PostgresQuery or not is_psycopgs(row_factory):
+        if cursor._query_cls is not PostgresQuery or not is_psycopgs(row_factory):
             return None
         if connection._notice_handlers or connection._notify_handlers:
             return None
@@ -227,7 +227,7 @@ class Plans:
         try:
             query.convert(statement, params)
             name = prepared.name_of((query.query, query.types))
-            if name is None:
+            if name is None or effect_of(query.query) is Effect.LASTING:  # nothing is cleaned after a plan
                 return None
             plan = Plan(connection.pgconn, prepared, session, name, query, cursor, row_factory)
         except Exception:

@@ -8,7 +8,7 @@ import psycopg
 
 from .compat import GENERATORS, PostgresQuery, Prepare, PrepareManager
 from .psycopg_types import AnyConnection
-from .sql import is_harmless
+from .sql import Effect, effect_of
 
 Key = tuple[bytes, tuple[int, ...]]
 """Text and parameter types of a statement, by which psycopg knows it."""
@@ -54,17 +54,24 @@ class Prepared(PrepareManager):
     def __init__(self) -> None:
         super().__init__()
         self._foreign = False
-        """Whether a borrower prepared statements by hand, which psycopg does not know of."""
+        """Whether statements were prepared by hand, which psycopg does not know of."""
         self.stale = False
         """Whether tables have changed: the next query deallocates everything first."""
         self.reused = False
         """Whether the latest execution was of a statement that was prepared before, and so may be outdated."""
         self.worked = False
         """Whether the borrower has executed something; of use only while a transaction is open."""
-        self.unclean = False
-        """Whether something may be left in the session."""
-        self._unclean_before = False
-        """`unclean` as it was before the running statement; restored when that is harmless."""
+        self.unclean = Effect.NONE
+        """What may be left in the session."""
+        self._unclean_before = Effect.NONE
+        """`unclean` as it was before the running statement, which has not told yet what it is."""
+        self._least = Effect.NONE
+        """What every borrower is taken to leave, whatever it executes."""
+        self._configured = False
+        """Whether `configure` made something in the session, which cleaning removes."""
+        self.bare = False
+        """Whether that was removed, and is to be made again before the connection is lent."""
+        self._usual = self.prepare_threshold, self.prepared_max
 
     @classmethod
     def install(cls, connection: AnyConnection) -> Prepared:
@@ -72,8 +79,25 @@ class Prepared(PrepareManager):
         prepared = cls()
         prepared.prepare_threshold = connection.prepare_threshold
         prepared.prepared_max = connection._prepared.prepared_max
+        prepared._usual = prepared.prepare_threshold, prepared.prepared_max
         connection._prepared = prepared
         return prepared
+
+    def settle(self, *, always: bool, pgbouncer: bool) -> None:
+        """Note that the connection is as all borrowers are to find it.
+
+        With *always*, each borrower is taken to leave something.  Behind PgBouncer, sessions are not the pool's to
+        configure.
+        """
+        self._usual = self.prepare_threshold, self.prepared_max
+        self._configured = not pgbouncer and (self._configured or bool(self.unclean))
+        self._least = Effect.LASTING if always else Effect.NONE
+        self.bare = False
+        self.unclean = self._unclean_before = self._least
+
+    def drop_settings(self) -> None:
+        """Drop what the last borrower set on its connection: psycopg keeps these with the prepared statements."""
+        self.prepare_threshold, self.prepared_max = self._usual
 
     # -- what psycopg calls -----------------------------------------------------------------------------------------
 
@@ -96,13 +120,24 @@ class Prepared(PrepareManager):
         self.note(query)
         return super().maybe_add_to_cache(query, prep, name)
 
+    def clear(self) -> bool:
+        """Have psycopg deallocate everything, also what `configure` has prepared."""
+        if self._configured and self._foreign:
+            self.note_effect(Effect.LASTING)
+        return super().clear()
+
     # -- what may be left in the session ----------------------------------------------------------------------------
 
     def note(self, query: PostgresQuery) -> None:
         """Note *query*, which is being executed."""
         template: bytes | None = getattr(query, "template", None)  # of client-side cursors: without the parameters
-        if not is_harmless(template or query.query):
-            self.unclean = self._unclean_before = True
+        self.note_effect(effect_of(query.query, template))
+
+    def note_effect(self, effect: Effect) -> None:
+        """Note *effect*, of a statement that is being executed."""
+        if effect:
+            self._unclean_before = max(self._unclean_before, effect)
+            self.unclean = max(self.unclean, effect)
 
     def expect(self, generator: str) -> None:
         """Note that psycopg's *generator*, given by its name, executes something.
@@ -112,11 +147,18 @@ class Prepared(PrepareManager):
         self.worked = True
         if generator not in _PSYCOPGS_OWN:
             self._unclean_before = self.unclean
-            self.unclean = True
+            self.unclean = Effect.LASTING
 
     def cleaned(self) -> None:
         """Note that nothing is left in the session."""
-        self.unclean = self._unclean_before = False
+        self.unclean = self._unclean_before = self._least
+        self.bare = self._configured
+        self._foreign = False
+
+    def needs_cleaning(self, end: bytes | None) -> bool:
+        """Tell whether the session is to be cleaned with *end*, a COMMIT or ROLLBACK, or alone."""
+        # With a ROLLBACK everything is deallocated, also what `configure` has prepared.
+        return bool(self.unclean) or (self._configured and self._foreign and end == b"ROLLBACK")
 
     def ending(self, end: bytes | None, *, clean: bool, pgbouncer: bool) -> bytes:
         """Return the message that does *end*, a COMMIT or ROLLBACK, and cleans the session; empty when neither.
@@ -146,7 +188,6 @@ class Prepared(PrepareManager):
         return self._foreign or not self._names
 
     def _forget(self) -> None:
-        self._foreign = False
         self._counts.clear()
         self._names.clear()
         self._to_flush.clear()

@@ -42,8 +42,8 @@ class Pooled(Generic[C, W]):
     """One connection of a pool, with what the pool knows about it; times as `time.monotonic` gives them."""
 
     __slots__ = (
-        *("arrived", "borrowed_at", "connection", "expires", "frame", "idle_since"),
-        *("label", "lent_at", "pgconn", "plans", "prepared", "reported", "watcher"),
+        *("arrived", "autocommit", "begin", "borrowed_at", "connection", "expires", "frame", "idle_since"),
+        *("label", "lent_at", "pgconn", "plans", "prepared", "reported", "unconfigured", "watcher"),
     )
 
     def __init__(self, connection: C, watcher: W, max_lifetime: float) -> None:
@@ -51,6 +51,12 @@ class Pooled(Generic[C, W]):
         self.pgconn = connection.pgconn
         self.watcher = watcher
         self.prepared = Prepared.install(connection)
+        self.autocommit = False
+        """Whether it is lent in autocommit to a borrower that does not say."""
+        self.begin = b"BEGIN"
+        """What begins a transaction in the mode that `configure` set."""
+        self.unconfigured: C | None = None
+        """A copy of the connection as it was before `configure` was called."""
         self.plans = Plans(connection, self.prepared)
         self.arrived = watcher.arrived  # looked up once: the ledger asks at each borrow
         self.expires = monotonic() + max_lifetime

@@ -24,7 +24,7 @@ from .._config.blueprint import blueprint
 from .._config.source import Origin, Sources
 from .._driver.plan import Declined, Read, read_all, read_count, read_one, read_value, remember
 from .._driver.prepared import is_refused
-from .._driver.sql import Params, Statement, leaves_state, returns_rows, text_of
+from .._driver.sql import Params, Statement, returns_rows, text_of
 from .._driver.transaction_mode import TransactionMode
 from .._pool.cache import cache
 from .._pool.place import Label
@@ -352,15 +352,16 @@ class Database(Generic[Row]):
         lease = handle.borrow(autocommit=not in_doubt)
         lease.row_factory = self._row_factory
         try:
+            lease.in_autocommit = not (in_doubt or lease.has_mode)
             cursor = work(lease.connection)
             if in_doubt:
                 answer = fetch(cursor)
                 if text:
                     remember(self._returning, text, None, _MAX_RETURNING)
         except BaseException as error:
-            lease.finish(error, clean=leaves_state(query))
+            lease.finish(error, clean=lease.unclean)
             raise
-        lease.finish(clean=leaves_state(query))
+        lease.finish(clean=lease.unclean)
         return answer if in_doubt else fetch(cursor)
 
     def _execute(

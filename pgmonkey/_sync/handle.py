@@ -104,7 +104,7 @@ class ConnectionHandle:
         for whom the connection is borrowed.
         """
         pooled = self._pool.borrow(timeout, label)
-        autocommit = self._blueprint.autocommit if autocommit is None else autocommit
+        autocommit = pooled.autocommit if autocommit is None else autocommit
         return Lease(self._pool, pooled, autocommit, context)
 
     @contextmanager
@@ -198,7 +198,7 @@ class ConnectionHandle:
         return self._pool.stats()
 
     def fast_path(self, row_factory: RowFactory | None) -> FastPath | None:
-        """Return the fast path for statements with rows as *row_factory* makes them.
+        """Return the fast path for statements with rows as *row_factory*, or else the connection's own, makes them.
 
         None where the configuration asks for psycopg's own way.
         """

@@ -8,21 +8,26 @@ error, with the server's own words, and no borrower waits for a background worke
 
 from __future__ import annotations
 
+import logging
 import sys
 from time import monotonic
 from types import FrameType
 from typing import TypeAlias
 
-import psycopg
-
 from .._config.blueprint import Blueprint
 from .._pool.ledger import Ledger, Signal
 from .._pool.place import Label, Place
+from ..errors import PoolTimeoutError
 from .connector import Connector, PooledConnection
 from .upkeep import Upkeep
-from .waiting import Caller, Queue, Waiter, current_loop
+from .waiting import Caller, Queue, Waiter, current_loop, sleep
+
+logger = logging.getLogger("pgmonkey")
 
 _Delivery: TypeAlias = "PooledConnection | Signal"
+
+# Seconds between new connections that are refused, doubled each time up to the second.
+_PAUSE = (0.1, 2.0)
 
 
 class Pool(Ledger[PooledConnection, Queue[_Delivery]]):
@@ -36,6 +41,8 @@ class Pool(Ledger[PooledConnection, Queue[_Delivery]]):
         """The event loop that its connections belong to; None in threads, which share them."""
         self._connector = Connector(blueprint, self.observe)
         self._checks = self._connector.checks
+        self.configure = self._connector.configure
+        """Makes a connection that was cleaned what every borrower is to find."""
 
     def borrow(self, timeout: float | None = None, label: Label | None = None) -> PooledConnection:
         """Return a live connection that is the caller's until `give_back`.
@@ -58,11 +65,12 @@ class Pool(Ledger[PooledConnection, Queue[_Delivery]]):
             pooled.borrowed_at, pooled.frame = monotonic(), frame
         return pooled
 
-    def _checkout(self, timeout: float) -> PooledConnection:
+    def _checkout(self, timeout: float, *, checks: bool = True) -> PooledConnection:
         # One deadline for all: waiting, connecting and checking share the borrower's timeout.
         deadline = monotonic() + timeout
         self._counters["requests_num"] += 1
         scavenge = self.scavenge()
+        pause, longest = _PAUSE
         while True:
             waiter: Waiter[_Delivery] | None = None
             try:
@@ -81,21 +89,33 @@ class Pool(Ledger[PooledConnection, Queue[_Delivery]]):
                 continue
             elif claim is None:
                 raise self._full()
-            if claim is None or isinstance(claim, Signal):
-                return self._connect(deadline)
-            if not self._checks:
-                return claim
-            try:
-                self._connector.check(claim, deadline)
-            except BaseException as error:
-                # Refused, or interrupted while it was checked: in both cases its state is unknown.
-                claim.close()
-                self.give_back(claim)
-                if not isinstance(error, psycopg.Error):
-                    raise
-                self._last_error = str(error)
-                continue
-            return claim
+            pooled = self._connect(deadline) if claim is None or isinstance(claim, Signal) else claim
+            if not (checks and self._checks) or self._passes(pooled, deadline):
+                return pooled
+            if pooled is not claim:
+                # A new one was refused, so the next may be, too.  psycopg_pool waits as long.
+                if monotonic() + pause >= deadline:
+                    self._counters["requests_errors"] += 1
+                    raise PoolTimeoutError(
+                        f"{self.name}: no connection passed the check within {timeout:g} s; {self._load()}"
+                    )
+                sleep(pause)
+                pause = min(2 * pause, longest)
+
+    def _passes(self, pooled: PooledConnection, deadline: float) -> bool:
+        """Check a connection; close it, and give its place back, when it is refused."""
+        try:
+            self._connector.check(pooled, deadline)
+        except BaseException as error:
+            # Refused, or interrupted while it was checked: in both cases its state is unknown.
+            pooled.close()
+            self.give_back(pooled)
+            if not isinstance(error, Exception):
+                raise
+            logger.info("%s: 'check' refused a connection: %r", self.name, error)
+            self._last_error = str(error)
+            return False
+        return True
 
     def _wait(self, waiter: Waiter[_Delivery], timeout: float) -> _Delivery:
         started = monotonic()
@@ -136,7 +156,7 @@ class Pool(Ledger[PooledConnection, Queue[_Delivery]]):
     def open(self) -> None:
         """Make the first connection now, so that a wrong configuration fails here; do nothing when there was one."""
         if not self.opened:
-            self.give_back(self._checkout(self._settings.timeout))
+            self.give_back(self._checkout(self._settings.timeout, checks=False))
 
     def close(self, reason: str = "the pool is closed") -> None:
         """Close idle connections now and lent ones when they are given back; waiters get `PoolClosedError`.

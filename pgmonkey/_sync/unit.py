@@ -484,6 +484,10 @@ def _in_itself() -> psycopg.Error:
 
 
 def _set_mode(connection: AnyConnection, mode: TransactionMode) -> None:
-    connection.set_isolation_level(mode.isolation)
-    connection.set_read_only(mode.read_only)
-    connection.set_deferrable(mode.deferrable)
+    # What is not given stays as `configure` has set it.
+    if mode.isolation is not None:
+        connection.set_isolation_level(mode.isolation)
+    if mode.read_only is not None:
+        connection.set_read_only(mode.read_only)
+    if mode.deferrable is not None:
+        connection.set_deferrable(mode.deferrable)
