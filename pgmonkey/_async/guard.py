@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from contextvars import copy_context
 from time import monotonic
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import psycopg
@@ -28,6 +29,7 @@ from .watcher import Watcher
 T = TypeVar("T")
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
 
     class _Base(LendableConnection, AsyncAnyConnection):
         """What a guard is mixed into."""
@@ -105,8 +107,13 @@ class AsyncGuard(_Base):
         await super().set_autocommit(value)
 
     async def commit(self) -> None:
-        """Do as psycopg, more directly where nothing unusual is going on."""
+        """Do as psycopg, more directly where nothing unusual is going on; raise in a unit of work."""
         state = self.__dict__
+        if "unit" in state:
+            raise psycopg.ProgrammingError(
+                "commit() is forbidden in a unit of work, which commits at its end; "
+                "use 'with database.connection() as connection' for what is to be committed before"
+            )
         async with self.lock:
             if "refusal" not in state and self.can_commit_directly():
                 pgconn, sent = self.pgconn, False
@@ -124,6 +131,24 @@ class AsyncGuard(_Base):
                     raise
                 return
         await super().commit()
+
+    async def __aenter__(self) -> Self:
+        """Do as psycopg; in a unit of work, whose end alone commits, open a savepoint."""
+        if "unit" not in self.__dict__:
+            return await super().__aenter__()
+        block = self.transaction()
+        await block.__aenter__()
+        self.__dict__.setdefault("blocks", []).append(block)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Do as psycopg; in a unit of work, end the savepoint."""
+        if blocks := self.__dict__.get("blocks"):
+            await blocks.pop().__aexit__(kind, error, traceback)
+        else:
+            await super().__aexit__(kind, error, traceback)
 
     async def close(self) -> None:
         """Close the connection."""

@@ -94,7 +94,8 @@ class AsyncLease:
         if self.refusal is not None:
             state["refusal"] = self.refusal
         if blueprint.settings.close_returns:
-            state["close"] = self.finish
+            # A unit of work gives its connection back at its end.
+            state["close"] = self.finish if self.unit is None else self._stay
         # Another thread of the borrower may do the same at this moment, or finish the lease: the first one counts.
         first: AsyncAnyConnection = self.__dict__.setdefault("lent", connection)
         route_notices(first)
@@ -244,6 +245,9 @@ class AsyncLease:
                 take_back(self.lent)
             self.pool.reclaim(pooled)
 
+    async def _stay(self) -> None:
+        """Leave the connection to the end of the unit of work."""
+
     async def _commit(self, pooled: AsyncPooledConnection, clean: bool) -> None:
         status = pooled.pgconn.transaction_status
         if status == _INTRANS:
@@ -260,6 +264,8 @@ class AsyncLease:
             await self._roll_back(pooled, clean)  # nothing to commit, but something to clean
         elif (self.lent or pooled.connection).broken:
             raise psycopg.OperationalError("nothing was committed: the connection was lost")
+        elif self.unit is not None:
+            raise psycopg.OperationalError("nothing was committed: close() was called before its end")
 
     async def _send_commit(self, pooled: AsyncPooledConnection, clean: bool) -> None:
         if clean and pooled.prepared.unclean:

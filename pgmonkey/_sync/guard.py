@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import copy_context
 from time import monotonic
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import psycopg
@@ -30,6 +31,7 @@ from .watcher import Watcher
 T = TypeVar("T")
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
 
     class _Base(LendableConnection, AnyConnection):
         """What a guard is mixed into."""
@@ -107,8 +109,13 @@ class Guard(_Base):
         super().set_autocommit(value)
 
     def commit(self) -> None:
-        """Do as psycopg, more directly where nothing unusual is going on."""
+        """Do as psycopg, more directly where nothing unusual is going on; raise in a unit of work."""
         state = self.__dict__
+        if "unit" in state:
+            raise psycopg.ProgrammingError(
+                "commit() is forbidden in a unit of work, which commits at its end; "
+                "use 'with database.connection() as connection' for what is to be committed before"
+            )
         with self.lock:
             if "refusal" not in state and self.can_commit_directly():
                 pgconn, sent = self.pgconn, False
@@ -126,6 +133,24 @@ class Guard(_Base):
                     raise
                 return
         super().commit()
+
+    def __enter__(self) -> Self:
+        """Do as psycopg; in a unit of work, whose end alone commits, open a savepoint."""
+        if "unit" not in self.__dict__:
+            return super().__enter__()
+        block = self.transaction()
+        block.__enter__()
+        self.__dict__.setdefault("blocks", []).append(block)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Do as psycopg; in a unit of work, end the savepoint."""
+        if blocks := self.__dict__.get("blocks"):
+            blocks.pop().__exit__(kind, error, traceback)
+        else:
+            super().__exit__(kind, error, traceback)
 
     def close(self) -> None:
         """Close the connection."""

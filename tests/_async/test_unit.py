@@ -52,6 +52,60 @@ async def test_a_transaction_that_begins_a_unit_of_work_does_not_end_it(
     assert rows(observer) == []
 
 
+async def test_the_connection_as_a_block_does_not_end_a_unit_of_work(
+    database: AsyncDatabase, observer: Observer
+) -> None:
+    unit = database.begin()
+    async with await unit.connection() as connection:
+        await connection.execute("INSERT INTO t VALUES (1)")
+        with pytest.raises(ZeroDivisionError):
+            async with connection:
+                await connection.execute("INSERT INTO t VALUES (2)")
+                raise ZeroDivisionError
+        async with connection:
+            await connection.execute("INSERT INTO t VALUES (3)")
+    assert rows(observer) == []
+    await unit.finish()
+    assert rows(observer) == [1, 3]
+
+
+async def test_commit_is_forbidden_in_a_unit_of_work(database: AsyncDatabase, observer: Observer) -> None:
+    unit = database.begin()
+    connection = await unit.connection()
+    await connection.execute("INSERT INTO t VALUES (1)")
+    with pytest.raises(psycopg.ProgrammingError, match="commits at its end"):
+        await connection.commit()
+    await unit.finish(ZeroDivisionError())
+    assert rows(observer) == []
+
+
+async def test_closing_the_connection_of_a_unit_of_work_is_no_success(
+    database: AsyncDatabase, observer: Observer
+) -> None:
+    with pytest.raises(psycopg.OperationalError, match=r"close\(\) was called before its end"):
+        async with database.transaction() as connection:
+            await connection.execute("INSERT INTO t VALUES (1)")
+            await connection.close()
+    assert rows(observer) == []
+    async with database.transaction() as connection:
+        await connection.execute("INSERT INTO t VALUES (2)")
+    assert rows(observer) == [2]
+
+
+async def test_close_that_gives_back_does_not_end_a_unit_of_work(config: dict[str, Any], observer: Observer) -> None:
+    observer.execute("CREATE TABLE t (a int)")
+    pool = {**config["pool_settings"], "close_returns": True}
+    database = AsyncDatabase({**config, "pool_settings": pool, "async_pool_settings": pool})
+    unit = database.begin()
+    connection = await unit.connection()
+    await connection.execute("INSERT INTO t VALUES (1)")
+    await connection.close()
+    assert rows(observer) == []
+    await unit.finish()
+    assert rows(observer) == [1]
+    await database.close()
+
+
 async def test_psycopgs_transaction_block_does_not_end_a_unit_of_work(
     database: AsyncDatabase, observer: Observer
 ) -> None:

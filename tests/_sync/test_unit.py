@@ -52,6 +52,56 @@ def test_a_transaction_that_begins_a_unit_of_work_does_not_end_it(database: Data
     assert rows(observer) == []
 
 
+def test_the_connection_as_a_block_does_not_end_a_unit_of_work(database: Database, observer: Observer) -> None:
+    unit = database.begin()
+    with unit.connection() as connection:
+        connection.execute("INSERT INTO t VALUES (1)")
+        with pytest.raises(ZeroDivisionError):
+            with connection:
+                connection.execute("INSERT INTO t VALUES (2)")
+                raise ZeroDivisionError
+        with connection:
+            connection.execute("INSERT INTO t VALUES (3)")
+    assert rows(observer) == []
+    unit.finish()
+    assert rows(observer) == [1, 3]
+
+
+def test_commit_is_forbidden_in_a_unit_of_work(database: Database, observer: Observer) -> None:
+    unit = database.begin()
+    connection = unit.connection()
+    connection.execute("INSERT INTO t VALUES (1)")
+    with pytest.raises(psycopg.ProgrammingError, match="commits at its end"):
+        connection.commit()
+    unit.finish(ZeroDivisionError())
+    assert rows(observer) == []
+
+
+def test_closing_the_connection_of_a_unit_of_work_is_no_success(database: Database, observer: Observer) -> None:
+    with pytest.raises(psycopg.OperationalError, match=r"close\(\) was called before its end"):
+        with database.transaction() as connection:
+            connection.execute("INSERT INTO t VALUES (1)")
+            connection.close()
+    assert rows(observer) == []
+    with database.transaction() as connection:
+        connection.execute("INSERT INTO t VALUES (2)")
+    assert rows(observer) == [2]
+
+
+def test_close_that_gives_back_does_not_end_a_unit_of_work(config: dict[str, Any], observer: Observer) -> None:
+    observer.execute("CREATE TABLE t (a int)")
+    pool = {**config["pool_settings"], "close_returns": True}
+    database = Database({**config, "pool_settings": pool, "async_pool_settings": pool})
+    unit = database.begin()
+    connection = unit.connection()
+    connection.execute("INSERT INTO t VALUES (1)")
+    connection.close()
+    assert rows(observer) == []
+    unit.finish()
+    assert rows(observer) == [1]
+    database.close()
+
+
 def test_psycopgs_transaction_block_does_not_end_a_unit_of_work(database: Database, observer: Observer) -> None:
     unit = database.begin()
     connection = unit.connection()

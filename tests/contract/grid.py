@@ -37,6 +37,7 @@ TOUCHES = (
     "keep",  # keep_request()
     "roll back",  # rollback_request()
 )
+WITH = "with"  # one row, in "with connection:", for the frameworks that lend psycopg's own
 ENDS = (
     "return",
     "stream",  # returns a response whose body is a generator
@@ -149,7 +150,7 @@ class Account:
         for touch in part.touches:
             row = next(_rows)
             yield touch, row
-            if touch in ("write", "write elsewhere", "nested"):
+            if touch in ("write", "write elsewhere", "nested", WITH):
                 self.pending.append(row)
             elif touch in ("caught", "close"):
                 self.broken = True

@@ -97,7 +97,8 @@ def end(part: Part, *, refuses: bool = False) -> HttpResponseBase:
 
 def do(name: str, handles: BaseException | None = None) -> HttpResponseBase:
     part = program.parts[name]
-    with account.part(answers=answers if name == "endpoint" else None, handles=handles):
+    error = (sys.exc_info()[1] or Exception()) if handles else None
+    with account.part(answers=answers if name == "endpoint" else None, handles=error):
         for what, row in account.steps(part):
             touch(what, row)
         return end(part, refuses=name == "endpoint")

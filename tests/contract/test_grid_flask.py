@@ -26,7 +26,7 @@ from flask_pgmonkey import PGMonkey
 from pgmonkey.embedded import Server
 
 from .conftest import SCHEMA
-from .grid import EVERY_EXAMPLE, GROUP, TOUCHES, Account, Crash, Part, Program, programs
+from .grid import EVERY_EXAMPLE, GROUP, TOUCHES, WITH, Account, Crash, Part, Program, programs
 
 
 def installed(name: str) -> Any:
@@ -41,7 +41,7 @@ PROGRAMS = programs(
     others=("before", "handler", "handler of all", "handler of http", "handler of 409", "handler of 500", "after"),
     middlewares=("middleware", "generator"),
     order=("pgmonkey", "api", "middleware", "generator"),
-    touches=[touch for touch in TOUCHES if touch != "close"],
+    touches=(*TOUCHES, WITH),
 )
 OTHER = "other"
 
@@ -203,6 +203,9 @@ class Play:
         elif touch == "nested":
             with db.transaction():
                 db.execute("INSERT INTO t VALUES (%s)", [row])
+        elif touch == WITH:
+            with db.connection as connection:
+                connection.execute("INSERT INTO t VALUES (%s)", [row])
         elif touch == "undone":
             with contextlib.suppress(Crash), db.transaction():
                 db.execute("INSERT INTO t VALUES (%s)", [row])
