@@ -271,10 +271,10 @@ class UnitOfWork(Generic[Row]):
         """End *block*, which ends with *error*, by *end* when it is its turn."""
         try:
             with self._turn:
-                if self._busy:
-                    raise _in_itself()
                 inner = self._innermost()
-                if inner is not block and self._holds(block):
+                if self._busy:
+                    self.refuse("a block of it ended in the middle of a statement")
+                elif inner is not block and self._holds(block):
                     self.refuse("a block of it ended before one inside that block had ended: savepoints must nest")
                 if inner is not block or self._refusal is not None:
                     # What was committed already, by a request that ended first, needs nothing more.
@@ -364,7 +364,11 @@ class UnitOfWork(Generic[Row]):
         try:
             with self._turn:
                 if self._busy:
-                    raise _in_itself()
+                    # In the middle of a statement of its own thread, which an interruption may have ended.
+                    lease.abandon()
+                    if error is None:
+                        raise _in_itself()
+                    return
                 with self._ending:
                     if error is None and self._blocks:
                         self._look_at_open_blocks()

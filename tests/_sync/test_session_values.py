@@ -1,0 +1,217 @@
+# Generated from tests/_async/test_session_values.py by tools/twins.py: change that file, then run the tool.
+
+"""`session_values`: when they are asked for, when they hold, and what they may use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+import pytest
+
+from pgmonkey import Database
+
+from ..configs import pools, proxied
+from ..faults.proxy import FaultProxy
+from .test_unit import Observer, rows
+
+TENANT = "SELECT current_setting('app.tenant', true)"
+
+
+@pytest.fixture
+def values() -> dict[str, Any]:
+    return {}
+
+
+@pytest.fixture
+def database(config: dict[str, Any], values: dict[str, Any], observer: Observer) -> Database:
+    observer.execute("CREATE TABLE t (a int)")
+    return Database(pools(config, max_size=1, timeout=2), session_values=lambda: dict(values))
+
+
+def test_they_are_asked_for_before_each_query_method(database: Database, values: dict[str, Any]) -> None:
+    unit = database.begin()
+    # As by a hook that reads the user first, and then says whose the request is.
+    assert database.fetch_value("SELECT 7") == 7
+    values["app.tenant"] = 1
+    assert database.fetch_value(TENANT) == "1"
+    values["app.tenant"] = 2
+    connection = unit.connection()
+    assert (connection.execute(TENANT)).fetchone() == ("2",)
+    values["app.tenant"], values["app.user"] = "it's", None
+    assert database.fetch_one("SELECT current_setting('app.tenant'), current_setting('app.user')") == ("it's", "")
+    del values["app.tenant"]
+    with database.transaction() as connection:
+        assert (connection.execute(TENANT)).fetchone() == ("",)
+    unit.finish()
+
+
+def test_they_hold_again_after_a_savepoint_was_rolled_back(database: Database, values: dict[str, Any]) -> None:
+    values["app.tenant"] = 1
+    with database.transaction() as connection:
+        for way in (ZeroDivisionError, None):
+            values["app.tenant"] = 1
+            assert database.fetch_value(TENANT) == "1"
+            try:
+                with connection.transaction(force_rollback=way is None):
+                    values["app.tenant"] = 2
+                    assert database.fetch_value(TENANT) == "2"
+                    if way is not None:
+                        raise way
+            except ZeroDivisionError:
+                pass
+            assert (connection.execute(TENANT)).fetchone() == ("1",)
+            assert database.fetch_value(TENANT) == "2"
+        connection.rollback()
+        assert (connection.execute(TENANT)).fetchone() == ("2",)
+
+
+def test_they_hold_in_each_transaction_of_a_borrowed_connection(database: Database, values: dict[str, Any]) -> None:
+    values["app.tenant"] = 1
+    with database.connection() as connection:
+        for _ in range(2):
+            assert (connection.execute(TENANT)).fetchone() == ("1",)
+            connection.commit()
+        with connection.pipeline():
+            assert (connection.execute(TENANT)).fetchone() == ("1",)
+    values.clear()
+    assert database.fetch_value(TENANT) in (None, "")
+
+
+@pytest.mark.parametrize("way", ["alone", "transaction", "unit_of_work", "connection", "stream", "execute_many"])
+def test_they_may_use_the_database(way: str, config: dict[str, Any], observer: Observer) -> None:
+    observer.execute("CREATE TABLE t (a text)")
+    asked: list[int] = []
+
+    def look_up() -> dict[str, object]:
+        asked.append(1)
+        # In tasks, what a function that is not asynchronous can use is a Database for threads.
+        return {"app.tenant": threads.fetch_value("SELECT 'of ' || current_user")}
+
+    from pgmonkey import Database
+
+    threads = Database(pools(config, max_size=1, timeout=2), session_values=look_up)
+    in_threads = Database.__name__ == Database.__name__
+    found: Any = threads if in_threads else Database(pools(config, max_size=1, timeout=2), session_values=look_up)
+    database: Database = found
+    write = "INSERT INTO t SELECT current_setting('app.tenant', true)"
+    for _ in range(7):
+        match way:
+            case "alone":
+                database.execute(write)
+            case "transaction" | "unit_of_work":
+                with getattr(database, way)():
+                    database.execute(write)
+                    database.execute(write)
+            case "connection":
+                with database.connection() as connection:
+                    connection.execute(write)
+            case "stream":
+                assert [row for row in database.stream(TENANT)] == [("of postgres",)]
+            case "execute_many":
+                database.execute_many(write + " WHERE %s", [[True], [True]])
+    assert asked
+    assert {row[0] for row in observer.execute("SELECT a FROM t")} <= {"of postgres"}
+    threads.release()
+    database.release()
+
+
+def test_an_error_of_theirs_leaves_nothing(config: dict[str, Any], observer: Observer) -> None:
+    observer.execute("CREATE TABLE t (a int)")
+
+    def fail() -> dict[str, object]:
+        raise ZeroDivisionError
+
+    database = Database(pools(config, max_size=1, timeout=2), session_values=fail)
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError):
+            database.fetch_value("SELECT 1")
+        with pytest.raises(ZeroDivisionError):
+            with database.transaction():
+                pytest.fail("without its values")
+        with pytest.raises(ZeroDivisionError):
+            with database.connection():
+                pytest.fail("without its values")
+        with pytest.raises(ZeroDivisionError):
+            database.stream("SELECT 1")
+    assert database.current_unit() is None
+    with database.unit_of_work() as unit:
+        with pytest.raises(ZeroDivisionError):
+            database.execute("INSERT INTO t VALUES (1)")
+        assert not unit.borrowed
+    assert rows(observer) == []
+    assert database.stats() == {}
+
+
+def test_a_value_that_the_server_refuses_is_the_error_of_the_statement(
+    database: Database, values: dict[str, Any], observer: Observer
+) -> None:
+    for name, value in (("TimeZone", "Mars/Olympus"), ("work_mem", "much"), ("app.tenant", "with\0NUL")):
+        values[name] = value
+        with pytest.raises(psycopg.Error):
+            database.execute("INSERT INTO t VALUES (1)")
+        with database.unit_of_work() as unit:
+            with pytest.raises(psycopg.Error):
+                database.execute("INSERT INTO t VALUES (1)")
+            unit.roll_back(ZeroDivisionError())
+            values.clear()
+            database.execute("INSERT INTO t VALUES (2)")
+    assert rows(observer) == [2, 2, 2]
+
+
+def test_they_cost_no_round_trip(config: dict[str, Any], values: dict[str, Any], observer: Observer) -> None:
+    observer.execute("CREATE TABLE t (a int)")
+    connect = config["connection_settings"]
+    with FaultProxy(connect["host"], int(connect["port"])) as proxy:
+        database = Database(proxied(config, proxy), session_values=lambda: dict(values))
+
+        def alone() -> None:
+            assert database.fetch_value(TENANT) == "it's"
+
+        def reads_once() -> None:
+            with database.unit_of_work():
+                alone()
+
+        def transaction() -> None:
+            with database.transaction() as connection:
+                assert (connection.execute(TENANT)).fetchone() == ("it's",)
+
+        def writes_three_times() -> None:
+            with database.unit_of_work():
+                for a in range(3):
+                    database.execute("INSERT INTO t VALUES (%s)", [a])
+
+        values["app.tenant"] = "it's"
+        for function, expected in {alone: 2, reads_once: 2, transaction: 2, writes_three_times: 4}.items():
+            for _ in range(3):
+                function()
+            before = proxy.round_trips
+            for _ in range(10):
+                function()
+            assert proxy.round_trips - before == 10 * expected, function
+        database.close()
+
+
+def test_another_database_is_asked_once_a_transaction(config: dict[str, Any], observer: Observer) -> None:
+    observer.execute("CREATE TABLE t (a int)")
+    from pgmonkey import Database
+
+    # Of the same pool, which has one connection: the unit of work holds it from its first statement on.
+    tenants = Database(pools(config, max_size=1, timeout=2))
+    database = Database(
+        pools(config, max_size=1, timeout=2),
+        session_values=lambda: {"app.tenant": tenants.fetch_value("SELECT 'one'")},
+    )
+    for _ in range(7):
+        with database.transaction():
+            assert database.fetch_value(TENANT) == "one"
+            with database.transaction():
+                assert database.fetch_value(TENANT) == "one"
+        with database.unit_of_work() as unit:
+            assert database.fetch_value(TENANT) == "one"
+            database.execute("INSERT INTO t VALUES (1)")
+            unit.roll_back(ZeroDivisionError())
+            assert database.fetch_value(TENANT) == "one"
+    assert rows(observer) == []
+    tenants.release()
+    database.close()

@@ -1,0 +1,132 @@
+"""The program's own code runs under no lock of ours: what it does with the database works, or is an error at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextvars import copy_context
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.adapt import Dumper
+from psycopg.rows import class_row
+
+from pgmonkey import Database
+
+from ..configs import pools
+
+Observer = psycopg.Connection[Any]
+
+
+@pytest.fixture
+def config_of_one(config: dict[str, Any]) -> dict[str, Any]:
+    config["connection_settings"]["prepare_threshold"] = 2
+    return pools(config, max_size=1, timeout=2)
+
+
+class Item:
+    """A row that looks something up when it is made."""
+
+    database: Database[Any]
+
+    def __init__(self, a: int) -> None:
+        self.a = a
+        # The very statement that this row comes from, too, but only once.
+        self.other = self.database.fetch_value("SELECT 10 * %s", [a])
+        self.same = self.database.fetch_value("SELECT %s::int AS a", [0])
+
+
+@pytest.mark.parametrize("way", ["alone", "transaction", "unit_of_work"])
+def test_a_row_class_may_use_the_database(way: str, config_of_one: dict[str, Any]) -> None:
+    database = Database(config_of_one, row_factory=class_row(Item))
+    Item.database = database
+
+    def read() -> None:
+        for _ in range(6):
+            one = database.fetch_one("SELECT %s::int AS a", [3])
+            assert one is not None
+            assert (one.a, one.other, one.same) == (3, 30, 0)
+            assert [item.other for item in database.fetch_all("SELECT a FROM generate_series(1, %s) AS a", [2])] == [
+                10,
+                20,
+            ]
+
+    if way == "alone":
+        read()
+    else:
+        with getattr(database, way)():
+            read()
+    database.close()
+
+
+def test_rows_are_made_while_other_threads_use_the_same_statement(config_of_one: dict[str, Any]) -> None:
+    making, made = threading.Event(), threading.Event()
+
+    class Slow:
+        def __init__(self, a: int) -> None:
+            self.a = a
+            if a == 1:
+                making.set()
+                made.wait(5)
+
+    database = Database(config_of_one, row_factory=class_row(Slow))
+    answers: list[Any] = []
+    with database.unit_of_work():
+        for _ in range(5):
+            database.fetch_one("SELECT %s::int AS a", [2])
+
+        def first() -> None:
+            answers.append(database.fetch_one("SELECT %s::int AS a", [1]))
+
+        thread = threading.Thread(target=copy_context().run, args=(first,))
+        thread.start()
+        making.wait(5)
+        for a in (2, 3, 4):
+            one = database.fetch_one("SELECT %s::int AS a", [a])
+            assert one is not None
+            assert one.a == a
+        made.set()
+        thread.join()
+    assert [answer.a for answer in answers] == [1]
+    database.close()
+
+
+class Money:
+    """A value that is dumped by a look-up."""
+
+
+def test_a_dumper_that_uses_its_own_transaction_is_an_error_at_once(
+    config_of_one: dict[str, Any], observer: Observer
+) -> None:
+    observer.execute("CREATE TABLE t (a int)")
+    database = Database(config_of_one)
+
+    class MoneyDumper(Dumper):
+        oid = 20
+
+        def dump(self, obj: Money) -> bytes:
+            return str(database.execute("INSERT INTO t VALUES (1)")).encode()
+
+    for _ in range(4):
+        with pytest.raises(psycopg.ProgrammingError, match="in this very thread"):
+            with database.transaction() as connection:
+                connection.adapters.register_dumper(Money, MoneyDumper)
+                database.execute("INSERT INTO t VALUES (%s)", [Money()])
+    assert observer.execute("SELECT count(*) FROM t").fetchone() == (0,)
+    database.close()
+
+
+def test_parameters_may_be_made_by_queries(config_of_one: dict[str, Any], observer: Observer) -> None:
+    observer.execute("CREATE TABLE t (a int)")
+    database = Database(config_of_one)
+
+    def numbers() -> Iterator[tuple[int]]:
+        for a in range(3):
+            yield (database.fetch_value("SELECT 1 + %s", [a]),)
+
+    database.execute_many("INSERT INTO t VALUES (%s)", numbers())
+    with database.transaction():
+        database.execute_many("INSERT INTO t VALUES (%s)", numbers())
+    assert observer.execute("SELECT array_agg(a) FROM t").fetchone() == ([1, 2, 3, 1, 2, 3],)
+    database.close()
