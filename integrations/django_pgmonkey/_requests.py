@@ -120,7 +120,8 @@ class RequestTransactions:
     def _end(self, refusal: str | None, wrappers: list[DatabaseWrapper] | None = None, *, decided: bool = True) -> None:
         """Commit one after the other, or roll all back when there is a *refusal*; raise what makes a COMMIT fail."""
         failure: BaseException | None = None
-        for wrapper in self._wrappers if wrappers is None else wrappers:
+        # Those first that cannot be committed, because that rolls the others back.
+        for wrapper in sorted(self._wrappers if wrappers is None else wrappers, key=_can_commit):
             transaction = wrapper.request_transaction
             why = refusal
             if decided and transaction is not None and transaction.decision is not None:
@@ -150,6 +151,10 @@ class RequestTransactions:
         """Return the method and the route, ``GET orders/<int:id>``, never the path: that may contain personal data."""
         match = self._request.resolver_match
         return f"{self._request.method} {match.route if match is not None else '(no route)'}"
+
+
+def _can_commit(wrapper: DatabaseWrapper) -> bool:
+    return wrapper.request_transaction is None or wrapper.request_transaction.failure() is None
 
 
 def current() -> RequestTransactions:

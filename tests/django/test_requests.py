@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from .projects import ok, run
 
 PRELUDE = """
@@ -440,6 +442,41 @@ print(*seen, connection.settings_dict is connections.settings["default"])
         "kept 403 a",
         "False True False False True",
     ]
+
+
+def test_what_django_rest_framework_answers(project: Path) -> None:
+    pytest.importorskip("rest_framework")
+    file = project / "settings.py"
+    more = '["django.contrib.contenttypes", "django.contrib.auth", "rest_framework", "shop"]'
+    file.write_text(file.read_text().replace('["shop"]', more))
+    code = """
+settings.REST_FRAMEWORK = {
+    "EXCEPTION_HANDLER": f"{__name__}.handler",
+    "DEFAULT_AUTHENTICATION_CLASSES": [],
+    "UNAUTHENTICATED_USER": None,
+}
+from rest_framework import exceptions
+from rest_framework.response import Response
+from rest_framework.views import APIView, exception_handler
+def handler(error, context):
+    if isinstance(error, ValueError):
+        return Response("handled")
+    response = exception_handler(error, context)
+    response.status_code = 200
+    return response
+class View(APIView):
+    def get(self, request, name):
+        write("a")
+        if name == "kept":
+            keep_request()
+        if name != "fine":
+            raise {"value": ValueError}.get(name, exceptions.PermissionDenied)
+        return Response("fine")
+for name in ("fine", "value", "denied", "kept"):
+    urlpatterns.append(path(name, View.as_view(), {"name": name}))
+ask()
+"""
+    assert told(project, code) == ["fine 200 a", "value 200", "denied 200", "kept 200 a"]
 
 
 def test_a_rolled_back_request_is_logged(project: Path) -> None:
