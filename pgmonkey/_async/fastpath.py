@@ -36,7 +36,7 @@ async def execute_plan(pooled: AsyncPooledConnection, plan: Plan, begin: Begin |
     pgconn, prepared = pooled.pgconn, pooled.prepared
     if plan.effect:
         prepared.note_effect(plan.effect)
-    prepared.reused = prepared.worked = True
+    prepared.reused = True
     try:
         if begin is None:
             plan.send(plan.name, plan.params, plan.formats)
@@ -56,7 +56,7 @@ async def execute_text(pooled: AsyncPooledConnection, query: PostgresQuery, begi
     pgconn = pooled.pgconn
     prepared = pooled.prepared
     prepared.note(query)
-    prepared.reused, prepared.worked = False, True
+    prepared.reused = False
     try:
         if begin is None:
             pgconn.send_query(query.query)
@@ -212,7 +212,6 @@ class AsyncFastPath:
             elif not self._is_usual(connection, pooled) or not is_plain(connection):
                 return _NO_PLAN
             idle = pooled.pgconn.transaction_status == _IDLE
-            first = idle or not pooled.prepared.worked
             plan = pooled.plans.find(key, params, connection)
             if plan is None or not (plan.has_rows or read is read_count):
                 return _NO_PLAN
@@ -222,7 +221,7 @@ class AsyncFastPath:
                 plan.busy = True
                 return plan, result
             except psycopg.Error as error:
-                if not may_repeat(self.pool, pooled, error, first=first):
+                if not may_repeat(self.pool, pooled, error, first=idle):
                     raise
         finally:
             lock.release()

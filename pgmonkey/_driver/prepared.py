@@ -59,8 +59,6 @@ class Prepared(PrepareManager):
         """Whether tables have changed: the next query deallocates everything first."""
         self.reused = False
         """Whether the latest execution was of a statement that was prepared before, and so may be outdated."""
-        self.worked = False
-        """Whether the borrower has executed something; of use only while a transaction is open."""
         self.unclean = Effect.NONE
         """What may be left in the session."""
         self._unclean_before = Effect.NONE
@@ -144,7 +142,6 @@ class Prepared(PrepareManager):
 
         Unless `maybe_add_to_cache` follows and tells what, it may leave anything behind.
         """
-        self.worked = True
         if generator not in _PSYCOPGS_OWN:
             self._unclean_before = self.unclean
             self.unclean = Effect.LASTING

@@ -36,7 +36,7 @@ def _execute(
     pooled: PooledConnection | None = connection.__dict__.get("pooled")
     if pooled is None:
         return Cursor.execute(self, query, params, prepare=prepare, binary=binary)
-    first = pooled.pgconn.transaction_status == _IDLE or not pooled.prepared.worked
+    first = pooled.pgconn.transaction_status == _IDLE
     try:
         # What is composed, a template or in binary goes psycopg's own way: its text is no key by which to find a plan.
         plain = prepare is None and binary is None and self.format == Format.TEXT

@@ -186,6 +186,24 @@ ALTERATIONS: tuple[Callable[[Any], None], ...] = (
 )
 
 
+def with_setting(name: str, value: str) -> Callable[[Any], None]:
+    def configure(connection: Any) -> None:
+        psycopg.Cursor(connection, row_factory=tuple_row).execute("SELECT set_config(%s, %s, false)", [name, value])
+        connection.commit()
+
+    return configure
+
+
+CONFIGURATIONS = (
+    None,
+    *ALTERATIONS,
+    with_setting("TimeZone", "Asia/Tokyo"),
+    with_setting("DateStyle", "German"),
+    with_setting("search_path", "other, public"),
+    with_setting("app.tenant", "configured"),
+)
+
+
 @dataclass
 class Step:
     """One statement, a number of times."""
@@ -212,7 +230,7 @@ class Program:
 
     threshold: int | None
     factory: int
-    configure: int | None
+    configure: int
     database: tuple[str, str] | None
     values: list[tuple[str, str]]
     units: list[Unit | str | tuple[str, str]] = field(default_factory=list)
@@ -240,7 +258,7 @@ programs = st.builds(
     Program,
     threshold=st.sampled_from([0, 0, 0, 1, None]),
     factory=st.integers(0, len(FACTORIES) - 1),
-    configure=st.none() | st.integers(0, len(ALTERATIONS) - 1),
+    configure=st.just(0) | st.integers(0, len(CONFIGURATIONS) - 1),
     database=st.none() | st.none() | LASTING,
     values=st.just([]) | st.lists(st.one_of(SETTINGS, st.just(("app.tenant", "o'ne"))), max_size=2),
     units=st.lists(st.one_of(*[units] * 6, alterations), min_size=1, max_size=6),
@@ -255,8 +273,8 @@ class Ours:
     def __init__(self, program: Program, server: Server, dbname: str) -> None:
         connect = {**server.config(dbname)["connection_settings"], "prepare_threshold": program.threshold}
         pool: dict[str, Any] = {"min_size": 1, "max_size": 1, "timeout": 5}
-        if program.configure is not None:
-            pool["configure"] = ALTERATIONS[program.configure]
+        if (configure := CONFIGURATIONS[program.configure]) is not None:
+            pool["configure"] = configure
         values = dict(program.values)
         config = {"connection_settings": connect, "pool_settings": pool}
         factory: Any = FACTORIES[program.factory]
@@ -310,8 +328,8 @@ class Plain:
     def connect(self) -> psycopg.Connection[Any]:
         program = self.program
         connection: psycopg.Connection[Any] = psycopg.connect(self.dsn, autocommit=True, prepare_threshold=None)
-        if program.configure is not None:
-            ALTERATIONS[program.configure](connection)
+        if (configure := CONFIGURATIONS[program.configure]) is not None:
+            configure(connection)
         if (factory := FACTORIES[program.factory]) is not None:
             connection.row_factory = factory
         return connection
