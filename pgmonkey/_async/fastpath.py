@@ -7,7 +7,7 @@ from collections import OrderedDict
 from typing import Any, Protocol
 
 import psycopg
-from psycopg import AsyncCursor
+from psycopg import AsyncConnection, AsyncCursor
 from psycopg.abc import Params
 from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus, PipelineStatus, TransactionStatus
@@ -86,7 +86,7 @@ def may_repeat(pool: AsyncPool, pooled: AsyncPooledConnection, error: psycopg.Er
 async def begin_anew(connection: AsyncAnyConnection) -> None:
     """Roll back what a refused statement has begun; the next BEGIN sets the session values again."""
     if connection.pgconn.transaction_status != _IDLE:
-        await connection.rollback()
+        await AsyncConnection.rollback(connection)  # which the connection of a unit refuses
 
 
 class Borrowed(Protocol):

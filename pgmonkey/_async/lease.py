@@ -14,6 +14,7 @@ from psycopg.pq.abc import PGresult
 
 from .._driver.begin import Begin, set_command
 from .._driver.cancel import hang_up, request_cancel
+from .._driver.failure import Failure
 from .._driver.lending import lend, route_notices, take_back
 from .._driver.psycopg_types import RowFactory
 from .._driver.sql import Effect
@@ -64,6 +65,7 @@ class AsyncLease:
         self.begin: Begin = _BEGIN
         """The commands that begin a transaction."""
         self.pooled = pooled
+        pooled.prepared.failure = None
         self.in_autocommit = autocommit
         """Whether each statement is its own transaction."""
         self._context = context
@@ -253,19 +255,27 @@ class AsyncLease:
         if status == _INTRANS:
             await self._send_commit(pooled, clean)
         elif status == TransactionStatus.INERROR:
+            failure = pooled.prepared.failure  # which the rollback forgets
             await self._roll_back(pooled, clean)
+            what = failure or "a statement of this transaction failed and its error was ignored"
             raise InFailedSqlTransaction(
-                "nothing was committed: a statement of this transaction failed and its error was ignored"
-            )
+                f"nothing was committed: {what}; put it into 'async with db.transaction():', which is a savepoint, to "
+                "go on after an error"
+            ) from _cause(failure)
         elif status == TransactionStatus.ACTIVE:
             pooled.close()
             raise psycopg.OperationalError("nothing was committed: a statement was still running at the end")
         elif status == TransactionStatus.IDLE:
             await self._roll_back(pooled, clean)  # nothing to commit, but something to clean
-        elif (self.lent or pooled.connection).broken:
-            raise psycopg.OperationalError("nothing was committed: the connection was lost")
-        elif self.unit is not None:
-            raise psycopg.OperationalError("nothing was committed: close() was called before its end")
+        else:
+            self._check_closed(pooled)
+
+    def _check_closed(self, pooled: AsyncPooledConnection) -> None:
+        """Raise unless the borrower has closed the connection when nothing was open, and not used it since."""
+        connection, failure = self.lent or pooled.connection, pooled.prepared.failure
+        if failure is not None or not connection.__dict__.get("closed_idle"):
+            how = "lost" if connection.broken else "closed: close() was called before its end"
+            raise psycopg.OperationalError(f"nothing was committed: the connection was {how}") from _cause(failure)
 
     async def _send_commit(self, pooled: AsyncPooledConnection, clean: bool) -> None:
         if clean and pooled.prepared.unclean:
@@ -330,3 +340,7 @@ class AsyncLease:
             raise
         finally:
             lock.release()
+
+
+def _cause(failure: Failure | None) -> psycopg.Error | None:
+    return None if failure is None else failure.error

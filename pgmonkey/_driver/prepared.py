@@ -7,6 +7,7 @@ import re
 import psycopg
 
 from .compat import GENERATORS, PostgresQuery, Prepare, PrepareManager
+from .failure import Failure
 from .psycopg_types import AnyConnection
 from .sql import Effect, effect_of
 
@@ -70,6 +71,8 @@ class Prepared(PrepareManager):
         self.bare = False
         """Whether that was removed, and is to be made again before the connection is lent."""
         self._usual = self.prepare_threshold, self.prepared_max
+        self.failure: Failure | None = None
+        """What failed first in the transaction that is open."""
 
     @classmethod
     def install(cls, connection: AnyConnection) -> Prepared:
@@ -119,7 +122,9 @@ class Prepared(PrepareManager):
         return super().maybe_add_to_cache(query, prep, name)
 
     def clear(self) -> bool:
-        """Have psycopg deallocate everything, also what `configure` has prepared."""
+        """Forget what was prepared, and what failed, in a transaction or savepoint that is rolled back."""
+        self.failure = None
+        # psycopg deallocates everything then, also what `configure` has prepared.
         if self._configured and self._foreign:
             self.note_effect(Effect.LASTING)
         return super().clear()
@@ -185,6 +190,7 @@ class Prepared(PrepareManager):
         return self._foreign or not self._names
 
     def _forget(self) -> None:
+        self.failure = None
         self._counts.clear()
         self._names.clear()
         self._to_flush.clear()

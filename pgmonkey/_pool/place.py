@@ -9,7 +9,7 @@ from types import CodeType, FrameType
 # Frameworks that call the program's functions: their lines are not shown.
 _FRAMEWORKS = ("fastapi", "starlette", "flask", "anyio", "asyncio")
 # Frames of these lie between the program and the pool.
-_BETWEEN = ("pgmonkey", "flask_pgmonkey", "fastapi_pgmonkey", "django_pgmonkey", "contextlib", "django")
+_BETWEEN = ("pgmonkey", "flask_pgmonkey", "fastapi_pgmonkey", "django_pgmonkey", "contextlib", "django", "psycopg")
 
 Label = Callable[[], str]
 """Returns for whom a connection is borrowed, such as the route of a request; called only when that is shown."""
@@ -45,6 +45,21 @@ class Place:
             return f"at {place}{by}"
         at = "" if _package(self._globals) in _FRAMEWORKS else f", at {place}"
         return f"for {self._label()}{at}{by}"
+
+
+def query_above(frame: FrameType | None) -> tuple[object, str]:
+    """Return the query that the program, from *frame* upwards, has asked for, and the place: " at file:line (name)".
+
+    None and "" where they cannot be told.
+    """
+    query: object = None
+    while frame is not None and _is_between(frame):
+        # So the arguments of psycopg's and of our own public methods are called; the outermost is what was written.
+        given = frame.f_locals
+        query = given.get("query", given.get("statement", query))
+        frame = frame.f_back
+    unknown = frame is None or _package(frame.f_globals) in _FRAMEWORKS
+    return query, "" if frame is None or unknown else f" {Place(frame, None, None)}"
 
 
 def location(code: CodeType, line: int | None = None) -> str:

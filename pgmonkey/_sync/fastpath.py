@@ -9,7 +9,7 @@ from collections import OrderedDict
 from typing import Any, Protocol
 
 import psycopg
-from psycopg import Cursor
+from psycopg import Connection, Cursor
 from psycopg.abc import Params
 from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus, PipelineStatus, TransactionStatus
@@ -88,7 +88,7 @@ def may_repeat(pool: Pool, pooled: PooledConnection, error: psycopg.Error, *, fi
 def begin_anew(connection: AnyConnection) -> None:
     """Roll back what a refused statement has begun; the next BEGIN sets the session values again."""
     if connection.pgconn.transaction_status != _IDLE:
-        connection.rollback()
+        Connection.rollback(connection)  # which the connection of a unit refuses
 
 
 class Borrowed(Protocol):

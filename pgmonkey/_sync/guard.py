@@ -4,25 +4,30 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import copy_context
+from functools import partial
 from time import monotonic
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import psycopg
 from psycopg import Transaction
 from psycopg.abc import PQGen
-from psycopg.errors import error_from_result
+from psycopg.errors import InFailedSqlTransaction, QueryCanceled, error_from_result
 from psycopg.pq import ExecStatus, PipelineStatus, TransactionStatus
 from psycopg.pq.abc import PGconn
 
 from .._driver.cancel import request_cancel
 from .._driver.deadlines import INTERVAL
+from .._driver.failure import Failure
 from .._driver.lending import LendableConnection
 from .._driver.prepared import Prepared
 from .._driver.wire import fetching
+from .._pool.open_blocks import OpenBlocks, Runner, by_frame, current_runner
+from .._pool.place import query_above
 from ..errors import CommandTimeoutError, CommitUnknownError, GivenBackError
 from .psycopg_types import AnyConnection
 from .waiting import INTERRUPTS, wait_for
@@ -30,8 +35,11 @@ from .watcher import Watcher
 
 T = TypeVar("T")
 
+# What type checkers infer for an async function.
+_Entering: TypeAlias = "Any"
+_Exiting: TypeAlias = "None"
+
 if TYPE_CHECKING:
-    from typing_extensions import Self
 
     class _Base(LendableConnection, AnyConnection):
         """What a guard is mixed into."""
@@ -41,6 +49,8 @@ else:
 # Seconds that an interrupted borrower waits for the end of its statement; then the connection is closed, not kept.
 _PATIENCE = 0.75
 _NOT_GIVEN = -1.0
+# As plain numbers, which are faster to compare than members of an enumeration.
+_IDLE, _INTRANS = int(TransactionStatus.IDLE), int(TransactionStatus.INTRANS)
 
 OnError = Callable[[psycopg.Error, PGconn], None]
 
@@ -89,12 +99,32 @@ class Guard(_Base):
             on_error = reference and reference()
             if on_error is not None:
                 on_error(error, pgconn)
+            self._note_failure(error)
         elif isinstance(error, INTERRUPTS) and pgconn.transaction_status == TransactionStatus.ACTIVE:
             _stop(gen, pgconn, self.own_watcher())
+            self._note_failure(QueryCanceled(f"interrupted by {type(error).__name__}"))
+
+    def _note_failure(self, error: psycopg.Error) -> None:
+        """Remember what the transaction fails with; tell it with what the server says about each later statement."""
+        state = self.__dict__
+        pgconn: PGconn | None = state.get("pgconn")
+        prepared: Prepared | None = state.get("prepared")
+        if pgconn is None or prepared is None or pgconn.transaction_status in (_IDLE, _INTRANS):
+            return
+        first = prepared.failure
+        if isinstance(error, InFailedSqlTransaction):
+            if first is not None and error.__cause__ is None:
+                error.__cause__ = first.error
+        elif first is None or not Failure.may_precede(error):
+            prepared.failure = Failure(error, *query_above(sys._getframe(1)))
 
     def cursor(self, *arguments: Any, **options: Any) -> Any:
         """Return what psycopg returns, but of the class that takes the fast path."""
-        cursor = super().cursor(*arguments, **options)
+        try:
+            cursor = super().cursor(*arguments, **options)
+        except psycopg.Error as error:  # the connection is closed
+            self._note_failure(error)
+            raise
         fast_cursor: Callable[[type], type] | None = self.__dict__.get("fast_cursor")
         # psycopg's own constructor has run, whatever class and arguments it was; only ``execute`` is another one.
         if fast_cursor is not None:
@@ -102,20 +132,18 @@ class Guard(_Base):
         return cursor
 
     def set_autocommit(self, value: bool) -> None:
-        """Do as psycopg, which waits only for the end of what is running."""
+        """Do as psycopg, which waits only for the end of what is running; a unit of work is a transaction."""
+        if value:
+            self._refuse_in_unit("autocommit")
         with self.lock:
             if self.set_idle_autocommit(value):
                 return
         super().set_autocommit(value)
 
     def commit(self) -> None:
-        """Do as psycopg, more directly where nothing unusual is going on; raise in a unit of work."""
+        """Do as psycopg, more directly where nothing unusual is going on; not in a unit of work, whose end commits."""
+        self._refuse_in_unit("commit()")
         state = self.__dict__
-        if "unit" in state:
-            raise psycopg.ProgrammingError(
-                "commit() is forbidden in a unit of work, which commits at its end; "
-                "use 'with database.connection() as connection' for what is to be committed before"
-            )
         with self.lock:
             if "refusal" not in state and self.can_commit_directly():
                 pgconn, sent = self.pgconn, False
@@ -132,31 +160,78 @@ class Guard(_Base):
                         raise CommitUnknownError(error) from error
                     raise
                 return
-        super().commit()
+        prepared: Prepared = state["prepared"]
+        failure = prepared.failure
+        try:
+            super().commit()
+            failure = None  # for which psycopg has rolled back
+        finally:
+            prepared.failure = failure
 
-    def __enter__(self) -> Self:
-        """Do as psycopg; in a unit of work, whose end alone commits, open a savepoint."""
-        if "unit" not in self.__dict__:
-            return super().__enter__()
-        block = self.transaction()
-        block.__enter__()
-        self.__dict__.setdefault("blocks", []).append(block)
-        return self
+    def rollback(self) -> None:
+        """Do as psycopg; not in a unit of work, which an error rolls back."""
+        self._refuse_in_unit("rollback()")
+        super().rollback()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Do as psycopg; in a unit of work, end the savepoint."""
-        if blocks := self.__dict__.get("blocks"):
-            blocks.pop().__exit__(kind, error, traceback)
-        else:
-            super().__exit__(kind, error, traceback)
+    def tpc_begin(self, xid: Any) -> None:
+        """Do as psycopg; not in a unit of work, which is one transaction of its own."""
+        self._refuse_in_unit("tpc_begin()")
+        super().tpc_begin(xid)
+
+    def _refuse_in_unit(self, what: str) -> None:
+        if self._in_unit:
+            raise psycopg.ProgrammingError(
+                f"{what} is forbidden in a unit of work, such as a request or a transaction() block, which commits at "
+                "its end, and rolls back when it raises; use 'with db.transaction():' for a part that may fail"
+            )
+
+    @property
+    def _in_unit(self) -> bool:
+        return "unit" in self.__dict__
 
     def close(self) -> None:
         """Close the connection."""
         if not self.closed:
+            # Whoever ends the borrow has to know whether something is lost by it.
+            self.__dict__["closed_idle"] = self.pgconn.transaction_status == _IDLE
             self.mark_closed()
             self.own_watcher().finish()
+
+    @by_frame
+    def __enter__(self, frame: FrameType) -> _Entering:
+        """Do as psycopg, whose block commits at its end; in a unit of work, whose end alone does, open a savepoint."""
+        entering: _Entering = cast(Any, self._enter(frame, current_runner()) if self._in_unit else super().__enter__())
+        return entering
+
+    @by_frame
+    def __exit__(
+        self,
+        frame: FrameType,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> _Exiting:
+        exit_block = partial(self._exit, frame) if self._in_unit else super().__exit__
+        exiting: _Exiting = cast(Any, exit_block(exc_type, exc, traceback))
+        return exiting
+
+    def _enter(self, frame: FrameType, runner: Runner) -> Guard:
+        block = self.transaction()
+        block.__enter__()
+        self._open_blocks.push(frame, runner, block)
+        return self
+
+    def _exit(self, frame: FrameType, *error: Any) -> None:
+        block = self._open_blocks.pop(frame)
+        if block is None:
+            raise RuntimeError("cannot tell which 'with' block of this connection ends here; use its transaction()")
+        with suppress(GivenBackError):  # by the end of the unit, which has done everything
+            block.__exit__(*error)
+
+    @property
+    def _open_blocks(self) -> OpenBlocks[AbstractContextManager[Transaction]]:
+        blocks: OpenBlocks[Any] = self.__dict__.setdefault("open_blocks", OpenBlocks())
+        return blocks
 
     def transaction(self, savepoint_name: str | None = None, force_rollback: bool = False) -> Any:
         """Do as psycopg; in a unit of work, whose end alone commits, open a savepoint."""

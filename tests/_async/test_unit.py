@@ -73,7 +73,7 @@ async def test_commit_is_forbidden_in_a_unit_of_work(database: AsyncDatabase, ob
     unit = database.begin()
     connection = await unit.connection()
     await connection.execute("INSERT INTO t VALUES (1)")
-    with pytest.raises(psycopg.ProgrammingError, match="commits at its end"):
+    with pytest.raises(psycopg.ProgrammingError, match=r"commit\(\) is forbidden"):
         await connection.commit()
     await unit.finish(ZeroDivisionError())
     assert rows(observer) == []

@@ -83,7 +83,8 @@ def test_a_descriptor_leaves_the_loop_before_it_is_closed(loop: str, config: dic
             if way == "close":
                 await lease.connection.close()
                 await check_number(number)
-                await lease.finish()
+                with pytest.raises(psycopg.OperationalError, match="the connection was closed"):
+                    await lease.finish()
             elif way == "terminate":
                 handle.terminate()
             elif way == "kill quietly":  # psycopg's generator returns the reason as a result

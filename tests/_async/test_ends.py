@@ -1,0 +1,389 @@
+"""What ends a unit of work and what does not; and what its end says when nothing was committed."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.errors import InFailedSqlTransaction, UniqueViolation
+
+from pgmonkey import AsyncDatabase, PGConnectionManager
+from pgmonkey._async.handle import AsyncConnectionHandle
+from pgmonkey._async.waiting import POOL_KIND, sleep
+
+from ..configs import pools, prepared
+from .concurrency import elsewhere
+
+Observer = psycopg.Connection[Any]
+
+INSERT: Any = "INSERT INTO t VALUES (%s)"
+
+
+@pytest.fixture
+def database(config: dict[str, Any], observer: Observer) -> AsyncDatabase:
+    observer.execute("CREATE TABLE t (a int UNIQUE)")
+    return AsyncDatabase(prepared(config))
+
+
+@pytest.fixture
+async def pool(config: dict[str, Any], observer: Observer) -> AsyncConnectionHandle:
+    observer.execute("CREATE TABLE IF NOT EXISTS t (a int UNIQUE)")
+    get: Any = PGConnectionManager().get_database_connection_from_dict
+    handle: AsyncConnectionHandle = await get(config, POOL_KIND)
+    return handle
+
+
+def rows(observer: Observer) -> list[int]:
+    return [row[0] for row in observer.execute("SELECT a FROM t ORDER BY a").fetchall()]
+
+
+def blocks(database: AsyncDatabase, pool: AsyncConnectionHandle) -> dict[str, Callable[[], Any]]:
+    """Every way to borrow a connection for a block."""
+    return {
+        "pool": lambda: pool,
+        "pool.connection()": pool.connection,
+        "database.connection()": database.connection,
+        "database.transaction()": database.transaction,
+    }
+
+
+# -- closed connections -----------------------------------------------------------------------------------------------
+
+
+async def close(connection: Any) -> None:
+    await connection.close()
+
+
+async def close_as_psycopg(connection: Any) -> None:
+    await psycopg.AsyncConnection.close(connection)
+
+
+async def close_by_hand(connection: Any) -> None:
+    connection.pgconn.finish()
+
+
+@pytest.mark.parametrize("closing", [close, close_as_psycopg, close_by_hand])
+async def test_what_was_closed_before_its_end_is_no_success(
+    closing: Callable[[Any], Awaitable[None]], database: AsyncDatabase, pool: AsyncConnectionHandle, observer: Observer
+) -> None:
+    for block in blocks(database, pool).values():
+        with pytest.raises(psycopg.OperationalError, match=r"nothing was committed: the connection was (closed|lost)"):
+            async with block() as connection:
+                await connection.execute(INSERT, [1])
+                await closing(connection)
+    unit = database.begin()
+    await database.execute(INSERT, [1])
+    await closing(await unit.connection())
+    with pytest.raises(psycopg.OperationalError, match="nothing was committed"):
+        await unit.finish()
+    assert rows(observer) == []
+    assert pool._pool.lent == []
+    assert await database.fetch_value("SELECT 1") == 1
+    await database.close()
+
+
+async def test_a_connection_that_was_closed_after_an_error_is_no_success(
+    database: AsyncDatabase, observer: Observer
+) -> None:
+    with pytest.raises(psycopg.OperationalError, match="the connection was closed") as caught:
+        async with database.transaction() as connection:
+            with pytest.raises(psycopg.errors.UndefinedTable) as first:
+                await connection.execute("SELECT * FROM missing")
+            await connection.close()
+    assert caught.value.__cause__ is first.value
+
+
+async def test_closing_is_harmless_where_nothing_is_open(
+    database: AsyncDatabase, pool: AsyncConnectionHandle, observer: Observer
+) -> None:
+    for block in blocks(database, pool).values():
+        async with block() as connection:
+            await connection.close()
+    async with pool as connection:
+        await connection.execute(INSERT, [6])
+        await connection.commit()
+        await connection.close()
+    async with pool.connection(autocommit=True) as connection:
+        await connection.execute(INSERT, [7])
+        await connection.close()
+    assert rows(observer) == [6, 7]
+
+
+async def test_a_statement_after_closing_is_no_success(database: AsyncDatabase, pool: AsyncConnectionHandle) -> None:
+    for block in blocks(database, pool).values():
+        with pytest.raises(psycopg.OperationalError, match="nothing was committed: the connection was closed"):
+            async with block() as connection:
+                cursor = connection.cursor()
+                await connection.close()
+                with pytest.raises(psycopg.OperationalError, match="the connection is closed"):
+                    await connection.execute(INSERT, [1])
+        with pytest.raises(psycopg.OperationalError, match="nothing was committed: the connection was closed"):
+            async with block() as connection:
+                cursor = connection.cursor()
+                await connection.close()
+                with pytest.raises(psycopg.OperationalError, match="the connection is closed"):
+                    await cursor.execute(INSERT, [1])
+
+
+async def test_a_pool_that_is_terminated_meanwhile_is_no_success(
+    pool: AsyncConnectionHandle, observer: Observer
+) -> None:
+    with pytest.raises(psycopg.OperationalError, match="nothing was committed: the connection was lost"):
+        async with pool as connection:
+            await connection.execute(INSERT, [1])
+            pool.terminate()
+    assert rows(observer) == []
+
+
+async def test_closing_does_not_commit_a_unit_that_close_returns_is_for(
+    config: dict[str, Any], database: AsyncDatabase, observer: Observer
+) -> None:
+    database = AsyncDatabase(pools(config, close_returns=True))
+    with pytest.raises(ZeroDivisionError):
+        async with database.transaction() as connection:
+            await connection.execute(INSERT, [1])
+            await connection.close()
+            await connection.execute(INSERT, [2])
+            raise ZeroDivisionError
+    async with database.transaction() as connection:
+        await connection.execute(INSERT, [3])
+        await connection.close()
+        assert rows(observer) == []
+    assert rows(observer) == [3]
+    await database.close()
+
+
+# -- psycopg's own ways to end a transaction --------------------------------------------------------------------------
+
+
+async def test_psycopgs_block_of_a_units_connection_is_a_savepoint(database: AsyncDatabase, observer: Observer) -> None:
+    unit = database.begin()
+    connection = await unit.connection()
+    async with connection as same:
+        assert same is connection
+        await connection.execute(INSERT, [1])
+        with pytest.raises(ZeroDivisionError):
+            async with connection:
+                await connection.execute(INSERT, [2])
+                raise ZeroDivisionError
+        with pytest.raises(UniqueViolation):
+            async with connection:
+                await connection.execute(INSERT, [1])
+        with pytest.raises(psycopg.Rollback):
+            async with connection:
+                await connection.execute(INSERT, [4])
+                raise psycopg.Rollback
+        async with connection:
+            await connection.execute(INSERT, [3])
+    assert rows(observer) == []
+    await unit.finish()
+    assert rows(observer) == [1, 3]
+
+
+async def test_psycopgs_block_of_a_refused_unit_stores_nothing(database: AsyncDatabase, observer: Observer) -> None:
+    unit = database.begin()
+    async with await unit.connection() as connection:
+        await connection.execute(INSERT, [1])
+    await unit.finish(ZeroDivisionError())
+    assert rows(observer) == []
+
+
+async def test_psycopgs_block_may_outlive_the_connection(database: AsyncDatabase, observer: Observer) -> None:
+    unit = database.begin()
+    async with await unit.connection() as connection:
+        await connection.execute(INSERT, [1])
+        await unit.finish()
+    with pytest.raises(psycopg.OperationalError, match="nothing was committed"):
+        async with database.transaction() as connection, connection:
+            await connection.execute(INSERT, [2])
+            await connection.close()
+    assert rows(observer) == [1]
+
+
+async def test_nothing_but_its_end_commits_a_unit(database: AsyncDatabase, observer: Observer) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with database.transaction() as connection:
+            await connection.execute(INSERT, [1])
+            for end in (
+                connection.commit,
+                connection.rollback,
+                lambda: connection.set_autocommit(True),
+                lambda: connection.tpc_begin("pgmonkey"),
+            ):
+                with pytest.raises(
+                    psycopg.ProgrammingError, match=r"forbidden .* 'with db.transaction\(\):'|'async with"
+                ):
+                    await end()
+            await connection.execute(INSERT, [2])
+            raise ZeroDivisionError
+    async with database.connection() as connection:
+        await connection.execute(INSERT, [3])
+        await connection.commit()
+        assert rows(observer) == [3]
+
+
+# -- errors that were ignored -----------------------------------------------------------------------------------------
+
+
+async def by_connection(database: AsyncDatabase, connection: Any) -> None:
+    await connection.execute("INSERT INTO t  VALUES\n(%s)", [7])
+
+
+async def by_cursor(database: AsyncDatabase, connection: Any) -> None:
+    async with connection.cursor() as cursor:
+        await cursor.execute("INSERT INTO t VALUES (%s)", [7])
+
+
+async def by_query_method(database: AsyncDatabase, connection: Any) -> None:
+    await database.execute("INSERT INTO t VALUES (%s)", [7])
+
+
+async def many(database: AsyncDatabase, connection: Any) -> None:
+    await connection.cursor().executemany("INSERT INTO t VALUES (%s)", [[7]])
+
+
+async def by_copy(database: AsyncDatabase, connection: Any) -> None:
+    async with connection.cursor() as cursor, cursor.copy("COPY t FROM STDIN") as copy:
+        await copy.write_row([7])
+
+
+async def composed(database: AsyncDatabase, connection: Any) -> None:
+    await connection.execute(sql.SQL("INSERT INTO {} VALUES ({})").format(sql.Identifier("t"), sql.Literal(7)))
+
+
+async def in_a_pipeline(database: AsyncDatabase, connection: Any) -> None:
+    async with connection.pipeline():
+        await connection.execute("INSERT INTO t VALUES (%s)", [7])
+
+
+async def by_client_cursor(database: AsyncDatabase, connection: Any) -> None:
+    async with psycopg.AsyncClientCursor(connection) as cursor:
+        await cursor.execute("INSERT INTO t VALUES (%s)", [7])
+
+
+WAYS: dict[Callable[[AsyncDatabase, Any], Awaitable[None]], str] = {
+    by_connection: "INSERT INTO t VALUES (%s)",
+    by_cursor: "INSERT INTO t VALUES (%s)",
+    by_query_method: "INSERT INTO t VALUES (%s)",
+    many: "INSERT INTO t VALUES (%s)",
+    by_copy: "COPY t FROM STDIN",
+    composed: 'INSERT INTO "t" VALUES (...)',
+    in_a_pipeline: "",  # the error comes at the end of the block, which does not know the statement
+    by_client_cursor: "INSERT INTO t VALUES (%s)",
+}
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+async def test_the_end_names_what_failed_first(
+    way: Callable[[AsyncDatabase, Any], Awaitable[None]], database: AsyncDatabase, observer: Observer
+) -> None:
+    observer.execute("INSERT INTO t VALUES (7)")
+    for _ in range(3):  # prepared by then, where it is
+        with pytest.raises(InFailedSqlTransaction) as caught:
+            async with database.transaction() as connection:
+                with pytest.raises(UniqueViolation) as first:
+                    await way(database, connection)
+                with pytest.raises(InFailedSqlTransaction) as later:
+                    await connection.execute("SELECT 1")
+                with pytest.raises(InFailedSqlTransaction) as latest:
+                    await database.fetch_value("SELECT 1")
+                with pytest.raises(psycopg.errors.SyntaxError):
+                    await connection.execute("SELEKT")
+        message = str(caught.value)
+        assert message.startswith(f"nothing was committed: {WAYS[way]}")
+        assert f"{Path(__file__).name}:" in message
+        assert f"({way.__name__}) failed and its error was ignored: duplicate key value violates" in message
+        assert "with db.transaction():', which is a savepoint" in message
+        assert "7" not in message.replace(f":{_line(message)} ", "")
+        for error in (caught.value, later.value, latest.value):
+            assert error.__cause__ is first.value
+
+
+def _line(message: str) -> str:
+    return message.partition(f"{Path(__file__).name}:")[2].partition(" ")[0]
+
+
+async def test_long_statements_are_cut(database: AsyncDatabase) -> None:
+    with pytest.raises(InFailedSqlTransaction) as caught:
+        async with database.transaction() as connection:
+            with pytest.raises(psycopg.errors.UndefinedTable):
+                await connection.execute("SELECT * FROM missing WHERE a IN (" + ", ".join(["1"] * 500) + ")")
+    statement = str(caught.value).removeprefix("nothing was committed: ").partition("... at ")[0]
+    assert len(statement) == 117
+
+
+async def test_what_was_rolled_back_is_forgotten(database: AsyncDatabase, observer: Observer) -> None:
+    observer.execute("INSERT INTO t VALUES (7)")
+    with pytest.raises(InFailedSqlTransaction, match=r"SELECT 1 / 0 .*division by zero"):
+        async with database.transaction() as connection:
+            with pytest.raises(UniqueViolation):
+                async with database.transaction():
+                    await connection.execute(INSERT, [7])
+            with pytest.raises(psycopg.errors.SyntaxError):
+                async with connection.transaction():
+                    await connection.execute("SELEKT")
+            with pytest.raises(psycopg.errors.DivisionByZero):
+                await connection.execute("SELECT 1 / 0")
+    with pytest.raises(InFailedSqlTransaction, match=r"SELEKT at .*syntax error"):
+        async with database.connection() as connection:
+            for end in (connection.rollback, connection.commit):
+                with pytest.raises(UniqueViolation):
+                    await connection.execute(INSERT, [7])
+                await end()
+            with pytest.raises(psycopg.errors.SyntaxError):
+                await connection.execute("SELEKT")
+    with pytest.raises(psycopg.errors.SyntaxError) as caught:
+        async with database.transaction() as connection:
+            await connection.execute("SELEKT")
+    assert caught.value.__cause__ is None
+
+
+async def test_a_lost_connection_names_what_failed_first(database: AsyncDatabase) -> None:
+    with pytest.raises(psycopg.OperationalError, match="nothing was committed: the connection was lost") as caught:
+        async with database.transaction() as connection:
+            with pytest.raises(psycopg.OperationalError) as first:
+                await connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+    assert caught.value.__cause__ is first.value
+
+
+async def test_an_error_that_was_ignored_keeps_nothing_alive(database: AsyncDatabase, observer: Observer) -> None:
+    observer.execute("INSERT INTO t VALUES (7)")
+
+    class Held:
+        """What the borrower has in hand."""
+
+    async def fail() -> weakref.ref[Held]:
+        held = Held()
+        with suppress(UniqueViolation):
+            await database.execute(INSERT, [7])
+        return weakref.ref(held)
+
+    with pytest.raises(InFailedSqlTransaction) as caught:
+        async with database.transaction():
+            held = await fail()
+            await sleep(0)  # a step of a task has the answer in hand that it began with
+            gc.collect()
+            assert held() is None
+    cause = caught.value.__cause__
+    assert isinstance(cause, UniqueViolation)
+    assert cause.sqlstate == "23505"
+    assert cause.diag.constraint_name == "t_a_key"
+    assert cause.__traceback__ is None
+
+
+async def test_a_forgotten_lease_is_taken_back_after_an_error(pool: AsyncConnectionHandle) -> None:
+    async def forget() -> None:
+        lease = await pool.borrow()
+        with suppress(psycopg.Error):
+            await lease.connection.execute("SELECT 1 / 0")
+
+    await elsewhere(forget)
+    gc.collect()
+    assert pool.stats()["pool_size"] == 0

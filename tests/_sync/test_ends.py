@@ -1,0 +1,385 @@
+# Generated from tests/_async/test_ends.py by tools/twins.py: change that file, then run the tool.
+
+"""What ends a unit of work and what does not; and what its end says when nothing was committed."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.errors import InFailedSqlTransaction, UniqueViolation
+
+from pgmonkey import Database, PGConnectionManager
+from pgmonkey._sync.handle import ConnectionHandle
+from pgmonkey._sync.waiting import POOL_KIND, sleep
+
+from ..configs import pools, prepared
+from .concurrency import elsewhere
+
+Observer = psycopg.Connection[Any]
+
+INSERT: Any = "INSERT INTO t VALUES (%s)"
+
+
+@pytest.fixture
+def database(config: dict[str, Any], observer: Observer) -> Database:
+    observer.execute("CREATE TABLE t (a int UNIQUE)")
+    return Database(prepared(config))
+
+
+@pytest.fixture
+def pool(config: dict[str, Any], observer: Observer) -> ConnectionHandle:
+    observer.execute("CREATE TABLE IF NOT EXISTS t (a int UNIQUE)")
+    get: Any = PGConnectionManager().get_database_connection_from_dict
+    handle: ConnectionHandle = get(config, POOL_KIND)
+    return handle
+
+
+def rows(observer: Observer) -> list[int]:
+    return [row[0] for row in observer.execute("SELECT a FROM t ORDER BY a").fetchall()]
+
+
+def blocks(database: Database, pool: ConnectionHandle) -> dict[str, Callable[[], Any]]:
+    """Every way to borrow a connection for a block."""
+    return {
+        "pool": lambda: pool,
+        "pool.connection()": pool.connection,
+        "database.connection()": database.connection,
+        "database.transaction()": database.transaction,
+    }
+
+
+# -- closed connections -----------------------------------------------------------------------------------------------
+
+
+def close(connection: Any) -> None:
+    connection.close()
+
+
+def close_as_psycopg(connection: Any) -> None:
+    psycopg.Connection.close(connection)
+
+
+def close_by_hand(connection: Any) -> None:
+    connection.pgconn.finish()
+
+
+@pytest.mark.parametrize("closing", [close, close_as_psycopg, close_by_hand])
+def test_what_was_closed_before_its_end_is_no_success(
+    closing: Callable[[Any], None], database: Database, pool: ConnectionHandle, observer: Observer
+) -> None:
+    for block in blocks(database, pool).values():
+        with pytest.raises(psycopg.OperationalError, match=r"nothing was committed: the connection was (closed|lost)"):
+            with block() as connection:
+                connection.execute(INSERT, [1])
+                closing(connection)
+    unit = database.begin()
+    database.execute(INSERT, [1])
+    closing(unit.connection())
+    with pytest.raises(psycopg.OperationalError, match="nothing was committed"):
+        unit.finish()
+    assert rows(observer) == []
+    assert pool._pool.lent == []
+    assert database.fetch_value("SELECT 1") == 1
+    database.close()
+
+
+def test_a_connection_that_was_closed_after_an_error_is_no_success(database: Database, observer: Observer) -> None:
+    with pytest.raises(psycopg.OperationalError, match="the connection was closed") as caught:
+        with database.transaction() as connection:
+            with pytest.raises(psycopg.errors.UndefinedTable) as first:
+                connection.execute("SELECT * FROM missing")
+            connection.close()
+    assert caught.value.__cause__ is first.value
+
+
+def test_closing_is_harmless_where_nothing_is_open(
+    database: Database, pool: ConnectionHandle, observer: Observer
+) -> None:
+    for block in blocks(database, pool).values():
+        with block() as connection:
+            connection.close()
+    with pool as connection:
+        connection.execute(INSERT, [6])
+        connection.commit()
+        connection.close()
+    with pool.connection(autocommit=True) as connection:
+        connection.execute(INSERT, [7])
+        connection.close()
+    assert rows(observer) == [6, 7]
+
+
+def test_a_statement_after_closing_is_no_success(database: Database, pool: ConnectionHandle) -> None:
+    for block in blocks(database, pool).values():
+        with pytest.raises(psycopg.OperationalError, match="nothing was committed: the connection was closed"):
+            with block() as connection:
+                cursor = connection.cursor()
+                connection.close()
+                with pytest.raises(psycopg.OperationalError, match="the connection is closed"):
+                    connection.execute(INSERT, [1])
+        with pytest.raises(psycopg.OperationalError, match="nothing was committed: the connection was closed"):
+            with block() as connection:
+                cursor = connection.cursor()
+                connection.close()
+                with pytest.raises(psycopg.OperationalError, match="the connection is closed"):
+                    cursor.execute(INSERT, [1])
+
+
+def test_a_pool_that_is_terminated_meanwhile_is_no_success(pool: ConnectionHandle, observer: Observer) -> None:
+    with pytest.raises(psycopg.OperationalError, match="nothing was committed: the connection was lost"):
+        with pool as connection:
+            connection.execute(INSERT, [1])
+            pool.terminate()
+    assert rows(observer) == []
+
+
+def test_closing_does_not_commit_a_unit_that_close_returns_is_for(
+    config: dict[str, Any], database: Database, observer: Observer
+) -> None:
+    database = Database(pools(config, close_returns=True))
+    with pytest.raises(ZeroDivisionError):
+        with database.transaction() as connection:
+            connection.execute(INSERT, [1])
+            connection.close()
+            connection.execute(INSERT, [2])
+            raise ZeroDivisionError
+    with database.transaction() as connection:
+        connection.execute(INSERT, [3])
+        connection.close()
+        assert rows(observer) == []
+    assert rows(observer) == [3]
+    database.close()
+
+
+# -- psycopg's own ways to end a transaction --------------------------------------------------------------------------
+
+
+def test_psycopgs_block_of_a_units_connection_is_a_savepoint(database: Database, observer: Observer) -> None:
+    unit = database.begin()
+    connection = unit.connection()
+    with connection as same:
+        assert same is connection
+        connection.execute(INSERT, [1])
+        with pytest.raises(ZeroDivisionError):
+            with connection:
+                connection.execute(INSERT, [2])
+                raise ZeroDivisionError
+        with pytest.raises(UniqueViolation):
+            with connection:
+                connection.execute(INSERT, [1])
+        with pytest.raises(psycopg.Rollback):
+            with connection:
+                connection.execute(INSERT, [4])
+                raise psycopg.Rollback
+        with connection:
+            connection.execute(INSERT, [3])
+    assert rows(observer) == []
+    unit.finish()
+    assert rows(observer) == [1, 3]
+
+
+def test_psycopgs_block_of_a_refused_unit_stores_nothing(database: Database, observer: Observer) -> None:
+    unit = database.begin()
+    with unit.connection() as connection:
+        connection.execute(INSERT, [1])
+    unit.finish(ZeroDivisionError())
+    assert rows(observer) == []
+
+
+def test_psycopgs_block_may_outlive_the_connection(database: Database, observer: Observer) -> None:
+    unit = database.begin()
+    with unit.connection() as connection:
+        connection.execute(INSERT, [1])
+        unit.finish()
+    with pytest.raises(psycopg.OperationalError, match="nothing was committed"):
+        with database.transaction() as connection, connection:
+            connection.execute(INSERT, [2])
+            connection.close()
+    assert rows(observer) == [1]
+
+
+def test_nothing_but_its_end_commits_a_unit(database: Database, observer: Observer) -> None:
+    with pytest.raises(ZeroDivisionError):
+        with database.transaction() as connection:
+            connection.execute(INSERT, [1])
+            for end in (
+                connection.commit,
+                connection.rollback,
+                lambda: connection.set_autocommit(True),
+                lambda: connection.tpc_begin("pgmonkey"),
+            ):
+                with pytest.raises(psycopg.ProgrammingError, match=r"forbidden .* 'with db.transaction\(\):'|'with"):
+                    end()
+            connection.execute(INSERT, [2])
+            raise ZeroDivisionError
+    with database.connection() as connection:
+        connection.execute(INSERT, [3])
+        connection.commit()
+        assert rows(observer) == [3]
+
+
+# -- errors that were ignored -----------------------------------------------------------------------------------------
+
+
+def by_connection(database: Database, connection: Any) -> None:
+    connection.execute("INSERT INTO t  VALUES\n(%s)", [7])
+
+
+def by_cursor(database: Database, connection: Any) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("INSERT INTO t VALUES (%s)", [7])
+
+
+def by_query_method(database: Database, connection: Any) -> None:
+    database.execute("INSERT INTO t VALUES (%s)", [7])
+
+
+def many(database: Database, connection: Any) -> None:
+    connection.cursor().executemany("INSERT INTO t VALUES (%s)", [[7]])
+
+
+def by_copy(database: Database, connection: Any) -> None:
+    with connection.cursor() as cursor, cursor.copy("COPY t FROM STDIN") as copy:
+        copy.write_row([7])
+
+
+def composed(database: Database, connection: Any) -> None:
+    connection.execute(sql.SQL("INSERT INTO {} VALUES ({})").format(sql.Identifier("t"), sql.Literal(7)))
+
+
+def in_a_pipeline(database: Database, connection: Any) -> None:
+    with connection.pipeline():
+        connection.execute("INSERT INTO t VALUES (%s)", [7])
+
+
+def by_client_cursor(database: Database, connection: Any) -> None:
+    with psycopg.ClientCursor(connection) as cursor:
+        cursor.execute("INSERT INTO t VALUES (%s)", [7])
+
+
+WAYS: dict[Callable[[Database, Any], None], str] = {
+    by_connection: "INSERT INTO t VALUES (%s)",
+    by_cursor: "INSERT INTO t VALUES (%s)",
+    by_query_method: "INSERT INTO t VALUES (%s)",
+    many: "INSERT INTO t VALUES (%s)",
+    by_copy: "COPY t FROM STDIN",
+    composed: 'INSERT INTO "t" VALUES (...)',
+    in_a_pipeline: "",  # the error comes at the end of the block, which does not know the statement
+    by_client_cursor: "INSERT INTO t VALUES (%s)",
+}
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_the_end_names_what_failed_first(
+    way: Callable[[Database, Any], None], database: Database, observer: Observer
+) -> None:
+    observer.execute("INSERT INTO t VALUES (7)")
+    for _ in range(3):  # prepared by then, where it is
+        with pytest.raises(InFailedSqlTransaction) as caught:
+            with database.transaction() as connection:
+                with pytest.raises(UniqueViolation) as first:
+                    way(database, connection)
+                with pytest.raises(InFailedSqlTransaction) as later:
+                    connection.execute("SELECT 1")
+                with pytest.raises(InFailedSqlTransaction) as latest:
+                    database.fetch_value("SELECT 1")
+                with pytest.raises(psycopg.errors.SyntaxError):
+                    connection.execute("SELEKT")
+        message = str(caught.value)
+        assert message.startswith(f"nothing was committed: {WAYS[way]}")
+        assert f"{Path(__file__).name}:" in message
+        assert f"({way.__name__}) failed and its error was ignored: duplicate key value violates" in message
+        assert "with db.transaction():', which is a savepoint" in message
+        assert "7" not in message.replace(f":{_line(message)} ", "")
+        for error in (caught.value, later.value, latest.value):
+            assert error.__cause__ is first.value
+
+
+def _line(message: str) -> str:
+    return message.partition(f"{Path(__file__).name}:")[2].partition(" ")[0]
+
+
+def test_long_statements_are_cut(database: Database) -> None:
+    with pytest.raises(InFailedSqlTransaction) as caught:
+        with database.transaction() as connection:
+            with pytest.raises(psycopg.errors.UndefinedTable):
+                connection.execute("SELECT * FROM missing WHERE a IN (" + ", ".join(["1"] * 500) + ")")
+    statement = str(caught.value).removeprefix("nothing was committed: ").partition("... at ")[0]
+    assert len(statement) == 117
+
+
+def test_what_was_rolled_back_is_forgotten(database: Database, observer: Observer) -> None:
+    observer.execute("INSERT INTO t VALUES (7)")
+    with pytest.raises(InFailedSqlTransaction, match=r"SELECT 1 / 0 .*division by zero"):
+        with database.transaction() as connection:
+            with pytest.raises(UniqueViolation):
+                with database.transaction():
+                    connection.execute(INSERT, [7])
+            with pytest.raises(psycopg.errors.SyntaxError):
+                with connection.transaction():
+                    connection.execute("SELEKT")
+            with pytest.raises(psycopg.errors.DivisionByZero):
+                connection.execute("SELECT 1 / 0")
+    with pytest.raises(InFailedSqlTransaction, match=r"SELEKT at .*syntax error"):
+        with database.connection() as connection:
+            for end in (connection.rollback, connection.commit):
+                with pytest.raises(UniqueViolation):
+                    connection.execute(INSERT, [7])
+                end()
+            with pytest.raises(psycopg.errors.SyntaxError):
+                connection.execute("SELEKT")
+    with pytest.raises(psycopg.errors.SyntaxError) as caught:
+        with database.transaction() as connection:
+            connection.execute("SELEKT")
+    assert caught.value.__cause__ is None
+
+
+def test_a_lost_connection_names_what_failed_first(database: Database) -> None:
+    with pytest.raises(psycopg.OperationalError, match="nothing was committed: the connection was lost") as caught:
+        with database.transaction() as connection:
+            with pytest.raises(psycopg.OperationalError) as first:
+                connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+    assert caught.value.__cause__ is first.value
+
+
+def test_an_error_that_was_ignored_keeps_nothing_alive(database: Database, observer: Observer) -> None:
+    observer.execute("INSERT INTO t VALUES (7)")
+
+    class Held:
+        """What the borrower has in hand."""
+
+    def fail() -> weakref.ref[Held]:
+        held = Held()
+        with suppress(UniqueViolation):
+            database.execute(INSERT, [7])
+        return weakref.ref(held)
+
+    with pytest.raises(InFailedSqlTransaction) as caught:
+        with database.transaction():
+            held = fail()
+            sleep(0)  # a step of a task has the answer in hand that it began with
+            gc.collect()
+            assert held() is None
+    cause = caught.value.__cause__
+    assert isinstance(cause, UniqueViolation)
+    assert cause.sqlstate == "23505"
+    assert cause.diag.constraint_name == "t_a_key"
+    assert cause.__traceback__ is None
+
+
+def test_a_forgotten_lease_is_taken_back_after_an_error(pool: ConnectionHandle) -> None:
+    def forget() -> None:
+        lease = pool.borrow()
+        with suppress(psycopg.Error):
+            lease.connection.execute("SELECT 1 / 0")
+
+    elsewhere(forget)
+    gc.collect()
+    assert pool.stats()["pool_size"] == 0
