@@ -1,4 +1,4 @@
-"""The private methods of Django's PostgreSQL backend that this backend overrides or calls.
+"""The private methods of Django that this backend overrides or calls.
 
 Where one is missing or takes other arguments, loading the backend raises ImproperlyConfigured: an override that Django
 no longer calls would leave connections borrowed.
@@ -23,8 +23,14 @@ View = Callable[..., Any]
 """A view, or a function that calls one."""
 
 _TESTED = "Django 5.2 to 6.1"
-# With how many arguments Django calls them, self among them.
-_METHODS = {"_close": 1, "_configure_connection": 2, "_configure_timezone": 2, "_set_autocommit": 2}
+# Of which class, by the words for it, and with how many arguments Django calls them, self among them.
+_METHODS: dict[str, tuple[type, dict[str, int]]] = {
+    "PostgreSQL backend": (
+        postgresql.DatabaseWrapper,
+        {"_close": 1, "_configure_connection": 2, "_configure_timezone": 2, "_set_autocommit": 2},
+    ),
+    "handler of requests": (BaseHandler, {"make_view_atomic": 2}),
+}
 
 
 def _unsupported(difference: str) -> ImproperlyConfigured:
@@ -35,16 +41,17 @@ def _unsupported(difference: str) -> ImproperlyConfigured:
 
 
 def _check() -> None:
-    for name, arguments in _METHODS.items():
-        method = getattr(postgresql.DatabaseWrapper, name, None)
-        if not callable(method):
-            raise _unsupported(f"its PostgreSQL backend has no method {name}()")
-        # The number, not the names: what traces Django may have wrapped them.
-        try:
-            inspect.signature(method).bind(*[None] * arguments)
-        except TypeError:
-            called = f"{name}{inspect.signature(method)} of its PostgreSQL backend"
-            raise _unsupported(f"{called} is not called with {arguments} arguments") from None
+    for owner, (kind, methods) in _METHODS.items():
+        for name, arguments in methods.items():
+            method = getattr(kind, name, None)
+            if not callable(method):
+                raise _unsupported(f"its {owner} has no method {name}()")
+            # The number, not the names: what traces Django may have wrapped them.
+            try:
+                inspect.signature(method).bind(*[None] * arguments)
+            except TypeError:
+                called = f"{name}{inspect.signature(method)} of its {owner}"
+                raise _unsupported(f"{called} is not called with {arguments} arguments") from None
 
 
 _check()

@@ -189,7 +189,7 @@ def observer(server: Server) -> Iterator[psycopg.Connection[Any]]:
 
 
 class Quiet(WSGIRequestHandler):
-    def log_message(self, *arguments: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         pass
 
 

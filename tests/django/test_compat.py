@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import django
 import pytest
 from django.core.exceptions import ImproperlyConfigured
+from django.core.handlers.base import BaseHandler
 from django.db.backends.postgresql.base import DatabaseWrapper
 
 from ..altered import difference
@@ -35,6 +36,11 @@ def test_a_missing_method_is_refused(monkeypatch: pytest.MonkeyPatch, name: str)
     # Not deleted: a base class may have a method of the name.
     monkeypatch.setattr(DatabaseWrapper, name, None)
     assert refused() == f"its PostgreSQL backend has no method {name}()"
+
+
+def test_a_handler_that_makes_views_atomic_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BaseHandler, "make_view_atomic", None)
+    assert refused() == "its handler of requests has no method make_view_atomic()"
 
 
 def test_other_arguments_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
