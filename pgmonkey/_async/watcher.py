@@ -26,6 +26,8 @@ T = TypeVar("T")
 _Answer: TypeAlias = "asyncio.Future[Any]"
 
 _READ, _WRITE = int(Wait.R), int(Wait.W)
+# As a plain number, which is faster to compare than a member of an enumeration.
+_OK = int(ConnStatus.OK)
 
 
 class Watcher:
@@ -68,7 +70,7 @@ class Watcher:
 
         *waits* runs in *context*, if that is given.
         """
-        if get_running_loop() is not self._loop:
+        if get_running_loop() is not self._loop or self.pgconn.status != _OK:
             return self.run_as_psycopg(waits, limit)
         try:
             wanted = next(waits)
@@ -95,7 +97,8 @@ class Watcher:
             self._stop()
         if limit is not None:
             waits = limited(waits, self.pgconn, limit)
-        return await waiting.wait_async(waits, self._socket, **{"interval": INTERVAL, **options})
+        # Asked for anew: where the connection is closed, that is psycopg's error before anything else.
+        return await waiting.wait_async(waits, self.pgconn.socket, **{"interval": INTERVAL, **options})
 
     def _fetch(self, answer: _Answer) -> None:
         """Read what has arrived.  Not a generator: resuming one costs more than the reading."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import psycopg
 import pytest
-from psycopg import AsyncClientCursor, AsyncRawCursor, AsyncRawServerCursor, sql
+from psycopg import AsyncClientCursor, AsyncConnection, AsyncRawCursor, AsyncRawServerCursor, sql
 from psycopg.rows import class_row, namedtuple_row, scalar_row
 
 from pgmonkey import AsyncDatabase
@@ -141,4 +142,33 @@ async def test_our_own_statements_do_not_depend_on_the_cursors(factory: Any, con
     values["app.three"] = "a\0b"
     with pytest.raises(psycopg.DataError, match="NUL"):
         await database.fetch_one(query)
+    await database.close()
+
+
+async def test_a_connection_that_is_closed_is_an_error(config: dict[str, Any]) -> None:
+    database = AsyncDatabase(prepared(config))
+
+    async def closing(connection: AsyncConnection[Any]) -> None:
+        async for row in connection.cursor().stream("SELECT generate_series(1, 1000)"):
+            if row == (3,):
+                await connection.close()
+
+    async def pipeline(connection: AsyncConnection[Any]) -> None:
+        async with connection.pipeline():
+            await connection.execute("SELECT 1")
+            await connection.close()
+
+    async def autocommit(connection: AsyncConnection[Any]) -> None:
+        await connection.close()
+        await connection.set_autocommit(True)
+
+    for use in (closing, pipeline, autocommit):
+        found: list[type[BaseException]] = []
+        with suppress(psycopg.Error):
+            async with database.connection() as connection:
+                try:
+                    await use(connection)
+                except Exception as error:
+                    found.append(type(error))
+        assert found == [psycopg.OperationalError], use.__name__
     await database.close()

@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import psycopg
 import pytest
-from psycopg import ClientCursor, RawCursor, RawServerCursor, sql
+from psycopg import ClientCursor, Connection, RawCursor, RawServerCursor, sql
 from psycopg.rows import class_row, namedtuple_row, scalar_row
 
 from pgmonkey import Database
@@ -143,4 +144,33 @@ def test_our_own_statements_do_not_depend_on_the_cursors(factory: Any, config: d
     values["app.three"] = "a\0b"
     with pytest.raises(psycopg.DataError, match="NUL"):
         database.fetch_one(query)
+    database.close()
+
+
+def test_a_connection_that_is_closed_is_an_error(config: dict[str, Any]) -> None:
+    database = Database(prepared(config))
+
+    def closing(connection: Connection[Any]) -> None:
+        for row in connection.cursor().stream("SELECT generate_series(1, 1000)"):
+            if row == (3,):
+                connection.close()
+
+    def pipeline(connection: Connection[Any]) -> None:
+        with connection.pipeline():
+            connection.execute("SELECT 1")
+            connection.close()
+
+    def autocommit(connection: Connection[Any]) -> None:
+        connection.close()
+        connection.set_autocommit(True)
+
+    for use in (closing, pipeline, autocommit):
+        found: list[type[BaseException]] = []
+        with suppress(psycopg.Error):
+            with database.connection() as connection:
+                try:
+                    use(connection)
+                except Exception as error:
+                    found.append(type(error))
+        assert found == [psycopg.OperationalError], use.__name__
     database.close()
