@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, RedirectResponse, StreamingResponse
 from fastapi.templating import Jinja2Templates
+from psycopg.errors import CheckViolation
 from psycopg.rows import dict_row
 from starlette.responses import Response
 
@@ -17,6 +18,8 @@ from .. import shop
 pgmonkey = PGMonkey(shop.CONFIG, resolve_env=True, row_factory=dict_row)
 app = FastAPI(title="Order desk", lifespan=pgmonkey.lifespan)
 templates = Jinja2Templates(shop.TEMPLATES)
+# The table refuses a stock below zero.
+TAKE = "UPDATE product SET stock = stock - %(n)s WHERE id = %(id)s RETURNING price_cents"
 DB = Annotated[AsyncDatabase, Depends(pgmonkey.database)]
 
 
@@ -88,10 +91,14 @@ async def find(db: AsyncDatabase, order_id: int) -> dict[str, Any]:
 
 async def place(db: AsyncDatabase, customer: str, lines: list[tuple[int, int]]) -> dict[str, Any]:
     """Write the order and take its lines from stock, or raise OutOfStock and leave nothing behind."""
+    # A savepoint: the page is shown in the same request when a statement in it failed.
     async with db.transaction():
         order_id, total = await db.fetch_value(shop.PLACE, [customer]), 0
         for product, quantity in lines:
-            price = await db.fetch_value(shop.TAKE, {"id": product, "n": quantity})
+            try:
+                price = await db.fetch_value(TAKE, {"id": product, "n": quantity})
+            except CheckViolation:  # of the column "stock"; the savepoint around it undoes the order
+                price = None
             if price is None:
                 raise shop.OutOfStock(f"There are not {quantity} of product {product} left.")
             await db.execute(shop.ADD_LINE, [order_id, product, quantity, price])

@@ -12,7 +12,8 @@ from functools import lru_cache, wraps
 from importlib import import_module
 from importlib.abc import InspectLoader
 from importlib.util import find_spec
-from inspect import isasyncgenfunction
+from inspect import CO_GENERATOR, isasyncgenfunction
+from types import FrameType
 from typing import TYPE_CHECKING, Protocol, cast
 
 import fastapi
@@ -35,6 +36,9 @@ _EXCEPTION_HANDLERS = "starlette.exception_handlers"
 _HANDLE_EXCEPTIONS = "wrap_app_handling_exceptions"
 _HANDLING = ("starlette.middleware.exceptions", "starlette.routing", "fastapi.routing")
 
+# What enters the generator of a dependency, and what is nested in it.
+_ENTERING = ("__enter__", "enter_context")
+
 # What their sources contain as long as they use what the functions below replace and read.
 _SOURCES = {
     "fastapi.routing": (f'"{_FUNCTION_STACK}"', f"{_HANDLE_EXCEPTIONS}(app, request)("),
@@ -47,6 +51,16 @@ _SOURCES = {
 
 # What a handler returns is a response, None for a WebSocket, or something to await for either.
 Handler = Callable[[HTTPConnection, Exception], object]
+
+
+HandleExceptions = Callable[["ASGIApp", HTTPConnection], "ASGIApp"]
+"""Puts the exception handlers in the scope of the connection around the application."""
+
+
+class Guarding(Protocol):
+    """Makes of a `HandleExceptions` another one."""
+
+    def __call__(self, handle: HandleExceptions, *, at_endpoint: bool) -> HandleExceptions: ...
 
 
 def unsupported(difference: str) -> RuntimeError:
@@ -88,6 +102,18 @@ def gives_to_plain_endpoint(scope: Scope, dependency: object) -> bool:
     return any(each.call is dependency and each.name is not None for each in dependant.dependencies)
 
 
+def is_entered_by_dependency(frame: FrameType) -> bool:
+    """Return whether the ``with`` statement in *frame* is one that a ``def`` dependency yields in.
+
+    FastAPI enters such a dependency in a thread, as the only thing that it does there.
+    """
+    above: FrameType | None = frame
+    while above is not None and (above.f_code.co_flags & CO_GENERATOR or above.f_code.co_name in _ENTERING):
+        above = above.f_back
+    below = None if above is None or above is frame else above.f_back
+    return below is not None and below.f_code.co_name == "_bootstrap_inner"  # of threading.Thread
+
+
 # -- exceptions -------------------------------------------------------------------------------------------------------
 
 
@@ -96,37 +122,19 @@ def handle_exceptions(app: ASGIApp, connection: HTTPConnection) -> ASGIApp:
     return wrap_app_handling_exceptions(app, cast("Request", connection))
 
 
-class Guard(Protocol):
-    """What stands between an application and the exception handlers that answer what it raises."""
-
-    def guard(self, app: ASGIApp, connection: HTTPConnection, at_endpoint: bool) -> ASGIApp:
-        """Return *app*, guarded."""
-        ...
-
-
-def guard_exceptions(key: str) -> None:
-    """Let the `Guard` that is in the scope of a request under *key* guard whatever serves it in this process.
+def guard_exceptions(guarding: Guarding) -> None:
+    """Replace how exception handlers are put around whatever serves a request in this process, by *guarding*.
 
     An application may be mounted where nothing leads to it, inside of a function: only the way that they all handle
-    exceptions is common to them.  Where there is no such key, nothing changes.
+    exceptions is common to them.
     """
     for name in _HANDLING:
         module = import_module(name)
-        handle = getattr(module, _HANDLE_EXCEPTIONS)
+        handle: HandleExceptions = getattr(module, _HANDLE_EXCEPTIONS)
         if not hasattr(handle, "guards"):
-            setattr(module, _HANDLE_EXCEPTIONS, _guarding(handle, key, at_endpoint=name.endswith(".routing")))
-
-
-def _guarding(handle: Callable[[ASGIApp, HTTPConnection], ASGIApp], key: str, *, at_endpoint: bool) -> object:
-    @wraps(handle)
-    def handle_after_guard(app: ASGIApp, conn: HTTPConnection) -> ASGIApp:
-        if key in conn.scope:
-            guard: Guard = conn.scope[key]
-            app = guard.guard(app, conn, at_endpoint)
-        return handle(app, conn)
-
-    handle_after_guard.__dict__["guards"] = True
-    return handle_after_guard
+            guarded = wraps(handle)(guarding(handle, at_endpoint=name.endswith(".routing")))
+            guarded.__dict__["guards"] = True
+            setattr(module, _HANDLE_EXCEPTIONS, guarded)
 
 
 def handlers_by_class(scope: Scope) -> Mapping[object, Handler]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 from ._compat import guard_exceptions, server_errors
-from ._request import REQUEST, RequestState, current_request
+from ._request import REQUEST, RequestState, current_request, guarding
 from ._types import RequestDatabases
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class TransactionStack:
 
 def install(app: Starlette, databases: RequestDatabases) -> None:
     """Let the requests of *app* be transactions on *databases*; once is enough."""
-    guard_exceptions(REQUEST)
+    guard_exceptions(guarding)
     stack = app.__dict__.get("build_middleware_stack")
     if isinstance(stack, TransactionStack):
         if databases not in stack.databases:

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 
 from starlette.exceptions import HTTPException
 
-from ._compat import Handler, call_handler, handle_exceptions, handler_for_everything, handlers_by_class
+from ._compat import (
+    HandleExceptions,
+    Handler,
+    call_handler,
+    handle_exceptions,
+    handler_for_everything,
+    handlers_by_class,
+    is_entered_by_dependency,
+)
 from ._disconnect import DisconnectWatch, MessageBuffer
 from ._overload import answer_overload
 from ._overrides import follow_overrides
@@ -50,28 +58,37 @@ class RequestState:
         self._keep: bool | None = None
         self._messages: MessageBuffer | None = None
         self._watch: DisconnectWatch | None = None
-        # The innermost one that has exception handlers: they answer a COMMIT that fails.
-        self._connection: HTTPConnection | None = None
-        self._at_endpoint = False
+        self.connection: HTTPConnection | None = None
+        """The innermost one that has exception handlers, which answer a COMMIT that fails."""
+        self.at_endpoint = False
+        """Whether that is an endpoint's."""
         # A COMMIT that failed, until somebody has answered it.
         self._failure: Exception | None = None
-        # The same once a handler has answered it: nothing is sent of the response that it replaces.
-        self._answered: Exception | None = None
+        self.answered: Exception | None = None
+        """A COMMIT that failed, when a handler has answered it: nothing is sent of the response that it replaces."""
         self._raised_afterwards: Exception | None = None
         self._several = False
+        # Where a request is no transaction: the places for those that its dependencies open in threads.
+        self._places: list[object] = []
         for each in databases:
             if self.databases:
                 self._several = True
-            in_transaction = each.transaction == "request" and scope["type"] == "http"
-            self.databases[each] = RequestUnits(each, scope, self._watch_client) if in_transaction else None
+            if each.transaction == "request" and scope["type"] == "http":
+                self.databases[each] = RequestUnits(each, scope, self._watch_client)
+            else:
+                self.databases[each] = None
+                self._places.append(each.sync_database.share(is_entered_by_dependency))
 
     def join(self, databases: Iterable[RequestDatabases]) -> None:
         """Take *databases* in, too: those of a mounted application."""
         for each in databases:
             if each not in self.databases:
                 self._several = True
-                in_transaction = each.transaction == "request" and self.scope["type"] == "http" and not self._ended
-                self.databases[each] = RequestUnits(each, self.scope, self._watch_client) if in_transaction else None
+                if each.transaction == "request" and self.scope["type"] == "http" and not self._ended:
+                    self.databases[each] = RequestUnits(each, self.scope, self._watch_client)
+                else:
+                    self.databases[each] = None
+                    self._places.append(each.sync_database.share(is_entered_by_dependency))
 
     def decide(self, *, keep: bool) -> None:
         """Commit, or roll back, whatever the status says.  Raises RuntimeError where no transaction is left to end."""
@@ -100,7 +117,7 @@ class RequestState:
                 except Exception as error:
                     if not await self._answer_failure(error, receive, send):
                         raise
-            if self._failure is None and self._answered is None:
+            if self._failure is None and self.answered is None:
                 await send(message)
 
         try:
@@ -117,8 +134,9 @@ class RequestState:
             await self._leave(error, receive, send)
         finally:
             # Each is part of a reference cycle.
-            self._connection = self._messages = self._watch = None
+            self.connection = self._messages = self._watch = None
             self.databases = {}
+            self._places = []
 
     async def _leave(self, error: BaseException, receive: Receive, send: Send) -> None:
         """End the units of work after *error*, which the application did not answer; answer it, or raise it."""
@@ -156,41 +174,7 @@ class RequestState:
 
     # -- errors -----------------------------------------------------------------------------------------------------
 
-    def guard(self, app: ASGIApp, connection: HTTPConnection, at_endpoint: bool) -> ASGIApp:
-        """Return *app*, which may raise, so that its errors roll back before exception handlers answer them.
-
-        *at_endpoint*: no other application is inside of it.
-        """
-        serving = connection.scope["app"]
-        try:
-            overridden = serving.dependency_overrides
-        except AttributeError:  # an application of Starlette
-            overridden = None
-        if overridden:
-            follow_overrides(serving, self.databases)
-        if self.scope["type"] != "http":
-            return app
-        self._connection, self._at_endpoint = connection, at_endpoint
-
-        async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
-            async def send_unless_replaced(message: Message) -> None:
-                await send(message)
-                if self._answered is not None:
-                    raise self._answered  # before the background tasks of the response that was replaced
-
-            try:
-                await app(scope, receive, send_unless_replaced if at_endpoint else send)
-            except Exception as error:
-                if self._answered is not None:
-                    return
-                response = await self._refuse(error, connection)
-                if response is None:
-                    raise
-                await response(scope, receive, send)
-
-        return guarded
-
-    async def _refuse(self, error: Exception, connection: HTTPConnection) -> Response | None:
+    async def refuse(self, error: Exception, connection: HTTPConnection) -> Response | None:
         """Roll back after *error*, unless it is an answer whose status commits; return the answer if it is overload."""
         if self._ended or error is self._failure:
             return None
@@ -203,7 +187,7 @@ class RequestState:
 
         At once: behind Starlette's back, for which the response has started.  They get a new transaction.
         """
-        connection, at_endpoint = self._connection, self._at_endpoint
+        connection, at_endpoint = self.connection, self.at_endpoint
         if connection is None:
             return False
 
@@ -213,18 +197,18 @@ class RequestState:
         async def send_answer(message: Message) -> None:
             if message["type"] == "http.response.start":
                 await self._finish(_refusal(message["status"]))
-                self._failure, self._answered = None, error
+                self._failure, self.answered = None, error
             await send(message)
 
         # Twice, as Starlette does: around the endpoint, and around that for what a handler raises.
-        handled = self.guard(handle_exceptions(fail, connection), connection, at_endpoint=False)
-        self._at_endpoint = at_endpoint
+        handle = guarding(handle_exceptions, at_endpoint=False)
+        handled = handle(handle_exceptions(fail, connection), connection)
+        self.at_endpoint = at_endpoint
         try:
-            await handle_exceptions(handled, connection)(connection.scope, receive, send_answer)
+            await handled(connection.scope, receive, send_answer)
         except Exception as failure:
             if failure is not error:
                 self._failure = failure
-                await self._roll_back(failure)
                 raise
             # The handler for Exception of this application is called by Starlette, those of mounted ones are not.
             inner = connection.scope["app"]
@@ -341,6 +325,60 @@ class RequestState:
         for databases, units in self.databases.items():
             if units is not None and databases.cancel_on_disconnect:
                 await units.cancel(reason)
+
+
+def guarding(handle: HandleExceptions, *, at_endpoint: bool) -> HandleExceptions:
+    """Return *handle*, which puts exception handlers around an application, with a guard on both sides of them.
+
+    What is raised rolls back before a handler answers it, and so does what a handler raises, which a middleware may
+    answer.  *at_endpoint*: nothing but an endpoint is inside.
+    """
+
+    def handle_after_guard(app: ASGIApp, conn: HTTPConnection) -> ASGIApp:
+        if REQUEST not in conn.scope:
+            return handle(app, conn)
+        request: RequestState = conn.scope[REQUEST]
+        serving = conn.scope["app"]
+        try:
+            overridden = serving.dependency_overrides
+        except AttributeError:  # an application of Starlette
+            overridden = None
+        if overridden:
+            follow_overrides(serving, request.databases)
+        if conn.scope["type"] != "http":
+            return handle(app, conn)
+        request.connection, request.at_endpoint = conn, at_endpoint
+
+        async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+            async def send_unless_replaced(message: Message) -> None:
+                await send(message)
+                if request.answered is not None:
+                    raise request.answered  # before the background tasks of the response that was replaced
+
+            try:
+                await app(scope, receive, send_unless_replaced if at_endpoint else send)
+            except Exception as error:
+                if request.answered is not None:
+                    return
+                response = await request.refuse(error, conn)
+                if response is None:
+                    raise
+                await response(scope, receive, send)
+
+        handled = handle(guarded, conn)
+
+        async def guarded_outside(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                await handled(scope, receive, send)
+            except Exception as error:
+                response = await request.refuse(error, conn)
+                if response is None:
+                    raise
+                await response(scope, receive, send)
+
+        return guarded_outside
+
+    return handle_after_guard
 
 
 def _refusal(status: int) -> RefusedError | None:

@@ -32,8 +32,9 @@ class RequestUnits:
             return _route_and_place(scope)
 
         self._threads = databases.threads
-        self._in_loop = databases.async_database.begin(label=label, on_borrow=on_borrow)
+        # The one that is ended first comes last.
         self._in_threads = databases.sync_database.begin(label=label, on_borrow=on_borrow)
+        self._in_loop = databases.async_database.begin(label=label, on_borrow=on_borrow)
 
     @property
     def borrowed(self) -> bool:

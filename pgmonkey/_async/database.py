@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from time import perf_counter
+from types import FrameType
 from typing import Any, Generic, TypeAlias, TypeVar, cast, overload
 
 import psycopg
@@ -23,10 +24,10 @@ from .._config.source import Origin, Sources
 from .._driver.plan import Declined, Read, read_all, read_count, read_one, read_value, remember
 from .._driver.prepared import is_refused
 from .._driver.sql import Params, Statement, returns_rows, text_of
-from .._driver.transaction_mode import TransactionMode
+from .._driver.transaction_mode import DEFAULT, TransactionMode
 from .._pool.cache import cache
 from .._pool.place import Label
-from .._pool.scopes import Ask, SessionValues, ask, enter, find, inside, is_asking
+from .._pool.scopes import Ask, SessionValues, Shared, ask, enter, find, inside, is_asking
 from .fastpath import AsyncFastPath
 from .guard import AsyncGuard
 from .handle import AsyncConnectionHandle, open_handle
@@ -485,10 +486,20 @@ class AsyncDatabase(Generic[Row]):
         It is one of its own, also inside another one.  The caller keeps it: one that nobody refers to is rolled back.
         *label* returns for whom it works, for log messages; *on_borrow* is called when it has borrowed a connection.
         """
-        mode = TransactionMode.of(isolation, read_only, deferrable)
+        asked = isolation is not None or read_only is not None or deferrable is not None
+        mode = TransactionMode.of(isolation, read_only, deferrable) if asked else DEFAULT
         unit: AsyncUnitOfWork[Row] = AsyncUnitOfWork(self, mode, label, on_borrow)
         enter(unit)
         return unit
+
+    def share(self, fits: Callable[[FrameType], bool]) -> object:
+        """Let this context, and all copies of it, join each `transaction` that is opened in one of them for all.
+
+        *fits* tells that of the frame that opens it.  This lasts as long as what is returned.
+        """
+        shared = Shared(self, fits)
+        enter(shared)
+        return shared
 
     def current_unit(self) -> AsyncUnitOfWork[Row] | None:
         """Return the innermost unfinished unit of work of this database that the current context is in."""

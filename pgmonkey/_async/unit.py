@@ -327,7 +327,8 @@ class AsyncUnitOfWork(Generic[Row]):
             if self._refusal is not None and error is None:
                 raise self._refusal
             self._committed = error is None
-            self._blocks.clear()
+            if self._blocks:
+                self._blocks.clear()
 
     async def roll_back(self, error: BaseException) -> None:
         """Undo what was done and give the connection back; the unit goes on, and borrows again when it needs to."""
@@ -451,6 +452,8 @@ class AsyncTransactionBlock(AbstractAsyncContextManager["AsyncConnection[Row]"],
         try:
             connection = await unit.connection()
             # Last: a unit that is current is one that somebody will finish.
+            if scopes.inside.get():
+                scopes.share(unit, sys._getframe(1))
             scopes.enter(unit)
             return connection
         except BaseException as error:

@@ -34,8 +34,10 @@ class Source(Protocol):
 class Scope(Protocol):
     """A unit of work, a block inside one, or the time in which session values are asked for."""
 
-    finished: bool
     asking: bool
+
+    @property
+    def finished(self) -> bool: ...
 
     @property
     def source(self) -> Source: ...
@@ -48,7 +50,10 @@ inside: ContextVar[tuple[weakref.ref[Any], ...]] = ContextVar("pgmonkey_inside",
 def enter(scope: Scope) -> None:
     """Let the current context be in *scope*."""
     outer = inside.get()
-    inside.set((*(_unfinished(outer) if outer else outer), weakref.ref(scope)))
+    # Those further out that are finished, and were not left, are forgotten when the last one is finished, too.
+    if outer and ((last := outer[-1]()) is None or last.finished):
+        outer = _unfinished(outer)
+    inside.set((*outer, weakref.ref(scope)))
 
 
 def leave(scope: Scope) -> None:
@@ -59,7 +64,9 @@ def leave(scope: Scope) -> None:
 
 
 def _unfinished(scopes: tuple[weakref.ref[Any], ...]) -> tuple[weakref.ref[Any], ...]:
-    return tuple(one for one in scopes if (scope := one()) is not None and not scope.finished)
+    return tuple(
+        one for one in scopes if (scope := one()) is not None and (not scope.finished or type(scope) is Shared)
+    )
 
 
 def find(source: Source) -> Any:
@@ -70,7 +77,7 @@ def find(source: Source) -> Any:
             continue
         if not scope.asking:
             if scope.source is source:
-                return scope
+                return scope.unit if type(scope) is Shared else scope
         elif scope.source is not source:
             scope.others = True
     return None
@@ -83,6 +90,33 @@ def find_in(unit: object) -> Any:
         if scope is not None and not scope.finished and getattr(scope, "unit", None) is unit:
             return scope
     return None
+
+
+class Shared:
+    """A place in a context for a unit of work that is entered in a copy of it, to be seen in all others.
+
+    A framework may run a dependency that opens a transaction in a thread, with a copy of its context.
+    """
+
+    asking = False
+
+    def __init__(self, source: Source, fits: Callable[[FrameType], bool]) -> None:
+        self.source = source
+        self.unit: Scope | None = None
+        self.fits = fits
+        """Tells of the frame in which a unit is entered whether it is for the whole context."""
+
+    @property
+    def finished(self) -> bool:
+        return self.unit is None or self.unit.finished
+
+
+def share(unit: Scope, frame: FrameType) -> None:
+    """Let all copies of the current context be in *unit*, entered in *frame*, where there is a place for it."""
+    for reference in inside.get():
+        scope = reference()
+        if isinstance(scope, Shared) and scope.source is unit.source and scope.fits(frame):
+            scope.unit = unit
 
 
 # -- session values ---------------------------------------------------------------------------------------------------

@@ -325,7 +325,8 @@ class UnitOfWork(Generic[Row]):
             if self._refusal is not None and error is None:
                 raise self._refusal
             self._committed = error is None
-            self._blocks.clear()
+            if self._blocks:
+                self._blocks.clear()
 
     def roll_back(self, error: BaseException) -> None:
         """Undo what was done and give the connection back; the unit goes on, and borrows again when it needs to."""
@@ -449,6 +450,8 @@ class TransactionBlock(AbstractContextManager["Connection[Row]"], Generic[Row]):
         try:
             connection = unit.connection()
             # Last: a unit that is current is one that somebody will finish.
+            if scopes.inside.get():
+                scopes.share(unit, sys._getframe(1))
             scopes.enter(unit)
             return connection
         except BaseException as error:

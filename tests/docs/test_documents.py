@@ -159,7 +159,11 @@ with TestClient(app) as client:
     def call(method, path):
         answer = client.request(method, path)
         print(answer.status_code, answer.text.strip().replace("\\n", " "))
-    call("GET", "/ready")
+    call("GET", "/health/ready")
+    call("GET", "/health/live")
+    call("POST", "/names/ann")
+    call("POST", "/names/ann")
+    call("GET", "/names")
     call("POST", "/visits/ann")
     call("POST", "/visits/nobody")
     call("GET", "/visits")
@@ -174,6 +178,10 @@ with TestClient(app) as client:
 """
     assert run(folder, environ, program("fastapi.md") + use).splitlines() == [
         '200 {"status":"ready"}',
+        '200 {"status":"live"}',
+        '200 {"new":true}',
+        '200 {"names":1,"new":false}',
+        '200 [["ann"]]',
         '200 {"who":"ann"}',
         '409 {"error":"no"}',
         '200 [["ann"]]',

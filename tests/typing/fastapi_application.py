@@ -12,13 +12,13 @@ from psycopg.rows import DictRow, TupleRow, dict_row
 from starlette.requests import HTTPConnection
 from typing_extensions import assert_type
 
-from fastapi_pgmonkey import PGMonkey, RequestConnection, RequestDatabase, RequestSyncConnection
+from fastapi_pgmonkey import PGMonkey, RequestConnection, RequestDatabase, RequestSyncConnection, RequestSyncDatabase
 from pgmonkey import AsyncDatabase, Database
 
 db = PGMonkey("config.yaml", resolve_env=True)
-dicts = PGMonkey({"connection_settings": {}}, row_factory=dict_row, cancel_on_disconnect=False)
+dicts = PGMonkey({"connection_settings": {}}, row_factory=dict_row, cancel_on_disconnect=False, open_at_start="both")
 app = FastAPI(lifespan=db.lifespan)
-dicts.init_app(app, readiness="/ready")
+dicts.init_app(app, readiness="/ready", liveness="/live")
 
 assert_type(db, PGMonkey[TupleRow])
 assert_type(dicts, PGMonkey[DictRow])
@@ -49,6 +49,12 @@ async def aliases(
     assert_type(connection, AsyncConnection[Any])
     assert_type(database, AsyncDatabase[Any])
     assert_type(sync_connection, Connection[Any])
+
+
+@app.get("/sync-alias")
+def sync_alias(database: RequestSyncDatabase) -> None:
+    assert_type(database, Database[Any])
+    assert_type(db.keep_request(), None)
 
 
 @db.session_values
