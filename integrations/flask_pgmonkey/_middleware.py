@@ -112,6 +112,7 @@ class TransactionMiddleware:
         return answer
 
     def _begin(self, units: RequestUnits) -> None:
+        units.handles_exception = False
         for key, database in self._databases.items():
             if self._scopes[key] == "request":
                 units.begin(key, database)
@@ -261,8 +262,9 @@ def _read_until(started: Callable[[], bool], body: Iterable[bytes]) -> Iterable[
 
 
 def _close(body: Iterable[bytes]) -> None:
-    if hasattr(body, "close"):
-        body.close()
+    close: Callable[[], object] | None = getattr(body, "close", None)
+    if close is not None:
+        close()
 
 
 def _discard(data: bytes) -> None:

@@ -110,6 +110,8 @@ class Account:
     """The rows that were written and not undone."""
     broken: bool = False
     """Whether every further statement fails, and so does the COMMIT."""
+    closed: bool = False
+    """Whether it is because its connection was closed, which no savepoint undoes."""
     doomed: bool = False
     """Whether the COMMIT fails."""
     decision: bool | None = None
@@ -141,6 +143,7 @@ class Account:
             status = answers(error) if answers is not None else None
             if alone:
                 self.pending, self.broken, self.doomed = before
+                self.broken = self.broken or self.closed
             elif (status is None or status >= 400) and (self.broken or not self.decision):
                 self._undo()
             raise
@@ -154,6 +157,7 @@ class Account:
                 self.pending.append(row)
             elif touch in ("caught", "close"):
                 self.broken = True
+                self.closed = self.closed or touch == "close"
             elif touch == "late":
                 self.doomed = True
             elif touch in ("keep", "roll back"):
@@ -168,6 +172,6 @@ class Account:
         return self.pending if keeps else []
 
     def _undo(self) -> None:
-        self.pending, self.broken, self.doomed = [], False, False
+        self.pending, self.broken, self.closed, self.doomed = [], False, False, False
         if self.decision:
             self.decision = None  # what it would have kept is gone

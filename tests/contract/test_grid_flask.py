@@ -95,7 +95,7 @@ class Play:
         self.db = PGMonkey()
         self.app = app = Flask("grid")
         app.config.update(PGMONKEY_CONFIG=configs[0], PGMONKEY_BINDS={OTHER: configs[1]})
-        self.api = make_api(host)
+        self.api: Any = make_api(host)
         if self.api is not None:
             resource = type("Endpoint", (APIS[host].Resource,), {"get": lambda resource: self.endpoint()})
             self.api.add_resource(resource, "/")

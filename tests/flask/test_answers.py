@@ -10,6 +10,7 @@ import flask
 import psycopg
 import pytest
 from flask import Flask, Response
+from flask.sessions import SecureCookieSessionInterface
 from werkzeug.exceptions import HTTPException
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client
@@ -205,7 +206,7 @@ def test_an_exception_before_the_view_rolls_back(app: Flask, db: PGMonkey, obser
     app.register_error_handler(ZeroDivisionError, lambda error: "fine")
     app.register_error_handler(500, lambda error: ("fine", 200))
 
-    class Sessions(flask.sessions.SecureCookieSessionInterface):
+    class Sessions(SecureCookieSessionInterface):
         def open_session(self, app: Flask, request: flask.Request) -> Any:
             if request.path == "/session":
                 insert(db, 1)
