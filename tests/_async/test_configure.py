@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from psycopg import AsyncClientCursor, AsyncConnection, IsolationLevel
 from psycopg.errors import ReadOnlySqlTransaction, UniqueViolation
-from psycopg.rows import dict_row
+from psycopg.rows import dict_row, tuple_row
 
 from pgmonkey import AsyncDatabase, PoolTimeoutError
 
@@ -37,11 +37,11 @@ async def test_the_row_factory(config: dict[str, Any]) -> None:
         async with database.connection() as connection:
             cursor = await connection.execute("SELECT 1 AS a")
             assert await cursor.fetchone() == {"a": 1}
-            connection.row_factory = psycopg.rows.tuple_row  # this borrower's alone
+            connection.row_factory = tuple_row  # this borrower's alone
             assert await (await connection.execute("SELECT 1 AS a")).fetchone() == (1,)
     assert [row async for row in database.stream("SELECT 1 AS a")] == [{"a": 1}]
     await database.close()
-    mine = AsyncDatabase(pools(config, max_size=1, configure=configure), row_factory=psycopg.rows.tuple_row)
+    mine = AsyncDatabase(pools(config, max_size=1, configure=configure), row_factory=tuple_row)
     assert [await mine.fetch_one("SELECT 1 AS a") for _ in range(OFTEN)] == [(1,)] * OFTEN
     await mine.close()
 
@@ -348,8 +348,9 @@ async def test_clean_on_return(setting: bool | str, config: dict[str, Any], obse
     await database.close()
 
 
-async def trips(database: AsyncDatabase[Any], proxy: FaultProxy, text: str, *, together: bool = False) -> int:
+async def trips(database: AsyncDatabase[Any], proxy: FaultProxy, text: Any, *, together: bool = False) -> int:
     """Return how many round trips a statement takes at last, alone or in a transaction."""
+    before = 0
     for _ in range(OFTEN):
         before = proxy.round_trips
         if together:

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from psycopg import ClientCursor, Connection, IsolationLevel
 from psycopg.errors import ReadOnlySqlTransaction, UniqueViolation
-from psycopg.rows import dict_row
+from psycopg.rows import dict_row, tuple_row
 
 from pgmonkey import Database, PoolTimeoutError
 
@@ -39,11 +39,11 @@ def test_the_row_factory(config: dict[str, Any]) -> None:
         with database.connection() as connection:
             cursor = connection.execute("SELECT 1 AS a")
             assert cursor.fetchone() == {"a": 1}
-            connection.row_factory = psycopg.rows.tuple_row  # this borrower's alone
+            connection.row_factory = tuple_row  # this borrower's alone
             assert (connection.execute("SELECT 1 AS a")).fetchone() == (1,)
     assert [row for row in database.stream("SELECT 1 AS a")] == [{"a": 1}]
     database.close()
-    mine = Database(pools(config, max_size=1, configure=configure), row_factory=psycopg.rows.tuple_row)
+    mine = Database(pools(config, max_size=1, configure=configure), row_factory=tuple_row)
     assert [mine.fetch_one("SELECT 1 AS a") for _ in range(OFTEN)] == [(1,)] * OFTEN
     mine.close()
 
@@ -350,8 +350,9 @@ def test_clean_on_return(setting: bool | str, config: dict[str, Any], observer: 
     database.close()
 
 
-def trips(database: Database[Any], proxy: FaultProxy, text: str, *, together: bool = False) -> int:
+def trips(database: Database[Any], proxy: FaultProxy, text: Any, *, together: bool = False) -> int:
     """Return how many round trips a statement takes at last, alone or in a transaction."""
+    before = 0
     for _ in range(OFTEN):
         before = proxy.round_trips
         if together:
