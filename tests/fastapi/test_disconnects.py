@@ -20,7 +20,7 @@ INSERT = "INSERT INTO t VALUES (%s)"
 @pytest.fixture
 def db(config: dict[str, Any], observer: Observer) -> PGMonkey:
     observer.execute("CREATE TABLE t (a int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
-    return PGMonkey(config)
+    return PGMonkey(config, open_at_start="both")  # a statement must run when its client leaves
 
 
 @pytest.fixture
