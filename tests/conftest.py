@@ -52,6 +52,7 @@ class GivenServer(Server):
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--every-python", action="store_true", help="leave out what need not run on every Python")
+    parser.addoption("--ecosystem", action="store_true", help="collect the tests with other people's packages too")
     faults = parser.getgroup("faults")
     faults.addoption("--faults", action="store_true", help="collect the fault suite too, which takes its time")
     faults.addoption("--short", action="store_true", help="keep the outages, the failovers and the soak short")
@@ -59,10 +60,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave the fault suite out unless it is asked for, and with ``--every-python`` what runs at both ends."""
+    """Leave out the suites that are to be asked for, and with ``--every-python`` what runs at both ends."""
     if collection_path.parent != ROOT / "tests":
         return None
-    if collection_path.name == "faults" and not config.getoption("--faults"):
+    if collection_path.name in ("ecosystem", "faults") and not config.getoption(f"--{collection_path.name}"):
         return True
     return True if collection_path.name in AT_BOTH_ENDS and config.getoption("--every-python") else None
 
