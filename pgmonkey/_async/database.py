@@ -354,20 +354,21 @@ class AsyncDatabase(Generic[Row]):
         fetching = fetch is not _count
         text = text_of(query) if fetching else ""
         in_doubt = fetching and text not in self._returning and not returns_rows(text)
+        answers: list[T] = []
         lease = await handle.borrow(autocommit=not in_doubt)
         lease.row_factory = self._row_factory
         try:
             lease.in_autocommit = not (in_doubt or lease.has_mode)
             cursor = await work(lease.connection)
             if in_doubt:
-                answer = await fetch(cursor)
+                answers.append(await fetch(cursor))
                 if text:
                     remember(self._returning, text, None, _MAX_RETURNING)
         except BaseException as error:
             await lease.finish(error, clean=lease.unclean)
             raise
         await lease.finish(clean=lease.unclean)
-        return answer if in_doubt else await fetch(cursor)
+        return answers[0] if in_doubt else await fetch(cursor)
 
     async def _execute(
         self,

@@ -310,8 +310,9 @@ def test_many_statements_in_rotation(config: dict[str, Any], fast_path_hits: Hit
 
 def test_what_is_remembered_is_bounded(config: dict[str, Any]) -> None:
     database = Database(prepared(config))
-    for number in range(1100):
-        assert database.fetch_value(f"/**/SELECT {number}") == number
+    statements: list[Any] = [f"/**/SELECT {number}" for number in range(1100)]
+    for number, statement in enumerate(statements):
+        assert database.fetch_value(statement) == number
     for zone in range(40):
         with database.transaction() as connection:
             connection.execute("SELECT set_config('TimeZone', %s, true)", [f"UTC{zone % 14 + 1}:{zone}"])

@@ -8,11 +8,12 @@ programs, 500 by default; ``nox -s properties`` runs 20,000.
 from __future__ import annotations
 
 import datetime as dt
+import importlib
 import itertools
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ import pytest
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from psycopg import sql
+from psycopg.adapt import Dumper
 from psycopg.pq import TransactionStatus
 from psycopg.rows import class_row, dict_row, namedtuple_row, scalar_row, tuple_row
 from psycopg.types.json import Jsonb, JsonbDumper, set_json_loads
@@ -32,10 +34,10 @@ from pgmonkey.embedded import Server
 
 from ..values import VALUES, outcome, small, texts
 
-try:
-    from string.templatelib import Interpolation, Template  # type: ignore[import-not-found, unused-ignore]
-except ImportError:
-    Template = None
+SQL: Any = sql.SQL
+templatelib: Any = None
+with suppress(ImportError):  # before Python 3.14
+    templatelib = importlib.import_module("string.templatelib")
 
 COUNT = int(os.environ.get("PGMONKEY_PROPERTIES", "500"))
 TABLES = """
@@ -123,22 +125,22 @@ TYPES = ("text", "int", "date", "jsonb", "varchar(20)")
 
 def composed(text: str, params: Any) -> tuple[Any, Any]:
     first, *rest = text.split(" ")
-    return sql.Composed([sql.SQL(first), *(sql.SQL(" " + each) for each in rest)]), params
+    return sql.Composed([SQL(first), *(SQL(" " + each) for each in rest)]), params
 
 
 def template(text: str, params: Any) -> tuple[Any, Any]:
     parts = (text.replace("%%", "%") if params else text).split("%s")
-    pairs = itertools.zip_longest(parts, [Interpolation(value, "value") for value in params or ()])
-    return Template(*(part for pair in pairs for part in pair if part is not None)), None
+    pairs = itertools.zip_longest(parts, [templatelib.Interpolation(value, "value") for value in params or ()])
+    return templatelib.Template(*(part for pair in pairs for part in pair if part is not None)), None
 
 
 FORMS: list[Callable[[str, Any], tuple[Any, Any]]] = [
     *[lambda text, params: (text, params)] * 3,
     lambda text, params: (text.encode(), params),
-    lambda text, params: (sql.SQL(text), params),
+    lambda text, params: (SQL(text), params),
     lambda text, params: (text, tuple(params) if params else None),
     composed,
-    *([template] if Template else []),
+    *([template] if templatelib else []),
 ]
 
 
@@ -156,7 +158,7 @@ def numbered(cursor: Any) -> Any:
     return lambda values: (next(numbers), *values)
 
 
-class Odd(psycopg.adapt.Dumper):
+class Odd(Dumper):
     oid = 20
 
     def dump(self, obj: Any) -> bytes:
