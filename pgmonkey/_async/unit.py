@@ -164,12 +164,22 @@ class AsyncUnitOfWork(Generic[Row]):
         if inner is block:
             return
         if block is not None and not self._holds(block):
-            raise GivenBackError("the transaction that this block belongs to was rolled back")
+            raise GivenBackError("the block that this belongs to has ended, or its transaction was rolled back")
+        self._check_nesting(inner)
+
+    def _check_nesting(self, inner: AsyncNested | None) -> None:
         if inner is not None and inner.runs_elsewhere:
             raise psycopg.ProgrammingError(
                 f"savepoints must nest: {inner.runner} is in a block inside this transaction, and this would become "
                 "part of it; do one after the other, or give one of them a transaction of its own"
             )
+
+    def check_statement(self) -> None:
+        """Raise `psycopg.ProgrammingError` if a statement on the connection would become part of another's block."""
+        if self._blocks:
+            inner = self._innermost()
+            if inner is not scopes.find_in(self):
+                self._check_nesting(inner)
 
     def _holds(self, block: AsyncNested) -> bool:
         return any(reference() is block for reference in self._blocks)
@@ -261,9 +271,13 @@ class AsyncUnitOfWork(Generic[Row]):
             lease = self._lease
             if lease is not None:
                 block.values = lease.values
-            begun = await begin(None if lease is None else cast("AsyncGuard", lease.connection))
+            # Known before it has begun: no statement may come between SAVEPOINT and what is known.
             self._blocks.append(weakref.ref(block))
-            return begun
+            try:
+                return await begin(None if lease is None else cast("AsyncGuard", lease.connection))
+            except BaseException:
+                self._blocks.pop()
+                raise
 
         return await self._in_turn(working, scopes.find_in(self))
 
