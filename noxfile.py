@@ -211,7 +211,8 @@ def ecosystem(session):
 def properties(session):
     """Compare 20,000 random programs with what psycopg alone makes of them; ``-- 1000`` for another number.
 
-    Then serve 2,000 random applications of each framework, and compare what is stored with the statuses that left.
+    Then serve 2,000 random applications of each framework, and compare what is stored with the statuses that left; then
+    run 5,000 random programs of blocks side by side, and compare it with what was acknowledged.
     """
     wheel = build_wheel(session)
     session.install(f"pgmonkey[binary,flask,fastapi,django] @ {wheel.as_uri()}", *group("tests"))
@@ -221,8 +222,11 @@ def properties(session):
         "PGMONKEY_EXAMPLES": "2000",
         "PGMONKEY_PROPERTIES": session.posargs[0] if session.posargs else "20000",
     }
+    run = ("pytest", "--numprocesses=0", "--timeout=0")
     grids = [f"tests/contract/test_grid_{name}.py" for name in ("flask", "fastapi", "django")]
-    session.run("pytest", "--numprocesses=0", "--timeout=0", "tests/properties", *grids, env={**environ, **in_memory()})
+    session.run(*run, "tests/properties", *grids, env={**environ, **in_memory()})
+    environ["PGMONKEY_EXAMPLES"] = "5000"
+    session.run(*run, "tests/_async/test_stateful.py", "tests/_sync/test_stateful.py", env={**environ, **in_memory()})
 
 
 @nox.session

@@ -72,14 +72,14 @@ class Started:
 
 
 def _steps(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    several = st.lists(inner, max_size=4).map(tuple)
+    several = st.lists(inner, min_size=1, max_size=5).map(tuple)
     return st.builds(Inside, st.sampled_from(BLOCKS), several, st.booleans(), st.booleans()) | st.builds(
         Started, several, st.booleans()
     )
 
 
 steps = st.builds(Write, st.sampled_from(WAYS)) | st.builds(Wrong) | st.builds(Late)
-programs = st.lists(st.recursive(steps, _steps, max_leaves=12), min_size=1, max_size=4).map(tuple)
+programs = st.lists(_steps(st.recursive(steps, _steps, max_leaves=24)), min_size=1, max_size=3).map(tuple)
 
 
 class Failure(Exception):
