@@ -66,8 +66,9 @@ class AsyncGuard(_Base):
         # A cancelled unit of work refuses every statement, also those of cursors made before.
         if "refusal" in state:
             raise state["refusal"]
-        if "unit" in state:
-            check_statement(state["unit"])
+        unit = state["unit"]() if "unit" in state else None
+        if unit is not None and unit.blocks:
+            unit.check_statement()
         watcher: Watcher = state.get("watcher") or self.own_watcher()
         limit: float | None = state.get("command_timeout")
         prepared: Prepared | None = state.get("prepared")
@@ -288,13 +289,6 @@ class AsyncGuard(_Base):
         if watcher is None:
             watcher = state["watcher"] = Watcher(self.pgconn)
         return watcher
-
-
-def check_statement(reference: Callable[[], Any]) -> None:
-    """Raise what the unit of work that *reference* returns has against a statement on its connection, if anything."""
-    unit = reference()
-    if unit is not None:
-        unit.check_statement()
 
 
 async def after_error(connection: AsyncAnyConnection, error: BaseException) -> None:

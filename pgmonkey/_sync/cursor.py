@@ -17,7 +17,6 @@ from .._driver.cursors import convert, fast_class, plan_for, set_result
 from .._driver.sql import Statement, is_one_plain
 from .connector import PooledConnection
 from .fastpath import begin_anew, execute_plan, execute_text, may_repeat
-from .guard import check_statement
 from .psycopg_types import AnyCursor
 
 # As a plain number, which is faster to compare than a member of an enumeration.
@@ -46,8 +45,9 @@ def _execute(
         # Without parameters psycopg does not look for placeholders, so the same text is another statement.
         key = query if params is not None else (query, None)
         with connection.lock:
-            if "unit" in connection.__dict__:
-                check_statement(connection.__dict__["unit"])
+            unit = connection.__dict__["unit"]() if "unit" in connection.__dict__ else None
+            if unit is not None and unit.blocks:
+                unit.check_statement()
             plan = plan_for(self, pooled.plans, key, params)
             if plan is not None:
                 result = execute_plan(pooled, plan, begin_statement(connection))
@@ -81,8 +81,9 @@ def _execute_merged(
     # BEGIN and the statement travel by the extended protocol, which takes one statement a message.
     if pooled is not None and plain and query.__class__ is str and isinstance(query, str) and is_one_plain(query):
         with connection.lock:
-            if "unit" in connection.__dict__:
-                check_statement(connection.__dict__["unit"])
+            unit = connection.__dict__["unit"]() if "unit" in connection.__dict__ else None
+            if unit is not None and unit.blocks:
+                unit.check_statement()
             converted = convert(self, query, params)
             if converted is not None:
                 results = execute_text(pooled, converted, begin_statement(connection))

@@ -68,8 +68,9 @@ class Guard(_Base):
         # A cancelled unit of work refuses every statement, also those of cursors made before.
         if "refusal" in state:
             raise state["refusal"]
-        if "unit" in state:
-            check_statement(state["unit"])
+        unit = state["unit"]() if "unit" in state else None
+        if unit is not None and unit.blocks:
+            unit.check_statement()
         watcher: Watcher = state.get("watcher") or self.own_watcher()
         limit: float | None = state.get("command_timeout")
         prepared: Prepared | None = state.get("prepared")
@@ -290,13 +291,6 @@ class Guard(_Base):
         if watcher is None:
             watcher = state["watcher"] = Watcher(self.pgconn)
         return watcher
-
-
-def check_statement(reference: Callable[[], Any]) -> None:
-    """Raise what the unit of work that *reference* returns has against a statement on its connection, if anything."""
-    unit = reference()
-    if unit is not None:
-        unit.check_statement()
 
 
 def after_error(connection: AnyConnection, error: BaseException) -> None:

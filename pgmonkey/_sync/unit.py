@@ -80,7 +80,7 @@ class UnitOfWork(Generic[Row]):
         self._asks = source.ask is not None and values is None
         self._values = values or {}
         """The session values that were asked for last."""
-        self._blocks: list[weakref.ref[Nested]] = []
+        self.blocks: list[weakref.ref[Nested]] = []
         """The open blocks, the innermost last."""
         # Tasks of one request work side by side: one may commit while another runs a query method, two may both be the
         # first to need the connection.  Each waits for its turn, also to begin and to end a savepoint.
@@ -120,7 +120,7 @@ class UnitOfWork(Generic[Row]):
         """Do as `FastPath.run`, as part of this unit, called in its open *block*."""
         values = self._asked() if self._has_values else None
         with self._turn:
-            if self.finished or self._busy or self._refusal is not None or block is not None or self._blocks:
+            if self.finished or self._busy or self._refusal is not None or block is not None or self.blocks:
                 self._check(block)
             try:
                 self._busy = True
@@ -176,16 +176,15 @@ class UnitOfWork(Generic[Row]):
 
     def check_statement(self) -> None:
         """Raise `psycopg.ProgrammingError` if a statement on the connection would become part of another's block."""
-        if self._blocks:
-            inner = self._innermost()
-            if inner is not scopes.find_in(self):
-                self._check_nesting(inner)
+        inner = self._innermost()
+        if inner is not scopes.find_in(self):
+            self._check_nesting(inner)
 
     def _holds(self, block: Nested) -> bool:
-        return any(reference() is block for reference in self._blocks)
+        return any(reference() is block for reference in self.blocks)
 
     def _innermost(self) -> Nested | None:
-        blocks = self._blocks
+        blocks = self.blocks
         while blocks:
             block = blocks[-1]()
             if block is not None and not block.finished:
@@ -272,11 +271,11 @@ class UnitOfWork(Generic[Row]):
             if lease is not None:
                 block.values = lease.values
             # Known before it has begun: no statement may come between SAVEPOINT and what is known.
-            self._blocks.append(weakref.ref(block))
+            self.blocks.append(weakref.ref(block))
             try:
                 return begin(None if lease is None else cast("Guard", lease.connection))
             except BaseException:
-                self._blocks.pop()
+                self.blocks.pop()
                 raise
 
         return self._in_turn(working, scopes.find_in(self))
@@ -300,8 +299,8 @@ class UnitOfWork(Generic[Row]):
                     return end()
                 finally:
                     self._busy = False
-                    if self._blocks:
-                        self._blocks.pop()
+                    if self.blocks:
+                        self.blocks.pop()
                     if self._lease is not None and (error is not None or block.force_rollback):
                         self._lease.set_values(block.values)
         except psycopg.Error:
@@ -339,14 +338,14 @@ class UnitOfWork(Generic[Row]):
             if self._refusal is not None and error is None:
                 raise self._refusal
             self._committed = error is None
-            if self._blocks:
-                self._blocks.clear()
+            if self.blocks:
+                self.blocks.clear()
 
     def roll_back(self, error: BaseException) -> None:
         """Undo what was done and give the connection back; the unit goes on, and borrows again when it needs to."""
         self._end(error)
         self._start_anew()
-        self._blocks.clear()
+        self.blocks.clear()
 
     def undo(self, error: BaseException) -> None:
         """Do as `roll_back` for a block before which nothing was done, nor before those around it."""
@@ -385,7 +384,7 @@ class UnitOfWork(Generic[Row]):
                         raise _in_itself()
                     return
                 with self._ending:
-                    if error is None and self._blocks:
+                    if error is None and self.blocks:
                         self._look_at_open_blocks()
                     lease.finish(error or self._refusal)
         except BaseException:
@@ -397,7 +396,7 @@ class UnitOfWork(Generic[Row]):
 
         A request may end before a block does: that of a dependency of FastAPI that yields in it.
         """
-        for reference in self._blocks:
+        for reference in self.blocks:
             block = reference()
             if block is not None and not block.finished and (self.nests or block.runs_elsewhere):
                 self.refuse(f"{block.runner} was still in a block inside it; savepoints must nest")

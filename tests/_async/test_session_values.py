@@ -62,8 +62,6 @@ async def test_they_hold_again_after_a_savepoint_was_rolled_back(
                 pass
             assert await (await connection.execute(TENANT)).fetchone() == ("1",)
             assert await database.fetch_value(TENANT) == "2"
-        await connection.rollback()
-        assert await (await connection.execute(TENANT)).fetchone() == ("2",)
 
 
 async def test_they_hold_in_each_transaction_of_a_borrowed_connection(

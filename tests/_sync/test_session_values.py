@@ -62,8 +62,6 @@ def test_they_hold_again_after_a_savepoint_was_rolled_back(database: Database, v
                 pass
             assert (connection.execute(TENANT)).fetchone() == ("1",)
             assert database.fetch_value(TENANT) == "2"
-        connection.rollback()
-        assert (connection.execute(TENANT)).fetchone() == ("2",)
 
 
 def test_they_hold_in_each_transaction_of_a_borrowed_connection(database: Database, values: dict[str, Any]) -> None:
