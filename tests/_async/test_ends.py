@@ -6,6 +6,7 @@ import gc
 import weakref
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pgmonkey._async.handle import AsyncConnectionHandle
 from pgmonkey._async.waiting import POOL_KIND, sleep
 
 from ..configs import pools, prepared
-from .concurrency import elsewhere
+from .concurrency import elsewhere, run_to_end
 
 Observer = psycopg.Connection[Any]
 
@@ -92,12 +93,12 @@ async def test_what_was_closed_before_its_end_is_no_success(
 async def test_a_connection_that_was_closed_after_an_error_is_no_success(
     database: AsyncDatabase, observer: Observer
 ) -> None:
+    errors: list[object] = []
     with pytest.raises(psycopg.OperationalError, match="the connection was closed") as caught:
         async with database.transaction() as connection:
-            with pytest.raises(psycopg.errors.UndefinedTable) as first:
-                await connection.execute("SELECT * FROM missing")
+            errors.append(await run_to_end(lambda: connection.execute("SELECT * FROM missing")))
             await connection.close()
-    assert caught.value.__cause__ is first.value
+    assert caught.value.__cause__ is errors[0]
 
 
 async def test_closing_is_harmless_where_nothing_is_open(
@@ -286,14 +287,12 @@ async def test_the_end_names_what_failed_first(
 ) -> None:
     observer.execute("INSERT INTO t VALUES (7)")
     for _ in range(3):  # prepared by then, where it is
+        errors: list[Any] = []
         with pytest.raises(InFailedSqlTransaction) as caught:
             async with database.transaction() as connection:
-                with pytest.raises(UniqueViolation) as first:
-                    await way(database, connection)
-                with pytest.raises(InFailedSqlTransaction) as later:
-                    await connection.execute("SELECT 1")
-                with pytest.raises(InFailedSqlTransaction) as latest:
-                    await database.fetch_value("SELECT 1")
+                errors.append(await run_to_end(partial(way, database, connection)))
+                errors.append(await run_to_end(partial(connection.execute, "SELECT 1")))
+                errors.append(await run_to_end(partial(database.fetch_value, "SELECT 1")))
                 with pytest.raises(psycopg.errors.SyntaxError):
                     await connection.execute("SELEKT")
         message = str(caught.value)
@@ -302,8 +301,11 @@ async def test_the_end_names_what_failed_first(
         assert f"({way.__name__}) failed and its error was ignored: duplicate key value violates" in message
         assert "with db.transaction():', which is a savepoint" in message
         assert "7" not in message.replace(f":{_line(message)} ", "")
-        for error in (caught.value, later.value, latest.value):
-            assert error.__cause__ is first.value
+        first, *later = errors
+        assert isinstance(first, UniqueViolation)
+        for error in (caught.value, *later):
+            assert isinstance(error, InFailedSqlTransaction)
+            assert error.__cause__ is first
 
 
 def _line(message: str) -> str:
@@ -311,10 +313,11 @@ def _line(message: str) -> str:
 
 
 async def test_long_statements_are_cut(database: AsyncDatabase) -> None:
+    long: Any = "SELECT * FROM missing WHERE a IN (" + ", ".join(["1"] * 500) + ")"
     with pytest.raises(InFailedSqlTransaction) as caught:
         async with database.transaction() as connection:
             with pytest.raises(psycopg.errors.UndefinedTable):
-                await connection.execute("SELECT * FROM missing WHERE a IN (" + ", ".join(["1"] * 500) + ")")
+                await connection.execute(long)
     statement = str(caught.value).removeprefix("nothing was committed: ").partition("... at ")[0]
     assert len(statement) == 117
 
@@ -346,11 +349,13 @@ async def test_what_was_rolled_back_is_forgotten(database: AsyncDatabase, observ
 
 
 async def test_a_lost_connection_names_what_failed_first(database: AsyncDatabase) -> None:
+    errors: list[object] = []
     with pytest.raises(psycopg.OperationalError, match="nothing was committed: the connection was lost") as caught:
         async with database.transaction() as connection:
-            with pytest.raises(psycopg.OperationalError) as first:
-                await connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
-    assert caught.value.__cause__ is first.value
+            query = "SELECT pg_terminate_backend(pg_backend_pid())"
+            errors.append(await run_to_end(lambda: connection.execute(query)))
+    assert isinstance(errors[0], psycopg.OperationalError)
+    assert caught.value.__cause__ is errors[0]
 
 
 async def test_an_error_that_was_ignored_keeps_nothing_alive(database: AsyncDatabase, observer: Observer) -> None:

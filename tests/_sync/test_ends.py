@@ -8,6 +8,7 @@ import gc
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from pgmonkey._sync.handle import ConnectionHandle
 from pgmonkey._sync.waiting import POOL_KIND, sleep
 
 from ..configs import pools, prepared
-from .concurrency import elsewhere
+from .concurrency import elsewhere, run_to_end
 
 Observer = psycopg.Connection[Any]
 
@@ -92,12 +93,12 @@ def test_what_was_closed_before_its_end_is_no_success(
 
 
 def test_a_connection_that_was_closed_after_an_error_is_no_success(database: Database, observer: Observer) -> None:
+    errors: list[object] = []
     with pytest.raises(psycopg.OperationalError, match="the connection was closed") as caught:
         with database.transaction() as connection:
-            with pytest.raises(psycopg.errors.UndefinedTable) as first:
-                connection.execute("SELECT * FROM missing")
+            errors.append(run_to_end(lambda: connection.execute("SELECT * FROM missing")))
             connection.close()
-    assert caught.value.__cause__ is first.value
+    assert caught.value.__cause__ is errors[0]
 
 
 def test_closing_is_harmless_where_nothing_is_open(
@@ -282,14 +283,12 @@ def test_the_end_names_what_failed_first(
 ) -> None:
     observer.execute("INSERT INTO t VALUES (7)")
     for _ in range(3):  # prepared by then, where it is
+        errors: list[Any] = []
         with pytest.raises(InFailedSqlTransaction) as caught:
             with database.transaction() as connection:
-                with pytest.raises(UniqueViolation) as first:
-                    way(database, connection)
-                with pytest.raises(InFailedSqlTransaction) as later:
-                    connection.execute("SELECT 1")
-                with pytest.raises(InFailedSqlTransaction) as latest:
-                    database.fetch_value("SELECT 1")
+                errors.append(run_to_end(partial(way, database, connection)))
+                errors.append(run_to_end(partial(connection.execute, "SELECT 1")))
+                errors.append(run_to_end(partial(database.fetch_value, "SELECT 1")))
                 with pytest.raises(psycopg.errors.SyntaxError):
                     connection.execute("SELEKT")
         message = str(caught.value)
@@ -298,8 +297,11 @@ def test_the_end_names_what_failed_first(
         assert f"({way.__name__}) failed and its error was ignored: duplicate key value violates" in message
         assert "with db.transaction():', which is a savepoint" in message
         assert "7" not in message.replace(f":{_line(message)} ", "")
-        for error in (caught.value, later.value, latest.value):
-            assert error.__cause__ is first.value
+        first, *later = errors
+        assert isinstance(first, UniqueViolation)
+        for error in (caught.value, *later):
+            assert isinstance(error, InFailedSqlTransaction)
+            assert error.__cause__ is first
 
 
 def _line(message: str) -> str:
@@ -307,10 +309,11 @@ def _line(message: str) -> str:
 
 
 def test_long_statements_are_cut(database: Database) -> None:
+    long: Any = "SELECT * FROM missing WHERE a IN (" + ", ".join(["1"] * 500) + ")"
     with pytest.raises(InFailedSqlTransaction) as caught:
         with database.transaction() as connection:
             with pytest.raises(psycopg.errors.UndefinedTable):
-                connection.execute("SELECT * FROM missing WHERE a IN (" + ", ".join(["1"] * 500) + ")")
+                connection.execute(long)
     statement = str(caught.value).removeprefix("nothing was committed: ").partition("... at ")[0]
     assert len(statement) == 117
 
@@ -342,11 +345,13 @@ def test_what_was_rolled_back_is_forgotten(database: Database, observer: Observe
 
 
 def test_a_lost_connection_names_what_failed_first(database: Database) -> None:
+    errors: list[object] = []
     with pytest.raises(psycopg.OperationalError, match="nothing was committed: the connection was lost") as caught:
         with database.transaction() as connection:
-            with pytest.raises(psycopg.OperationalError) as first:
-                connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
-    assert caught.value.__cause__ is first.value
+            query = "SELECT pg_terminate_backend(pg_backend_pid())"
+            errors.append(run_to_end(lambda: connection.execute(query)))
+    assert isinstance(errors[0], psycopg.OperationalError)
+    assert caught.value.__cause__ is errors[0]
 
 
 def test_an_error_that_was_ignored_keeps_nothing_alive(database: Database, observer: Observer) -> None:
