@@ -66,7 +66,6 @@ class AsyncUnitOfWork(Generic[Row]):
         self.finished = False
         self.nests = False
         """Whether all blocks inside it must have ended when it ends, as it is a block itself."""
-        self._committed = False
         self.mode = mode
         self._label = label
         self._on_borrow = on_borrow
@@ -292,8 +291,8 @@ class AsyncUnitOfWork(Generic[Row]):
                 elif inner is not block and self._holds(block):
                     self.refuse("a block of it ended before one inside that block had ended: savepoints must nest")
                 if inner is not block or self._refusal is not None:
-                    # What was committed already, by a request that ended first, needs nothing more.
-                    if error is None and not self._committed:
+                    # A unit that ended first, as a request does before a dependency that yields, was decided then.
+                    if error is None and (self._refusal is not None or not self.finished):
                         raise self._over()
                     return None
                 try:
@@ -339,7 +338,6 @@ class AsyncUnitOfWork(Generic[Row]):
                 await self._end(error)
             if self._refusal is not None and error is None:
                 raise self._refusal
-            self._committed = error is None
             if self.blocks:
                 self.blocks.clear()
 

@@ -487,3 +487,40 @@ def test_session_values_are_those_of_the_request(app: FastAPI, db: PGMonkey) -> 
             with http.websocket_connect(f"/?tenant={tenant}") as opened:
                 assert opened.receive_text() == tenant
         assert not db.sync_database.fetch_value(query)
+
+
+@pytest.mark.parametrize(("status", "left"), [(200, [1, 2, 3]), (409, [])])
+def test_a_dependency_may_yield_inside_a_transaction_block(
+    app: FastAPI, db: PGMonkey, observer: Observer, status: int, left: list[int]
+) -> None:
+    # It begins and ends on other threads than the endpoint's, and after the request's transaction.
+    def in_a_thread() -> Any:
+        with db.sync_database.transaction() as connection:
+            yield connection
+
+    async def in_a_task() -> Any:
+        async with db.async_database.transaction() as connection:
+            yield connection
+
+    @app.get("/thread")
+    def in_thread(connection: Annotated[Connection[Any], Depends(in_a_thread)]) -> JSONResponse:
+        db.sync_database.execute(INSERT, [1])
+        with db.sync_database.transaction():
+            db.sync_database.execute(INSERT, [2])
+        connection.execute(INSERT, [3])
+        return JSONResponse({}, status)
+
+    @app.get("/task")
+    async def in_task(connection: Annotated[AsyncConnection[Any], Depends(in_a_task)]) -> JSONResponse:
+        await db.async_database.execute(INSERT, [1])
+        async with db.async_database.transaction():
+            await db.async_database.execute(INSERT, [2])
+        await connection.execute(INSERT, [3])
+        return JSONResponse({}, status)
+
+    with client(app) as requests:
+        for path in ("/thread", "/task"):
+            for _ in range(4):
+                assert requests.get(path).status_code == status
+                assert rows(observer) == left
+                observer.execute("DELETE FROM t")
