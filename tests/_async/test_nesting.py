@@ -181,13 +181,14 @@ async def test_a_block_that_ends_before_one_inside_it_commits_nothing(
             await done.wait()
             await database.execute(INSERT, [2])
 
+    started: list[Beside] = []
     with pytest.raises(psycopg.ProgrammingError, match="nothing of this transaction is committed"):
         async with getattr(database, outer)():
             await database.execute(INSERT, [0])
-            beside = Beside(inside)
+            started.append(Beside(inside))
             await entered.wait()
     done.set()
-    assert isinstance(await beside.end(), psycopg.Error)
+    assert isinstance(await started[0].end(), psycopg.Error)
     assert rows(observer) == []
     await database.execute(INSERT, [3])
     assert rows(observer) == [3]
@@ -203,15 +204,16 @@ async def test_a_savepoint_that_ends_before_one_inside_it_dooms_the_transaction(
             entered.set()
             await done.wait()
 
+    started: list[Beside] = []
     with pytest.raises(psycopg.ProgrammingError, match="nothing of this transaction is committed"):
         async with database.transaction():
             await database.execute(INSERT, [0])
             with pytest.raises(psycopg.ProgrammingError, match="savepoints must nest"):
                 async with database.transaction():
-                    beside = Beside(inside)
+                    started.append(Beside(inside))
                     await entered.wait()
             done.set()
-            assert isinstance(await beside.end(), psycopg.ProgrammingError)
+            assert isinstance(await started[0].end(), psycopg.ProgrammingError)
             with pytest.raises(psycopg.ProgrammingError, match="savepoints must nest"):
                 await database.execute(INSERT, [1])
     assert rows(observer) == []

@@ -181,13 +181,14 @@ def test_a_block_that_ends_before_one_inside_it_commits_nothing(
             done.wait()
             database.execute(INSERT, [2])
 
+    started: list[Beside] = []
     with pytest.raises(psycopg.ProgrammingError, match="nothing of this transaction is committed"):
         with getattr(database, outer)():
             database.execute(INSERT, [0])
-            beside = Beside(inside)
+            started.append(Beside(inside))
             entered.wait()
     done.set()
-    assert isinstance(beside.end(), psycopg.Error)
+    assert isinstance(started[0].end(), psycopg.Error)
     assert rows(observer) == []
     database.execute(INSERT, [3])
     assert rows(observer) == [3]
@@ -203,15 +204,16 @@ def test_a_savepoint_that_ends_before_one_inside_it_dooms_the_transaction(
             entered.set()
             done.wait()
 
+    started: list[Beside] = []
     with pytest.raises(psycopg.ProgrammingError, match="nothing of this transaction is committed"):
         with database.transaction():
             database.execute(INSERT, [0])
             with pytest.raises(psycopg.ProgrammingError, match="savepoints must nest"):
                 with database.transaction():
-                    beside = Beside(inside)
+                    started.append(Beside(inside))
                     entered.wait()
             done.set()
-            assert isinstance(beside.end(), psycopg.ProgrammingError)
+            assert isinstance(started[0].end(), psycopg.ProgrammingError)
             with pytest.raises(psycopg.ProgrammingError, match="savepoints must nest"):
                 database.execute(INSERT, [1])
     assert rows(observer) == []
