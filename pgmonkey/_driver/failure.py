@@ -20,7 +20,10 @@ class Failure:
 
     def __init__(self, error: psycopg.Error, query: object, place: str) -> None:
         # Not the error itself: its traceback has frames, and these what the borrower holds, for as long as it is kept.
+        # psycopg makes an error that is copied fit to be pickled: without this, it would lose its result.
+        state = error.__dict__.copy()
         self._copy = copy(error)
+        error.__dict__.update(state)
         self._original = weakref.ref(error)
         self._text = f"{text_of(query)}{place} failed and its error was ignored: {_reason(error)}"
 

@@ -108,8 +108,9 @@ class Prepared(PrepareManager):
             self._foreign = True
         self.reused = False
         if self.stale:
-            self.stale = False
+            self.stale, failure = False, self.failure
             self.clear()
+            self.failure = failure  # nothing was rolled back
             return Prepare.NO, b""
         found = super().get(query, prepare)
         self.reused = found[0] is Prepare.YES

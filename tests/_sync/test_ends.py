@@ -388,3 +388,23 @@ def test_a_forgotten_lease_is_taken_back_after_an_error(pool: ConnectionHandle) 
     elsewhere(forget)
     gc.collect()
     assert pool.stats()["pool_size"] == 0
+
+
+def test_an_ignored_error_keeps_its_result(database: Database) -> None:
+    with pytest.raises(InFailedSqlTransaction) as raised:
+        with database.transaction() as connection:
+            with pytest.raises(psycopg.errors.DivisionByZero) as ignored:
+                connection.execute("SELECT 1/0")
+    assert ignored.value.pgresult is not None
+    assert raised.value.__cause__ is ignored.value
+
+
+def test_the_first_error_is_named_also_when_tables_have_changed_meanwhile(database: Database) -> None:
+    with pytest.raises(InFailedSqlTransaction, match="SELECT 1/0"):
+        with database.transaction() as connection:
+            with suppress(psycopg.errors.DivisionByZero):
+                connection.execute("SELECT 1/0")
+            connection.__dict__["pool"].forget_plans()
+            with pytest.raises(InFailedSqlTransaction) as later:
+                connection.execute("SELECT 1")
+            assert isinstance(later.value.__cause__, psycopg.errors.DivisionByZero)
