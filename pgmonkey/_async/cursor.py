@@ -7,7 +7,7 @@ from functools import lru_cache
 import psycopg
 from psycopg import AsyncCursor
 from psycopg.abc import Params
-from psycopg.pq import Format, TransactionStatus
+from psycopg.pq import Format
 from psycopg.rows import tuple_row
 
 from .._driver.begin import begin_statement
@@ -16,9 +16,6 @@ from .._driver.sql import Statement, is_one_plain
 from .connector import AsyncPooledConnection
 from .fastpath import begin_anew, execute_plan, execute_text, may_repeat
 from .psycopg_types import AsyncAnyCursor
-
-# As a plain number, which is faster to compare than a member of an enumeration.
-_IDLE = int(TransactionStatus.IDLE)
 
 
 async def _execute(
@@ -34,7 +31,6 @@ async def _execute(
     pooled: AsyncPooledConnection | None = connection.__dict__.get("pooled")
     if pooled is None:
         return await AsyncCursor.execute(self, query, params, prepare=prepare, binary=binary)
-    first = pooled.pgconn.transaction_status == _IDLE
     try:
         # What is composed, a template or in binary goes psycopg's own way: its text is no key by which to find a plan.
         plain = prepare is None and binary is None and self.format == Format.TEXT
@@ -53,7 +49,7 @@ async def _execute(
                 return self
         await AsyncCursor.execute(self, query, params)
     except psycopg.Error as error:
-        if not may_repeat(connection.__dict__["pool"], pooled, error, first=first):
+        if not may_repeat(connection.__dict__["pool"], pooled, error):
             raise
     else:
         pooled.plans.learn(key, query, params, self, tuple_row)

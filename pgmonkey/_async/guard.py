@@ -73,7 +73,7 @@ class AsyncGuard(_Base):
         limit: float | None = state.get("command_timeout")
         prepared: Prepared | None = state.get("prepared")
         if prepared is not None:  # None while it connects
-            prepared.expect(getattr(gen, "__name__", ""))
+            prepared.expect(getattr(gen, "__name__", ""), first=self.pgconn.transaction_status == _IDLE)
         try:
             options: dict[str, object] = {} if interval is None else {"interval": interval}
             if timeout != _NOT_GIVEN:

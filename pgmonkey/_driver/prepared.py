@@ -60,6 +60,8 @@ class Prepared(PrepareManager):
         """Whether tables have changed: the next query deallocates everything first."""
         self.reused = False
         """Whether the latest execution was of a statement that was prepared before, and so may be outdated."""
+        self.first = False
+        """Whether no transaction was open before the latest execution: nothing else is lost when it is rolled back."""
         self.unclean = Effect.NONE
         """What may be left in the session."""
         self._unclean_before = Effect.NONE
@@ -143,12 +145,13 @@ class Prepared(PrepareManager):
             self._unclean_before = max(self._unclean_before, effect)
             self.unclean = max(self.unclean, effect)
 
-    def expect(self, generator: str) -> None:
-        """Note that psycopg's *generator*, given by its name, executes something.
+    def expect(self, generator: str, *, first: bool) -> None:
+        """Note that psycopg's *generator*, given by its name, executes something; *first* as the attribute.
 
         Unless `maybe_add_to_cache` follows and tells what, it may leave anything behind.
         """
         if generator not in _PSYCOPGS_OWN:
+            self.first = first
             self._unclean_before = self.unclean
             self.unclean = Effect.LASTING
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 import psycopg
 from psycopg import Cursor
 from psycopg.abc import Params
-from psycopg.pq import Format, TransactionStatus
+from psycopg.pq import Format
 from psycopg.rows import tuple_row
 
 from .._driver.begin import begin_statement
@@ -18,9 +18,6 @@ from .._driver.sql import Statement, is_one_plain
 from .connector import PooledConnection
 from .fastpath import begin_anew, execute_plan, execute_text, may_repeat
 from .psycopg_types import AnyCursor
-
-# As a plain number, which is faster to compare than a member of an enumeration.
-_IDLE = int(TransactionStatus.IDLE)
 
 
 def _execute(
@@ -36,7 +33,6 @@ def _execute(
     pooled: PooledConnection | None = connection.__dict__.get("pooled")
     if pooled is None:
         return Cursor.execute(self, query, params, prepare=prepare, binary=binary)
-    first = pooled.pgconn.transaction_status == _IDLE
     try:
         # What is composed, a template or in binary goes psycopg's own way: its text is no key by which to find a plan.
         plain = prepare is None and binary is None and self.format == Format.TEXT
@@ -55,7 +51,7 @@ def _execute(
                 return self
         Cursor.execute(self, query, params)
     except psycopg.Error as error:
-        if not may_repeat(connection.__dict__["pool"], pooled, error, first=first):
+        if not may_repeat(connection.__dict__["pool"], pooled, error):
             raise
     else:
         pooled.plans.learn(key, query, params, self, tuple_row)

@@ -30,7 +30,8 @@ from .waiting import current_loop, try_acquire
 
 _NO_PLAN, _REFUSED = Declined.NO_PLAN, Declined.REFUSED
 # As plain numbers, which are faster to compare than members of an enumeration.
-_FATAL, _IDLE, _NO_PIPELINE = int(ExecStatus.FATAL_ERROR), int(TransactionStatus.IDLE), int(PipelineStatus.OFF)
+_IDLE, _INERROR = int(TransactionStatus.IDLE), int(TransactionStatus.INERROR)
+_FATAL, _NO_PIPELINE = int(ExecStatus.FATAL_ERROR), int(PipelineStatus.OFF)
 
 
 def execute_plan(pooled: PooledConnection, plan: Plan, begin: Begin | None) -> PGresult:
@@ -38,7 +39,7 @@ def execute_plan(pooled: PooledConnection, plan: Plan, begin: Begin | None) -> P
     pgconn, prepared = pooled.pgconn, pooled.prepared
     if plan.effect:
         prepared.note_effect(plan.effect)
-    prepared.reused = True
+    prepared.reused, prepared.first = True, begin is not None or pgconn.transaction_status == _IDLE
     try:
         if begin is None:
             plan.send(plan.name, plan.params, plan.formats)
@@ -72,12 +73,13 @@ def execute_text(pooled: PooledConnection, query: PostgresQuery, begin: Begin | 
     return results if begin is None else results[len(begin) :]
 
 
-def may_repeat(pool: Pool, pooled: PooledConnection, error: psycopg.Error, *, first: bool) -> bool:
-    """Tell whether the statement that raised *error*, the *first* of its transaction, may be executed once more.
+def may_repeat(pool: Pool, pooled: PooledConnection, error: psycopg.Error) -> bool:
+    """Tell whether the statement that raised *error* may be executed once more.
 
     It may when the server did nothing because what was prepared is outdated.  Where other work was done before, that is
     lost with the transaction; then at least no other connection fails in the same way.
     """
+    first = pooled.prepared.first
     outdated = pooled.prepared.reused and pooled.pgconn.pipeline_status == _NO_PIPELINE and is_refused(error)
     # A value that does not fit (class 22) is rather the caller's fault.
     if outdated and not first and not str(error.sqlstate).startswith("22"):
@@ -87,7 +89,7 @@ def may_repeat(pool: Pool, pooled: PooledConnection, error: psycopg.Error, *, fi
 
 def begin_anew(connection: AnyConnection) -> None:
     """Roll back what a refused statement has begun; the next BEGIN sets the session values again."""
-    if connection.pgconn.transaction_status != _IDLE:
+    if connection.pgconn.transaction_status == _INERROR:  # else another task or thread has begun anew since
         Connection.rollback(connection)  # which the connection of a unit refuses
 
 
@@ -221,7 +223,7 @@ class FastPath:
                 plan.busy = True
                 return plan, result
             except psycopg.Error as error:
-                if not may_repeat(self.pool, pooled, error, first=idle):
+                if not may_repeat(self.pool, pooled, error):
                     raise
         finally:
             lock.release()

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import psycopg
 import pytest
 from psycopg import AsyncConnection, AsyncRawCursor, sql
+from psycopg.pq import TransactionStatus
 
 from pgmonkey import AsyncDatabase, PGConnectionManager
+from pgmonkey._async.waiting import sleep
 
 from ..configs import pools, prepared
+from .concurrency import Beside
 
 Observer = psycopg.Connection[Any]
 
@@ -213,4 +217,25 @@ async def test_a_later_statement_fails_once(config: dict[str, Any], observer: Ob
         await block()
     for _ in range(3):
         await on_each_connection()
+    await database.close()
+
+
+async def test_what_another_has_begun_on_the_connection_is_not_rolled_back(
+    config: dict[str, Any], observer: Observer
+) -> None:
+    observer.execute("CREATE TABLE t (a text)")
+    database = AsyncDatabase(prepared(config))
+    async with database.connection() as connection:
+        for _ in range(3):
+            await connection.execute(READ, ["7"])
+        await connection.commit()
+        observer.execute("ALTER TABLE t ALTER a TYPE int USING a::int")
+        async with connection.lock:
+            reading = Beside(partial(connection.execute, READ, ["7"]))
+            await sleep(0.1)
+            # By libpq alone, which needs no lock: so this comes first for certain.
+            connection.pgconn.exec_(b"BEGIN; INSERT INTO t VALUES (1)")
+        assert isinstance(await reading.end(), psycopg.Error)
+        assert connection.info.transaction_status == TransactionStatus.INERROR
+        await connection.rollback()
     await database.close()
