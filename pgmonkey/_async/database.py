@@ -29,11 +29,11 @@ from .._pool.cache import cache
 from .._pool.place import Label
 from .._pool.scopes import Ask, SessionValues, Shared, ask, enter, find, inside, is_asking
 from .fastpath import AsyncFastPath
-from .guard import AsyncGuard
+from .guard import WITHOUT_VALUES, AsyncGuard
 from .handle import AsyncConnectionHandle, open_handle
 from .lease import AsyncLease
 from .nested import AsyncAttempt, AsyncNested
-from .unit import AsyncTransactionBlock, AsyncUnitBlock, AsyncUnitOfWork, current_unit
+from .unit import AsyncTransactionBlock, AsyncUnitBlock, AsyncUnitOfWork, current_unit, unit_of
 from .waiting import POOL_KIND, sleep
 
 T = TypeVar("T")
@@ -279,8 +279,10 @@ class AsyncDatabase(Generic[Row]):
             async with self.transaction() as connection:
                 return await work(connection)
 
+        unit = unit_of(scope)
+
         async def inside(connection: AsyncConnection[Row]) -> T:
-            async with cast("AsyncGuard", connection).savepoint():
+            async with unit.savepoint(cast("AsyncGuard", connection)):
                 return await work(connection)
 
         # As each query method, it waits for its turn in the unit, and the next one waits for it.
@@ -401,10 +403,7 @@ class AsyncDatabase(Generic[Row]):
         try:
             if values:
                 if lease.connection.autocommit:
-                    raise psycopg.ProgrammingError(
-                        "session_values hold until the end of a transaction, and the configuration says autocommit; "
-                        "use transaction()"
-                    )
+                    raise psycopg.ProgrammingError(WITHOUT_VALUES)
                 lease.set_values(values)
             yield lease.connection
         except BaseException as error:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, suppress
 from contextvars import copy_context
 from functools import partial
 from time import monotonic
@@ -49,6 +49,8 @@ _PATIENCE = 0.75
 _NOT_GIVEN = -1.0
 # As plain numbers, which are faster to compare than members of an enumeration.
 _IDLE, _INTRANS = int(TransactionStatus.IDLE), int(TransactionStatus.INTRANS)
+
+WITHOUT_VALUES = "session_values hold until the end of a transaction, and autocommit has none; use transaction()"
 
 OnError = Callable[[psycopg.Error, PGconn], None]
 
@@ -136,6 +138,8 @@ class AsyncGuard(_Base):
         """Do as psycopg, which waits only for the end of what is running; a unit of work is a transaction."""
         if value:
             self._refuse_in_unit("autocommit")
+            if self.__dict__.get("session_values"):
+                raise psycopg.ProgrammingError(WITHOUT_VALUES)
         async with self.lock:
             if self.set_idle_autocommit(value):
                 return
@@ -264,18 +268,6 @@ class AsyncGuard(_Base):
         except BaseException:
             self.set_depth(depth)  # psycopg counts it, and nobody will end it
             raise
-
-    @asynccontextmanager
-    async def savepoint(self) -> AsyncIterator[None]:
-        """Do what is in the block in a savepoint, whatever it is in."""
-        transaction = self.new_savepoint()
-        await self.begin_savepoint(transaction)
-        try:
-            yield
-        except BaseException as error:
-            await transaction.__aexit__(type(error), error, error.__traceback__)
-            raise
-        await transaction.__aexit__(None, None, None)
 
     async def set_values(self, values: Mapping[str, str | None]) -> None:
         """Set session values until the end of the transaction that is open."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import FrameType, TracebackType
 from typing import Any, Generic, Protocol, TypeVar, cast
 
@@ -310,6 +310,24 @@ class AsyncUnitOfWork(Generic[Row]):
             self.refuse("a block of it was interrupted while it ended")
             raise
 
+    @asynccontextmanager
+    async def savepoint(self, connection: AsyncGuard) -> AsyncIterator[None]:
+        """Do what is in the block, given to `do`, in a savepoint; what others execute on the connection raises."""
+        transaction = connection.new_savepoint()
+        block = AsyncNested(self, transaction)
+        block.runner = scopes.Runner(None)
+        self.blocks.append(weakref.ref(block))
+        try:
+            await connection.begin_savepoint(transaction)
+            try:
+                yield
+            except BaseException as error:
+                await transaction.__aexit__(type(error), error, error.__traceback__)
+                raise
+            await transaction.__aexit__(None, None, None)
+        finally:
+            block.finished = True  # `_innermost` forgets it
+
     def refuse(self, reason: str) -> None:
         """Let nothing more be done, and nothing be committed."""
         self._refuse(psycopg.ProgrammingError(f"nothing of this transaction is committed: {reason}"))
@@ -493,6 +511,11 @@ class AsyncTransactionBlock(AbstractAsyncContextManager["AsyncConnection[Row]"],
 def current_unit(source: AsyncSource) -> AsyncUnitOfWork[Any] | None:
     """Return the innermost unfinished unit of work of *source* that the current context is in."""
     scope: AsyncUnitOfWork[Any] | AsyncNested | None = scopes.find(source)
+    return None if scope is None else unit_of(scope)
+
+
+def unit_of(scope: AsyncUnitOfWork[Any] | AsyncNested) -> AsyncUnitOfWork[Any]:
+    """Return *scope*, or the unit of work that it is a block of."""
     return cast("AsyncUnitOfWork[Any]", scope.unit) if isinstance(scope, AsyncNested) else scope
 
 

@@ -31,11 +31,11 @@ from .._pool.cache import cache
 from .._pool.place import Label
 from .._pool.scopes import Ask, SessionValues, Shared, ask, enter, find, inside, is_asking
 from .fastpath import FastPath
-from .guard import Guard
+from .guard import WITHOUT_VALUES, Guard
 from .handle import ConnectionHandle, open_handle
 from .lease import Lease
 from .nested import Attempt, Nested
-from .unit import TransactionBlock, UnitBlock, UnitOfWork, current_unit
+from .unit import TransactionBlock, UnitBlock, UnitOfWork, current_unit, unit_of
 from .waiting import POOL_KIND, sleep
 
 T = TypeVar("T")
@@ -281,8 +281,10 @@ class Database(Generic[Row]):
             with self.transaction() as connection:
                 return work(connection)
 
+        unit = unit_of(scope)
+
         def inside(connection: Connection[Row]) -> T:
-            with cast("Guard", connection).savepoint():
+            with unit.savepoint(cast("Guard", connection)):
                 return work(connection)
 
         # As each query method, it waits for its turn in the unit, and the next one waits for it.
@@ -397,10 +399,7 @@ class Database(Generic[Row]):
         try:
             if values:
                 if lease.connection.autocommit:
-                    raise psycopg.ProgrammingError(
-                        "session_values hold until the end of a transaction, and the configuration says autocommit; "
-                        "use transaction()"
-                    )
+                    raise psycopg.ProgrammingError(WITHOUT_VALUES)
                 lease.set_values(values)
             yield lease.connection
         except BaseException as error:

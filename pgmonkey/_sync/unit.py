@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Generic, Protocol, TypeVar, cast
 
@@ -308,6 +308,24 @@ class UnitOfWork(Generic[Row]):
             self.refuse("a block of it was interrupted while it ended")
             raise
 
+    @contextmanager
+    def savepoint(self, connection: Guard) -> Iterator[None]:
+        """Do what is in the block, given to `do`, in a savepoint; what others execute on the connection raises."""
+        transaction = connection.new_savepoint()
+        block = Nested(self, transaction)
+        block.runner = scopes.Runner(None)
+        self.blocks.append(weakref.ref(block))
+        try:
+            connection.begin_savepoint(transaction)
+            try:
+                yield
+            except BaseException as error:
+                transaction.__exit__(type(error), error, error.__traceback__)
+                raise
+            transaction.__exit__(None, None, None)
+        finally:
+            block.finished = True  # `_innermost` forgets it
+
     def refuse(self, reason: str) -> None:
         """Let nothing more be done, and nothing be committed."""
         self._refuse(psycopg.ProgrammingError(f"nothing of this transaction is committed: {reason}"))
@@ -491,6 +509,11 @@ class TransactionBlock(AbstractContextManager["Connection[Row]"], Generic[Row]):
 def current_unit(source: Source) -> UnitOfWork[Any] | None:
     """Return the innermost unfinished unit of work of *source* that the current context is in."""
     scope: UnitOfWork[Any] | Nested | None = scopes.find(source)
+    return None if scope is None else unit_of(scope)
+
+
+def unit_of(scope: UnitOfWork[Any] | Nested) -> UnitOfWork[Any]:
+    """Return *scope*, or the unit of work that it is a block of."""
     return cast("UnitOfWork[Any]", scope.unit) if isinstance(scope, Nested) else scope
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.errors import InvalidTextRepresentation
 
 from pgmonkey import AsyncDatabase, GivenBackError
 
@@ -264,3 +265,20 @@ async def test_a_block_of_a_transaction_that_was_rolled_back_takes_nothing(
     await database.execute(INSERT, [3])
     await unit.finish()
     assert rows(observer) == [3]
+
+
+# -- execute_many() ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_statement_beside_execute_many_does_not_become_part_of_its_savepoint(
+    database: AsyncDatabase, observer: Observer
+) -> None:
+    async with database.transaction() as connection:
+        await connection.execute("SELECT")
+        # A task sends SAVEPOINT before the other one begins; in threads, the latter may come first.
+        failing = Beside(partial(database.execute_many, INSERT, [["1"], ["one"]]))
+        beside = Beside(partial(connection.execute, INSERT, [2]))
+        assert isinstance(await failing.end(), InvalidTextRepresentation)
+        refused = isinstance(await beside.end(), psycopg.ProgrammingError)
+        await database.execute(INSERT, [3])
+    assert rows(observer) == ([3] if refused else [2, 3])

@@ -215,3 +215,16 @@ async def test_another_database_is_asked_once_a_transaction(config: dict[str, An
     assert rows(observer) == []
     tenants.release()
     await database.close()
+
+
+async def test_a_connection_that_has_them_cannot_be_in_autocommit(
+    database: AsyncDatabase, values: dict[str, Any]
+) -> None:
+    async with database.connection() as connection:
+        await connection.set_autocommit(True)  # there are none
+        assert await (await connection.execute(TENANT)).fetchone() == (None,)
+    values["app.tenant"] = 1
+    async with database.connection() as connection:
+        with pytest.raises(psycopg.ProgrammingError, match="session_values"):
+            await connection.set_autocommit(True)
+        assert await (await connection.execute(TENANT)).fetchone() == ("1",)

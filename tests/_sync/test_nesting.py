@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.errors import InvalidTextRepresentation
 
 from pgmonkey import Database, GivenBackError
 
@@ -262,3 +263,20 @@ def test_a_block_of_a_transaction_that_was_rolled_back_takes_nothing(database: D
     database.execute(INSERT, [3])
     unit.finish()
     assert rows(observer) == [3]
+
+
+# -- execute_many() ---------------------------------------------------------------------------------------------------
+
+
+def test_a_statement_beside_execute_many_does_not_become_part_of_its_savepoint(
+    database: Database, observer: Observer
+) -> None:
+    with database.transaction() as connection:
+        connection.execute("SELECT")
+        # A task sends SAVEPOINT before the other one begins; in threads, the latter may come first.
+        failing = Beside(partial(database.execute_many, INSERT, [["1"], ["one"]]))
+        beside = Beside(partial(connection.execute, INSERT, [2]))
+        assert isinstance(failing.end(), InvalidTextRepresentation)
+        refused = isinstance(beside.end(), psycopg.ProgrammingError)
+        database.execute(INSERT, [3])
+    assert rows(observer) == ([3] if refused else [2, 3])

@@ -213,3 +213,14 @@ def test_another_database_is_asked_once_a_transaction(config: dict[str, Any], ob
     assert rows(observer) == []
     tenants.release()
     database.close()
+
+
+def test_a_connection_that_has_them_cannot_be_in_autocommit(database: Database, values: dict[str, Any]) -> None:
+    with database.connection() as connection:
+        connection.set_autocommit(True)  # there are none
+        assert (connection.execute(TENANT)).fetchone() == (None,)
+    values["app.tenant"] = 1
+    with database.connection() as connection:
+        with pytest.raises(psycopg.ProgrammingError, match="session_values"):
+            connection.set_autocommit(True)
+        assert (connection.execute(TENANT)).fetchone() == ("1",)
