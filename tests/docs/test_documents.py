@@ -32,7 +32,7 @@ def section(title: str) -> str:
 def folder(config: dict[str, Any], tmp_path: Path, observer: psycopg.Connection[Any]) -> Path:
     """A folder with the README's ``config.yaml``, for a database with its table."""
     (tmp_path / "config.yaml").write_text(blocks(section("Install"), "yaml")[0])
-    observer.execute("CREATE TABLE users (id int GENERATED ALWAYS AS IDENTITY, name text)")
+    observer.execute(blocks(section("Install"), "sql")[0])
     return tmp_path
 
 
@@ -114,7 +114,6 @@ def program(document: str) -> str:
 
 
 def test_the_flask_document(folder: Path, environ: dict[str, str], observer: psycopg.Connection[Any]) -> None:
-    observer.execute("CREATE UNIQUE INDEX ON users (name)")
     (folder / "reports.yaml").write_text((folder / "config.yaml").read_text())
     use = """
 client = app.test_client()
