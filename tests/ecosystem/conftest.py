@@ -44,15 +44,15 @@ class Programs:
     def run(self, *arguments: str) -> str:
         """Run ``python`` with *arguments* to its end and return what it prints."""
         finished = subprocess.run(
-            [sys.executable, *arguments], env=self.environ, cwd=self.folder, capture_output=True, text=True, timeout=100
+            [sys.executable, *arguments], env=self.environ, cwd=self.folder, capture_output=True, text=True, timeout=300
         )
         assert finished.returncode == 0, finished.stdout + finished.stderr
         return finished.stdout
 
-    def migrate(self, application: str) -> None:
-        """Make the tables of a Django application."""
-        code = "from django.core.management import call_command; call_command('migrate', verbosity=0, run_syncdb=True)"
-        self.run("-c", f"import {application}; {code}")
+    def manage(self, application: str, *arguments: str) -> str:
+        """Run a command of a Django application, such as ``migrate``."""
+        code = f"import sys, {application}; from django.core.management import execute_from_command_line as run"
+        return self.run("-c", f"{code}; run(['manage.py', *sys.argv[1:]])", *arguments)
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Start ``python`` with *arguments*; it is stopped after the test."""
@@ -75,7 +75,7 @@ class Programs:
         process = self.start("-m", *(argument.replace("PORT", str(port)) for argument in command))
         client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, headers={"Connection": "close"})
         self._stack.enter_context(client)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while True:
             try:
                 client.get("/")
@@ -87,7 +87,7 @@ class Programs:
 
     def rows(self, query: LiteralString, *parameters: Any) -> list[tuple[Any, ...]]:
         """Return what is stored."""
-        return self.observer.execute(query, parameters).fetchall()
+        return self.observer.execute(query, parameters or None).fetchall()
 
     def wait_for(self, query: LiteralString, wanted: Sequence[tuple[Any, ...]], seconds: float = 20) -> None:
         """Wait until *query* returns the rows *wanted*."""
@@ -111,6 +111,10 @@ class Programs:
             assert time.monotonic() < deadline, seen
             time.sleep(0.02)
         self.wait_until_idle()
+
+    def wait_until_server_is_whole(self, client: httpx.Client) -> None:
+        """Wait until all is given back to the pool of a Django application."""
+        self.wait_until_whole(lambda: client.get("/stats").json())
 
     def close(self) -> None:
         """Stop what was started."""

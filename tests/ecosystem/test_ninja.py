@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import httpx
 import pytest
@@ -15,12 +14,8 @@ THINGS = "SELECT name, price FROM shop_thing ORDER BY id"
 
 @pytest.fixture
 def client(programs: Programs) -> httpx.Client:
-    programs.migrate("ninja_app")
+    programs.manage("ninja_app", "migrate")
     return programs.serve(*GUNICORN, "ninja_app:application")
-
-
-def stats(client: httpx.Client) -> Any:
-    return client.get("/stats").json()
 
 
 def test_what_succeeds_is_stored_and_what_is_refused_is_not(programs: Programs, client: httpx.Client) -> None:
@@ -35,7 +30,7 @@ def test_what_succeeds_is_stored_and_what_is_refused_is_not(programs: Programs, 
     assert client.get("/api/things").json() == [{"id": 1, "name": "apple", "price": 3}]
     assert client.post("/api/nested", json={"name": "plum"}).json() == {"things": 2}
     assert programs.rows(THINGS) == [("apple", 3), ("plum", 1)]
-    programs.wait_until_whole(lambda: stats(client))
+    programs.wait_until_server_is_whole(client)
 
 
 def test_many_at_the_same_time_each_see_the_last_write(programs: Programs, client: httpx.Client) -> None:
@@ -44,4 +39,4 @@ def test_many_at_the_same_time_each_see_the_last_write(programs: Programs, clien
         prices = list(threads.map(lambda _: client.post("/api/buy/apple").json()["price"], range(60)))
     assert sorted(prices) == list(range(1, 61))
     assert programs.rows(THINGS) == [("apple", 60)]
-    programs.wait_until_whole(lambda: stats(client))
+    programs.wait_until_server_is_whole(client)
