@@ -85,17 +85,19 @@ starts_with statement_timestamp stddev stddev_pop stddev_samp string_agg string_
 substr substring sum tan tand tanh text timeofday timestamptz timetz timezone to_char to_date to_hex to_json to_jsonb
 to_number to_regclass to_regnamespace to_regproc to_regrole to_regtype to_timestamp to_tsquery to_tsvector
 transaction_timestamp translate treat trim trim_array trim_scale trunc ts_delete ts_filter ts_headline ts_rank
-ts_rank_cd ts_rewrite tsquery tsvector txid_current txid_current_if_assigned unistr unnest upper upper_inc upper_inf
+ts_rank_cd tsquery tsvector txid_current txid_current_if_assigned unistr unnest upper upper_inc upper_inf
 uuid uuidv4 uuidv7 var_pop var_samp variance version websearch_to_tsquery width_bucket xmlagg xmlconcat xmlelement
 xmlforest xmlparse xmlserialize xpath xpath_exists
 """
 _EXPLAINING = frozenset(_OF_EXPLAIN.split())
 _KEYWORDS = frozenset(_BEFORE_PARENTHESES.split())
 _HARMLESS = frozenset(_WITHOUT_EFFECT.split())
-# Functions that change the session themselves, or execute SQL that they are given as text.
+# Functions that change the session themselves, or execute SQL that they are given as text: the server's own, and those
+# of the extensions dblink, pg_trgm, tablefunc and xml2.
 _LASTING = re.compile(
     r"(?:set_config|setseed|pg_(?:try_)?advisory_(?:lock|unlock)\w*|pg_replication_origin_session_\w+"
-    r"|pg_create_(?:logical|physical)_replication_slot|dblink\w*|(?:query|cursor|table|schema|database)_to_xml\w*)\Z"
+    r"|pg_create_(?:logical|physical)_replication_slot|dblink\w*|(?:query|cursor|table|schema|database)_to_xml\w*"
+    r"|ts_(?:rewrite|stat)|set_limit|crosstab\w*|connectby|xpath_table)\Z"
 )
 
 
