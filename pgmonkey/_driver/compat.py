@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor, Transaction, pq
 from psycopg.adapt import Transformer
+from psycopg.types.json import JsonDumper, JsonLoader
 
 
 class Missing:
@@ -65,6 +66,8 @@ PRIVATE: dict[str, tuple[str, ...]] = {
         *("_adapters", "_closed", "_conn", "_convert_query", "_last_query", "_query", "_query_cls", "_reset"),
         *("_set_results", "_tx"),
     ),
+    "JsonLoader": ("_loads",),
+    "JsonDumper": ("_dumps",),
     # With this, a pipeline is sent without the GIL.
     "PGconn": ("pgconn_ptr",),
     # By these names of its generators, psycopg's own statements are told from a borrower's.
@@ -112,6 +115,8 @@ def _find_missing() -> dict[str, list[str]]:
         "AdaptersMap": {*dir(psycopg.adapters)},
         "Transformer": {*dir(Transformer)},
         "Cursor": {*dir(Cursor)} & {*dir(AsyncCursor)},
+        "JsonLoader": {*dir(JsonLoader)},
+        "JsonDumper": {*dir(JsonDumper)},
         "PGconn": {*dir(pq.PGconn)},
         "Connection (generators)": connection,
         "Transaction (generators)": {*dir(Transaction)},

@@ -18,6 +18,7 @@ from psycopg.abc import Buffer, Params
 from psycopg.adapt import AdaptersMap, PyFormat, Transformer
 from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
+from psycopg.types.json import JsonDumper, JsonLoader
 
 from .compat import FAST_PATH, PIPELINES, PostgresQuery
 from .prepared import Prepared
@@ -59,9 +60,19 @@ def is_plain(connection: AnyConnection) -> bool:
 def is_psycopgs(row_factory: RowFactory) -> bool:
     """Tell whether *row_factory* is one of psycopg's, which make rows from the names of the columns and nothing else.
 
-    Any other may be made anew for each result, and keep count of the rows.
+    Any other may be made anew for each result, and keep count of the rows.  Its module may be psycopg's by the means of
+    `functools.wraps`; the module that its code runs in tells.
     """
-    return getattr(row_factory, "__module__", None) == rows.__name__
+    return getattr(row_factory, "__globals__", None) is vars(rows)
+
+
+def _keeps_something(adapter: type | str) -> bool:
+    """Tell whether an adapter class of the program's own has an ``__init__``, which may look at anything.
+
+    psycopg makes one for each cursor, and a plan keeps it.
+    """
+    module = getattr(getattr(adapter, "__init__", None), "__module__", None) or "psycopg"
+    return not module.startswith("psycopg")
 
 
 def remember(known: OrderedDict[Any, V], key: object, value: V, limit: int) -> None:
@@ -84,7 +95,8 @@ class Plan:
     """How one connection executes one statement that is prepared on it."""
 
     __slots__ = (
-        *("_count", "_key", "_bookkeeping", "_converter", "_types", "_wanted", "busy", "dumpers", "effect"),
+        *("_count", "_key", "_bookkeeping", "_converter", "_dumps", "_loads", "_types", "_wanted"),
+        *("busy", "dumpers", "effect"),
         *("formats", "has_rows", "loaders", "make_row", "name", "params", "send", "session", "transformer"),
         "variants",
     )
@@ -111,6 +123,7 @@ class Plan:
         # psycopg copies these maps before it changes them, so a type registered later is seen as another map.
         adapters = self.transformer.adapters
         self.dumpers, self.loaders = adapters._dumpers[_AUTO], adapters._loaders[0]
+        self._dumps, self._loads = JsonDumper._dumps, JsonLoader._loads  # see `psycopg.types.json.set_json_loads`
         self.variants: OrderedDict[object, Plan] = OrderedDict()
         self.params: Sequence[Buffer | None] | None = None
         self.busy = False
@@ -126,6 +139,8 @@ class Plan:
     def fits(self, params: Params | None, adapters: AdaptersMap) -> bool:
         """Dump *params*; tell whether the statement can be executed with them, its types being those of *adapters*."""
         if self.busy or adapters._loaders[0] is not self.loaders:
+            return False
+        if JsonLoader._loads is not self._loads or JsonDumper._dumps is not self._dumps:
             return False
         if params is not None and (adapters._dumpers[_AUTO] is not self.dumpers or not self._dump(params)):
             return False
@@ -166,6 +181,8 @@ class Plans:
         self._bookkeeping = prepared
         self._parameter = connection.pgconn.parameter_status
         self._plans: OrderedDict[object, Plan] = OrderedDict()
+        # Types whose adapters were looked at, and whether one of those may keep something.
+        self._looked_at: tuple[object, object, bool] = (None, None, False)
 
     def find(self, key: object, params: Params | None, context: AnyConnection | AnyCursor | None = None) -> Plan | None:
         """Return the plan for *key*, with *params* dumped; None when psycopg's own way is to be taken.
@@ -197,6 +214,14 @@ class Plans:
     def _session(self) -> tuple[bytes | None, ...]:
         return tuple(map(self._parameter, (b"TimeZone", b"DateStyle", b"IntervalStyle", b"client_encoding")))
 
+    def _keep_something(self, adapters: AdaptersMap) -> bool:
+        """Tell whether one of *adapters* may keep what it found when it was made."""
+        loaders, dumpers = adapters._loaders[0], adapters._dumpers[_AUTO]
+        if self._looked_at[0] is not loaders or self._looked_at[1] is not dumpers:
+            found = any(map(_keeps_something, (*loaders.values(), *dumpers.values())))
+            self._looked_at = loaders, dumpers, found
+        return self._looked_at[2]
+
     def forget(self) -> None:
         """Have every statement prepared, and its plan learnt, anew: the tables have changed.  Safe in any thread."""
         self._bookkeeping.stale = True
@@ -222,6 +247,8 @@ class Plans:
         own, common = cursor._adapters, context.adapters
         if own._loaders[0] is not common._loaders[0] or own._dumpers[_AUTO] is not common._dumpers[_AUTO]:
             return None  # types of the borrower's own, which the next one does not have
+        if self._keep_something(own):
+            return None
         query = PostgresQuery(Transformer(context))
         session = self._session()
         try:

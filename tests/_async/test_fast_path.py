@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import threading
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import psycopg
 import pytest
 from psycopg import AsyncConnection, sql
-from psycopg.rows import args_row, class_row, dict_row, kwargs_row, namedtuple_row, scalar_row
+from psycopg.adapt import Loader
+from psycopg.rows import args_row, class_row, dict_row, kwargs_row, namedtuple_row, scalar_row, tuple_row
 
 from pgmonkey import AsyncDatabase, CommandTimeoutError
 from pgmonkey._async import fastpath as fast
@@ -289,6 +291,66 @@ async def test_a_row_factory_is_asked_anew_for_each_result(config: dict[str, Any
     database: AsyncDatabase[Any] = AsyncDatabase(prepared(config), row_factory=numbered)
     for _ in range(4):
         assert await database.fetch_all("SELECT 'a' UNION ALL SELECT 'b'") == [(1, "a"), (2, "b")]
+    await database.close()
+
+
+async def test_a_row_factory_that_wraps_one_of_psycopgs(config: dict[str, Any]) -> None:
+    @wraps(tuple_row)
+    def numbered(cursor: Any) -> Any:
+        numbers = itertools.count(1)
+        return lambda values: (next(numbers), *values)
+
+    database: AsyncDatabase[Any] = AsyncDatabase(prepared(config), row_factory=numbered)
+    for _ in range(4):
+        assert await database.fetch_all("SELECT 'a' UNION ALL SELECT 'b'") == [(1, "a"), (2, "b")]
+    await database.close()
+
+
+async def test_json_functions_that_are_set_for_all_later(config: dict[str, Any], fast_path_hits: Hits) -> None:
+    from psycopg.types.json import Jsonb, set_json_dumps, set_json_loads
+
+    def dumps(name: str, value: Any) -> str:
+        return json.dumps([name, value])
+
+    def loads(name: str, text: Any) -> Any:
+        return [name, json.loads(text)]
+
+    database = AsyncDatabase(prepared(config))
+    echo = "SELECT %s::jsonb"
+    try:
+        for name in "abcabc":
+            set_json_dumps(partial(dumps, name))
+            set_json_loads(partial(loads, name))
+            hits = fast_path_hits()
+            for _ in range(4):
+                assert await database.fetch_value(echo, [Jsonb(1)]) == [name, [name, 1]]
+            assert fast_path_hits() > hits
+    finally:
+        set_json_dumps(json.dumps)
+        set_json_loads(json.loads)
+    await database.close()
+
+
+async def test_an_adapter_that_looks_at_the_session_when_it_is_made(config: dict[str, Any]) -> None:
+    class Named(Loader):
+        def __init__(self, oid: int, context: Any = None) -> None:
+            super().__init__(oid, context)
+            self._prefix = context.connection.info.parameter_status("application_name")
+
+        def load(self, data: Any) -> str:
+            return f"{self._prefix} {bytes(data).decode()}"
+
+    async def configure(connection: Any) -> None:
+        connection.adapters.register_loader("text", Named)
+
+    settings = prepared(config)
+    settings["pool_settings"]["configure"] = settings["async_pool_settings"]["configure"] = configure
+    database = AsyncDatabase(settings)
+    for name in "abcdef":
+        async with database.transaction():
+            await database.execute("SELECT set_config('application_name', %s, true)", [name])
+            assert await database.fetch_value("SELECT ARRAY['x']") == [f"{name} x"]
+            assert await database.fetch_value("SELECT 'x'::text") == f"{name} x"
     await database.close()
 
 
