@@ -17,6 +17,7 @@ from psycopg.pq import ConnStatus, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
 from psycopg.waiting import Ready, Wait
 
+from .._driver.compat import GENERATORS
 from .._driver.deadlines import INTERVAL, limited, too_slow
 from .._driver.liveness import Arrived, make_poller
 from .._driver.wire import fetching, has_error, read_results
@@ -75,6 +76,9 @@ class Watcher:
         try:
             wanted = next(waits)
         except StopIteration as stop:
+            if getattr(waits, "__name__", "") in GENERATORS:
+                # A task that is cancelled when a pipeline is entered, but psycopg does not know, would leave it so.
+                return _returned(stop.value)
             # psycopg yields to the loop now and then where a generator never has to wait; other tasks get their turn.
             return self.run_as_psycopg(_resumed(waits, Wait.R, stop), limit)
         if wanted != _READ:  # to write, which psycopg tries at once, and nearly always can
@@ -206,6 +210,10 @@ def _ready(this: weakref.ref[Watcher], how: Ready) -> None:
         if wanted != _READ or self._writing or not self._reading:
             self._stop()
             self._want(wanted)
+
+
+async def _returned(value: T) -> T:
+    return value
 
 
 def _resumed(waits: PQGen[T], wanted: Wait, stop: StopIteration | None = None) -> PQGen[T]:

@@ -290,3 +290,27 @@ def test_a_large_statement_and_a_large_answer(config: dict[str, Any]) -> None:
         await database.close()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_task_that_is_cancelled_where_a_pipeline_begins(loop: str, config: dict[str, Any]) -> None:
+    async def main() -> None:
+        database = AsyncDatabase(single(config))
+        await database.execute("CREATE TABLE t (a int)")
+
+        async def write() -> None:
+            async with database.transaction():
+                await database.execute_many("INSERT INTO t VALUES (%s)", [[1], [2]])
+
+        for steps in range(20):
+            task = asyncio.ensure_future(write())
+            for _ in range(steps):
+                time.sleep(0.006)  # psycopg lets other tasks run where the loop was busy for so long
+                await asyncio.sleep(0)
+            task.cancel()
+            result = (await asyncio.gather(task, return_exceptions=True))[0]
+            assert result is None or isinstance(result, asyncio.CancelledError)
+            assert await database.fetch_value("SELECT 1") == 1
+        await database.close()
+
+    run_on(loop, main())
