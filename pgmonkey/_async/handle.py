@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from time import monotonic
 from types import CoroutineType, FrameType, TracebackType
 from typing import Any, TypeAlias, cast
-from weakref import WeakMethod
+from weakref import WeakMethod, ref
 
 import psycopg
 from psycopg.abc import AdaptContext
@@ -147,12 +147,12 @@ class AsyncConnectionHandle:
         outer = self._outer() if self._blueprint.single else None
         entry = await self.borrow() if outer is None else await _Nested.begin(outer)
         if isinstance(entry, AsyncLease) and self._blueprint.single:
-            _blocks.set((*(lease for lease in _blocks.get() if lease.active), entry))
+            _blocks.set((*(ref(lease) for lease in _leases()), ref(entry)))
         self._open_blocks.push(frame, runner, entry)
         return entry.connection
 
     def _outer(self) -> AsyncLease | None:
-        return next((lease for lease in _blocks.get() if lease.active and lease.pool is self._pool), None)
+        return next((lease for lease in _leases() if lease.pool is self._pool), None)
 
     def _take_back_forgotten(self) -> None:
         """Take back what was entered by hand in a thread or task that has ended, when nothing refers to it any more."""
@@ -220,8 +220,13 @@ def _is_unused(entry: AsyncLease | _Nested) -> bool:
     return isinstance(entry, AsyncLease) and sys.getrefcount(entry.connection) <= 2
 
 
-_blocks: ContextVar[tuple[AsyncLease, ...]] = ContextVar("pgmonkey_blocks", default=())
-"""The single connections whose blocks the current context is in."""
+_blocks: ContextVar[tuple[ref[AsyncLease], ...]] = ContextVar("pgmonkey_blocks", default=())
+"""The single connections whose blocks the current context is in; weakly, as a context may live long."""
+
+
+def _leases() -> list[AsyncLease]:
+    """Return those of `_blocks` that are not given back."""
+    return [lease for reference in _blocks.get() if (lease := reference()) is not None and lease.active]
 
 
 class _Nested:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,18 @@ async def test_closing_reports_what_is_still_borrowed(config: dict[str, Any], ca
         assert Path(__file__).name in caplog.text
         assert "still lent" in caplog.text
         await connection.execute("SELECT 1")
+
+
+async def test_a_context_does_not_keep_the_connection_of_a_block_that_has_ended(config: dict[str, Any]) -> None:
+    kind: Any = "normal" if POOL_KIND == "pool" else "async"
+    get: Any = PGConnectionManager().get_database_connection_from_dict
+    handle = await get(config, kind)
+    async with handle as connection:
+        await connection.execute("SELECT 1")
+    lent = weakref.ref(connection)
+    del connection
+    gc.collect()
+    assert lent() is None
 
 
 async def test_a_connection_of_an_ended_task_is_taken_back(
