@@ -23,6 +23,7 @@ from ..configs import pools
 from .concurrency import Beside
 from .test_unit import Observer, rows
 
+pytestmark = pytest.mark.timeout(0)  # it takes as long as there are programs
 EXAMPLES = int(os.environ.get("PGMONKEY_EXAMPLES", "75"))
 MANY = settings(
     max_examples=EXAMPLES,

@@ -29,6 +29,8 @@ from pgmonkey.embedded import Server
 from .conftest import SCHEMA, free_port
 from .grid import EVERY_EXAMPLE, GROUP, TOUCHES, Account, Crash, Part, Program, programs
 
+pytestmark = pytest.mark.timeout(0)  # it takes as long as there are programs
+
 INSERT = "INSERT INTO t VALUES (%s)"
 HOSTS = ("plain", "router", "route", "mounted", "in a middleware", "in a function", "in a router", "by host")
 PROGRAMS = programs(

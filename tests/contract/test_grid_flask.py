@@ -28,6 +28,8 @@ from pgmonkey.embedded import Server
 from .conftest import SCHEMA
 from .grid import EVERY_EXAMPLE, GROUP, TOUCHES, WITH, Account, Crash, Part, Program, programs
 
+pytestmark = pytest.mark.timeout(0)  # it takes as long as there are programs
+
 
 def installed(name: str) -> Any:
     """Return the module *name*, or None where it is not installed."""

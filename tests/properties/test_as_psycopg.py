@@ -34,6 +34,7 @@ from pgmonkey.embedded import Server
 
 from ..values import VALUES, outcome, small, texts
 
+pytestmark = pytest.mark.timeout(0)  # it takes as long as there are programs
 SQL: Any = sql.SQL
 templatelib: Any = None
 with suppress(ImportError):  # before Python 3.14
