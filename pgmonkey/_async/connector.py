@@ -43,8 +43,8 @@ class AsyncConnector:
         self.checks = blueprint.settings.check_on_checkout or blueprint.settings.check is not None
         """Whether the server is asked before a connection is lent."""
 
-    async def connect(self, deadline: float | None) -> AsyncPooledConnection:
-        """Return a new connection; raise `ServerUnavailableError`, or ConnectionTimeout after the *deadline*."""
+    async def connect(self, pooled: AsyncPooledConnection, deadline: float | None) -> None:
+        """Connect *pooled*; raise `ServerUnavailableError`, or ConnectionTimeout after the *deadline*."""
         token = connecting_until.set(None if deadline is None else max(deadline, monotonic() + _MIN_SECONDS))
         try:
             connection = await self._connect()
@@ -57,17 +57,13 @@ class AsyncConnector:
         finally:
             connecting_until.reset(token)
         connection.lock = Lock()
-        pooled = Pooled(connection, cast(AsyncGuard, connection).own_watcher(), self._blueprint.settings.max_lifetime)
+        watcher = cast(AsyncGuard, connection).own_watcher()
+        pooled.attach(connection, watcher, self._blueprint.settings.max_lifetime)
         state = connection.__dict__
         state.update(on_error=self._on_error, command_timeout=self._blueprint.command_timeout, prepared=pooled.prepared)
         if self._blueprint.transaction_settings:
             state["transaction_settings"] = self._blueprint.transaction_settings
-        try:
-            await self.configure(pooled)
-        except BaseException:
-            pooled.close()
-            raise
-        return pooled
+        await self.configure(pooled)
 
     async def configure(self, pooled: AsyncPooledConnection) -> None:
         """Make a connection, which is new or was cleaned, what every borrower is to find.

@@ -13,8 +13,7 @@ from psycopg.rows import tuple_row
 from .._driver.begin import begin_statement
 from .._driver.cursors import convert, fast_class, plan_for, set_result
 from .._driver.sql import Statement, is_one_plain
-from .connector import AsyncPooledConnection
-from .fastpath import begin_anew, execute_plan, execute_text, may_repeat
+from .fastpath import Lent, begin_anew, execute_plan, execute_text, may_repeat
 from .psycopg_types import AsyncAnyCursor
 
 
@@ -28,7 +27,8 @@ async def _execute(
 ) -> AsyncAnyCursor:
     """Do as psycopg; a prepared statement takes one round trip, also where a transaction begins with it."""
     connection = self.connection
-    pooled: AsyncPooledConnection | None = connection.__dict__.get("pooled")
+    weak: Lent | None = connection.__dict__.get("pooled")
+    pooled = None if weak is None else weak()
     if pooled is None:
         return await AsyncCursor.execute(self, query, params, prepare=prepare, binary=binary)
     try:
@@ -70,7 +70,8 @@ async def _execute_merged(
 ) -> AsyncAnyCursor:
     """Do as psycopg's client-side cursors, in one round trip with the BEGIN that is needed."""
     connection = self.connection
-    pooled: AsyncPooledConnection | None = connection.__dict__.get("pooled")
+    weak: Lent | None = connection.__dict__.get("pooled")
+    pooled = None if weak is None else weak()
     plain = prepare is None and binary is None and self.format == Format.TEXT
     # BEGIN and the statement travel by the extended protocol, which takes one statement a message.
     if pooled is not None and plain and query.__class__ is str and isinstance(query, str) and is_one_plain(query):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias
 
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor
@@ -30,6 +31,10 @@ _NO_PLAN, _REFUSED = Declined.NO_PLAN, Declined.REFUSED
 # As plain numbers, which are faster to compare than members of an enumeration.
 _IDLE, _INERROR = int(TransactionStatus.IDLE), int(TransactionStatus.INERROR)
 _FATAL, _NO_PIPELINE = int(ExecStatus.FATAL_ERROR), int(PipelineStatus.OFF)
+
+
+Lent: TypeAlias = "Callable[[], AsyncPooledConnection | None]"
+"""What a lent connection knows of what it was lent over; returns None when that was lost."""
 
 
 async def execute_plan(pooled: AsyncPooledConnection, plan: Plan, begin: Begin | None) -> PGresult:
@@ -142,7 +147,8 @@ class AsyncFastPath:
         self, connection: AsyncAnyConnection, statement: Statement, params: Params | None, cursor: AsyncAnyCursor
     ) -> None:
         """Remember how *cursor* has executed *statement*, if it is prepared and nothing of the borrower's in force."""
-        pooled: AsyncPooledConnection | None = connection.__dict__.get("pooled")
+        weak: Lent | None = connection.__dict__.get("pooled")
+        pooled = None if weak is None else weak()
         if pooled is None or statement.__class__ is not str or not self._is_usual(connection, pooled):
             return
         # An object of its own, not the text: a key is compared by identity on each call.

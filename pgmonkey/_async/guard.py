@@ -24,7 +24,7 @@ from .._driver.failure import Failure
 from .._driver.lending import LendableConnection
 from .._driver.prepared import Prepared
 from .._driver.wire import fetching
-from .._pool.open_blocks import OpenBlocks, Runner, by_frame, current_runner
+from .._pool.open_blocks import Exit, OpenBlocks, Runner, by_frame, current_exit, current_runner
 from .._pool.place import query_above
 from ..errors import CommandTimeoutError, CommitUnknownError, GivenBackError
 from .psycopg_types import AsyncAnyConnection
@@ -205,7 +205,9 @@ class AsyncGuard(_Base):
     @by_frame
     def __aenter__(self, frame: FrameType) -> _Entering:
         """Do as psycopg, whose block commits at its end; in a unit of work, whose end alone does, open a savepoint."""
-        entering: _Entering = cast(Any, self._enter(frame, current_runner()) if self._in_unit else super().__aenter__())
+        entering: _Entering = cast(
+            Any, self._enter(frame, current_runner(), current_exit(frame)) if self._in_unit else super().__aenter__()
+        )
         return entering
 
     @by_frame
@@ -220,10 +222,10 @@ class AsyncGuard(_Base):
         exiting: _Exiting = cast(Any, exit_block(exc_type, exc, traceback))
         return exiting
 
-    async def _enter(self, frame: FrameType, runner: Runner) -> AsyncGuard:
+    async def _enter(self, frame: FrameType, runner: Runner, exit_: Exit | None) -> AsyncGuard:
         block = self.transaction()
         await block.__aenter__()
-        self._open_blocks.push(frame, runner, block)
+        self._open_blocks.push(frame, runner, exit_, block)
         return self
 
     async def _exit(self, frame: FrameType, *error: Any) -> None:

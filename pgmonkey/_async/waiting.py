@@ -20,6 +20,8 @@ sleep = asyncio.sleep
 POOL_KIND: Kind = "async_pool"
 INTERRUPTS = (asyncio.CancelledError, KeyboardInterrupt)
 """What interrupts a wait: cancellation and Ctrl-C."""
+LOOK_EVERY = 0.25
+"""Seconds after which is seen whether there is something for the waiters."""
 # Minimum of seconds between two checks for expired waiters.
 _GRAIN = 0.01
 
@@ -133,11 +135,14 @@ async def ask(function: Callable[[], Any]) -> Any:
 
 
 class Waiter(Generic[T]):
-    """A place in a queue: one task waits until the *deadline*, as `time.monotonic` gives it; any thread may deliver."""
+    """A place in a queue: one task waits until the *deadline*, as `time.monotonic` gives it; any thread may deliver.
 
-    def __init__(self, deadline: float) -> None:
-        self.result: T | None = None
+    *look* is called now and then: whoever should have delivered may have been interrupted.
+    """
+
+    def __init__(self, deadline: float, look: Callable[[], None]) -> None:
         self.deadline = deadline
+        self.look = look
         self._thread = threading.get_ident()  # on this thread the loop is called directly
         self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -145,17 +150,21 @@ class Waiter(Generic[T]):
         """Wait until something is delivered, or the deadline has passed."""
         await self._future
 
-    def deliver(self, result: T) -> None:
-        """Set the result and wake the waiter, from whatever thread."""
-        self.result = result
+    def deliver(self, result: T | None) -> bool:
+        """Wake the waiter, from whatever thread, with *result*, None when it waits in vain; False if it had one."""
+        taken = self.__dict__.setdefault("result", result) is result
         loop = self._future.get_loop()
-        if loop.is_closed():
-            return
         # Connections are given back by finalizers, too, which run on whatever thread.
         if threading.get_ident() == self._thread:
             self.wake()
-        else:
+        elif not loop.is_closed():
             loop.call_soon_threadsafe(self.wake)
+        return taken
+
+    def leave(self) -> T | None:
+        """Take nothing from now on; return what was delivered before."""
+        result: T | None = self.__dict__.setdefault("result", None)
+        return result
 
     def wake(self) -> None:
         """Let the task go on, whether or not something was delivered."""
@@ -172,38 +181,42 @@ class Queue(deque[Waiter[T]]):
     _timer: asyncio.TimerHandle | None = None
     _due = float("inf")
 
-    def add(self, deadline: float) -> Waiter[T]:
-        """Append a waiter and return it."""
-        waiter: Waiter[T] = Waiter(deadline)
-        self.append(waiter)
-        if deadline < self._due:
-            self._look(deadline)
-        return waiter
+    def append(self, waiter: Waiter[T]) -> None:
+        """Append a waiter, which is woken at its deadline."""
+        super().append(waiter)
+        self._look(min(waiter.deadline, monotonic() + LOOK_EVERY))
 
     def _look(self, when: float) -> None:
+        if self._due <= when:
+            return
         if self._timer is not None:
             self._timer.cancel()
-        self._due = when
         loop, wait = asyncio.get_running_loop(), max(0.0, when - monotonic())
         this: weakref.ref[Queue[T]] = weakref.ref(self)
         # The timer keeps the context it is made in, and with the waiter's context it would keep a whole request alive.
-        self._timer = loop.call_later(wait, _wake_late_ones, this, context=Context())
+        self._timer = loop.call_later(wait, _look_after, this, context=Context())
+        self._due = when
 
-    def wake_late_ones(self) -> None:
-        """Wake those whose deadline has passed."""
-        self._timer, self._due = None, float("inf")
-        now, waiters = monotonic(), list(self)
-        for waiter in waiters:
-            if waiter.deadline <= now:
-                waiter.wake()
-        later = [waiter.deadline for waiter in waiters if waiter.deadline > now]
-        if later:
-            self._look(max(min(later), now + _GRAIN))
+    def look_after(self) -> None:
+        """Wake those whose deadline has passed, and see whether there is something for the others."""
+        try:
+            waiters = list(self)
+            if waiters:
+                waiters[0].look()
+            for waiter in waiters:
+                if waiter.deadline <= monotonic():
+                    waiter.wake()
+        finally:
+            self._due = float("inf")
+            now = monotonic()
+            later = [waiter.deadline for waiter in self if waiter.deadline > now]
+            if later:
+                self._look(min(max(min(later), now + _GRAIN), now + LOOK_EVERY))
 
 
-def _wake_late_ones(queue: weakref.ref[Queue[T]]) -> None:
+def _look_after(queue: weakref.ref[Queue[T]]) -> None:
     if (this := queue()) is not None:
-        this.wake_late_ones()
+        this.look_after()
 
 
 class Ticker:

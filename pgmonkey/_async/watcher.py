@@ -196,20 +196,22 @@ def _ready(this: weakref.ref[Watcher], how: Ready) -> None:
         if waits is None:
             self._fetch(answer)
             return
-        wanted = waits.send(how) if context is None else context.run(waits.send, how)
-    except StopIteration as stop:
+        try:
+            wanted = waits.send(how) if context is None else context.run(waits.send, how)
+        except StopIteration as stop:
+            self._forget()
+            self._stop_at_the_end()
+            answer.set_result(stop.value)
+        else:
+            if wanted != _READ or self._writing or not self._reading:
+                self._stop()
+                self._want(wanted)
+    except BaseException as error:  # also what interrupts: else the task that waits would never know
         self._forget()
         self._stop_at_the_end()
-        answer.set_result(stop.value)
-    except Exception as error:
-        self._forget()
-        self._stop_at_the_end()
-        answer.set_exception(error)
+        if not answer.done():
+            answer.set_exception(error)
         del answer, waits, context  # they would be in a cycle with the error's traceback
-    else:
-        if wanted != _READ or self._writing or not self._reading:
-            self._stop()
-            self._want(wanted)
 
 
 async def _returned(value: T) -> T:

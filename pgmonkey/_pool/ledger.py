@@ -1,23 +1,30 @@
 """The ledger of a pool: which connections are idle and which are lent, who waits, and how many there may be.
 
-It decides and counts; it never waits, so nothing can interrupt it half-way.  `AsyncPool` and `Pool` add
-the waiting.  The lock guards the bookkeeping alone and is never held while a user's code or the network is waited for.
+It decides and counts; it never waits.  `AsyncPool` and `Pool` add the waiting.
 
-A finalizer may run in the middle of any section that the lock guards, on the very thread that holds it.  So it never
-waits for the lock: it notes the connection that it drops, and the holder of the lock takes that back afterwards.
+There is no lock.  A signal handler or an exception may come between any two steps, a finalizer or another thread, too,
+so each step is one operation of a deque or a dict, which nothing can divide, and whatever was begun and not ended is
+mended by whoever comes next:
+
+- A connection belongs to what refers to it (see `Pooled`).  Lost on its way, it is closed, and its place is free.
+- A waiter gets its connection in one step.  Only then it leaves the queue; who finds it there later removes it.
+- Who gives back looks at the queue afterwards, and who queues looks at what is idle afterwards, so one of them sees the
+  other.  Waiters look again now and then: whoever should have served them may have been interrupted.
+
+Counters are plain sums: CPython changes threads at calls and backward jumps only, and there is none in ``+=``.
 """
 
 from __future__ import annotations
 
+import gc
 import logging
-import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from enum import Enum
 from time import monotonic
 from types import FrameType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import psycopg
 from psycopg import pq
@@ -27,32 +34,33 @@ from .._config.blueprint import Blueprint
 from .._driver.liveness import is_alive, is_lost_server
 from ..errors import PoolClosedError, PoolFullError, PoolTimeoutError
 from . import forks
-from .pooled import Pooled
+from .pooled import Pooled, Ticket
 
 logger = logging.getLogger("pgmonkey")
 
 P = TypeVar("P", bound=Pooled[Any, Any])
-Q = TypeVar("Q", bound=deque[Any])
+W = TypeVar("W", bound="Waiter[Any]")
 
 # As plain numbers, which are faster to compare than members of an enumeration.
 _IDLE, _NO_PIPELINE = int(pq.TransactionStatus.IDLE), int(pq.PipelineStatus.OFF)
+# Seconds between two looks at what may have been left undone, however many wait.
+_LOOK_EVERY = 0.2
 _COUNTS = (
     *("usage_ms", "requests_num", "requests_queued", "requests_wait_ms", "requests_errors", "returns_bad"),
     *("connections_num", "connections_ms", "connections_errors", "connections_lost"),
 )
 
 
-class Signal(Enum):
-    """What a waiter may get instead of a connection."""
-
-    ROOM = "the right to make one"
-    CLOSED = "the pool was closed"
-
-
 class Waiter(Protocol[P]):
     """A place in the queue."""
 
-    result: P | Signal | None
+    def deliver(self, result: P | None) -> bool:
+        """Wake the waiter with *result*, None when the pool was closed; tell whether it had none before."""
+        ...
+
+    def leave(self) -> P | None:
+        """Take nothing from now on; return what was delivered before."""
+        ...
 
 
 class Upkeep(Protocol):
@@ -67,13 +75,13 @@ class Upkeep(Protocol):
         ...
 
 
-class Ledger(Generic[P, Q]):
+class Ledger(Generic[P, W]):
     """The bookkeeping of one pool; *new_queue* makes the queue of its waiters.
 
     The connection given back last is lent first, so that those not needed stay idle long enough to be closed.
     """
 
-    def __init__(self, blueprint: Blueprint, new_queue: Callable[[], Q], upkeep: Upkeep) -> None:
+    def __init__(self, blueprint: Blueprint, new_queue: Callable[[], deque[W]], upkeep: Upkeep) -> None:
         self.blueprint = blueprint
         self.name = f"pool {blueprint.name!r}"
         self.close_reason = ""
@@ -91,105 +99,131 @@ class Ledger(Generic[P, Q]):
         forks.register(self)
 
     def _start_empty(self) -> None:
-        self._lock = threading.Lock()
-        self._dropped: deque[P] = deque()
-        self._idle: list[P] = []
-        self._lent: set[P] = set()
+        self._tickets: dict[weakref.ref[Ticket], None] = {}
+        """What is connected or connects now, the oldest first.  A ticket that ends leaves it by itself."""
+        self._idle: deque[P] = deque()
+        self._looked_at = 0.0
         self._waiters = self._new_queue()
-        self._size = 0
 
     # -- checkout ---------------------------------------------------------------------------------------------------
 
     def take_idle(self, frame: FrameType | None) -> P | None:
         """Lend an idle connection to *frame*; None when there is none that is certainly alive."""
-        # Looked at without the lock first: under load there is rarely an idle one.
-        if not self._idle:
+        try:
+            # Looked at first: under load there is rarely an idle one, and an exception takes longer.
+            pooled = self._idle.pop() if self._idle else None
+        except IndexError:
+            return None
+        if pooled is None:
             return None
         now = monotonic()
-        with self._lock:
-            if not self._idle:
-                return None
-            pooled = self._idle.pop()
-            self._lent.add(pooled)
-            self._counters["requests_num"] += 1
-            pooled.borrowed_at, pooled.frame = now, frame
-        # Anything that has arrived may be a notification or the end: `_pop_idle` reads it and tells.
-        certain = not pooled.arrived(0) and now < pooled.expires
-        if not certain:
-            with self._lock:
-                self._lent.discard(pooled)
-                self._counters["requests_num"] -= 1
-                pooled.frame = None
-                self._idle.append(pooled)
-        if self._dropped:
-            self._take_dropped()
-        return pooled if certain else None
+        # Anything that has arrived may be a notification or the end: `_find_idle` reads it and tells.
+        if pooled.arrived(0) or now >= pooled.expires:
+            self._shelve(pooled)
+            return None
+        self._counters["requests_num"] += 1
+        pooled.borrowed_at, pooled.frame = now, frame
+        return pooled
 
     @property
     def exhausted(self) -> bool:
         """Whether a borrower would have to wait at this moment."""
-        return not self._idle and self._size >= self._max_size
+        return not self._idle and len(self._tickets) >= self._max_size
 
-    def _claim(self) -> P | Signal | None:
-        """Return an idle connection, or the right to make one; None when a borrower has to wait."""
+    def _claim(self) -> P | None:
+        """Return an idle connection, or a place for one that is to be made; None when a borrower has to wait."""
         if self.close_reason:
-            raise PoolClosedError(f"{self.name}: {self.close_reason}")
-        pooled = self._pop_idle()
-        if pooled is None and self._size < self._max_size:
-            self._size += 1
-            return Signal.ROOM
-        return pooled
+            raise self._closed_error()
+        return self._find_idle() or self._find_room()
 
-    def _pop_idle(self) -> P | None:
+    def _find_idle(self) -> P | None:
         while self._idle:
-            pooled = self._idle.pop()
-            if is_alive(pooled.pgconn, pooled.arrived) and monotonic() < pooled.expires:
-                self._lent.add(pooled)
+            try:
+                pooled = self._idle.pop()
+            except IndexError:
+                break
+            if self._is_usable(pooled):
                 return pooled
+            self._close_lost(pooled)
             # What ended this one may have ended all.  Look at each now: otherwise every borrower would find one dead.
-            self._idle.append(pooled)
             self._evict()
         return None
 
-    def _may_wait(self) -> bool:
-        """Tell whether one more borrower may wait, and count it."""
-        limit = self._settings.max_waiting
-        full = 0 < limit <= len(self._waiters)
-        self._counters["requests_errors" if full else "requests_queued"] += 1
-        return not full
+    def _find_room(self) -> P | None:
+        """Return a place for a connection that is to be made; None when there are as many as there may be."""
+        tickets = self._tickets
+        if len(tickets) >= self._max_size:
+            return None
+        ticket = Ticket()
+        # `dict.pop` is C, so nothing can come between the end of a ticket and its leaving.
+        tickets[weakref.ref(ticket, tickets.pop)] = None
+        # Several may have come at once.  The first ones have the room.
+        admitted = [reference() for reference in list(tickets)[: self._max_size]]
+        return cast(P, Pooled(ticket)) if ticket in admitted else None
 
-    def _full(self) -> PoolFullError:
-        limit = self._settings.max_waiting
-        return PoolFullError(f"{self.name}: {limit} borrowers are waiting already (max_waiting); {self._load()}")
+    def _is_usable(self, pooled: P) -> bool:
+        return monotonic() < pooled.expires and is_alive(pooled.pgconn, pooled.arrived)
 
-    def _outcome_of_wait(self, waiter: Waiter[P], timeout: float) -> P | Signal:
-        """Return what *waiter* got in its *timeout* seconds; raise `PoolTimeoutError` or `PoolClosedError`."""
-        with self._lock:
-            result = waiter.result
-            if result is None:
-                # Not there when the pool was closed a moment ago: then it tells nobody any more.
-                with suppress(ValueError):
-                    self._waiters.remove(waiter)
+    # -- waiting ----------------------------------------------------------------------------------------------------
+
+    def _queue(self, waiter: W) -> None:
+        """Let *waiter* wait for its turn; raise `PoolFullError` when too many do."""
+        limit = self._settings.max_waiting
+        self._waiters.append(waiter)
+        with suppress(ValueError):  # it was served already
+            if 0 < limit <= self._waiters.index(waiter):
                 self._counters["requests_errors"] += 1
-        self._take_dropped()
-        if result is Signal.CLOSED or (result is None and self.close_reason):
-            raise PoolClosedError(f"{self.name}: {self.close_reason}")
-        if result is None:
-            # Not under the lock: this asks the program for the label of a borrower.
-            raise PoolTimeoutError(f"{self.name}: no connection came free within {timeout:g} s; {self._load()}")
-        return result
+                raise PoolFullError(f"{self.name}: {limit} borrowers are waiting already (max_waiting); {self._load()}")
+        self._counters["requests_queued"] += 1
+        self.serve()
 
-    def _leave_queue(self, waiter: Waiter[P]) -> None:
-        """Remove a *waiter* that was interrupted; what it got meanwhile goes to the next one."""
-        with self._lock, suppress(ValueError):
-            self._waiters.remove(waiter)
-        result = waiter.result
-        if result is Signal.ROOM:
-            self._free_room()
-        elif isinstance(result, Pooled):
-            self.give_back(result)
-        else:
-            self._take_dropped()
+    def _leave(self, waiter: W) -> P | None:
+        """Remove *waiter* from the queue; return what it got."""
+        if waiter in self._waiters:
+            with suppress(ValueError):  # it was served at this moment
+                self._waiters.remove(waiter)
+        pooled: P | None = waiter.leave()
+        return pooled
+
+    def _not_served(self, timeout: float) -> psycopg.OperationalError:
+        self._counters["requests_errors"] += 1
+        if self.close_reason:
+            return self._closed_error()
+        return PoolTimeoutError(f"{self.name}: no connection came free within {timeout:g} s; {self._load()}")
+
+    def serve(self) -> None:
+        """Give the waiters, in their order, what is idle and what there is room for; tell them when it is closed."""
+        while self._waiters:
+            pooled = None if self.close_reason else self._find_idle() or self._find_room()
+            if pooled is None and not self.close_reason:
+                return
+            if not self._hand_on(pooled) and pooled is not None:
+                self._put_back(pooled)
+
+    def look(self) -> None:
+        """Do what an interrupted step has left undone; waiters call this every now and then."""
+        now = monotonic()
+        if now - self._looked_at >= _LOOK_EVERY:
+            self._looked_at = now
+            # The exception of an interrupted task is in a cycle with the frames that it left, and these may have a
+            # connection.  It was made a moment ago, so it is among the young objects, which are quickly looked at.
+            gc.collect(1)
+        self.serve()
+
+    def _hand_on(self, pooled: P | None) -> bool:
+        """Give *pooled* to the first waiter; tell whether there was one."""
+        waiters = self._waiters
+        while waiters:
+            try:
+                first = waiters[0]
+            except IndexError:
+                break
+            taken = first.deliver(pooled)
+            with suppress(ValueError):
+                waiters.remove(first)
+            if taken:
+                return True
+        return False
 
     # -- giving back ------------------------------------------------------------------------------------------------
 
@@ -198,78 +232,60 @@ class Ledger(Generic[P, Q]):
 
         Returns False if the connection was kept or handed on.
         """
-        # It may have been lent before a fork, or before `terminate`: then it is not in the books any more, and a
-        # thread that has died may hold the lock of that time.
-        if pooled not in self._lent:
-            return True
+        if pooled.ticket is None:
+            return True  # it was closed, or lent before a fork
         # A lost connection has another status, so this tells the dead from the living, too.  A pipeline may have been
         # left open by a task that was cancelled in executemany(): the next borrower could not use it.
         fit = pooled.pgconn.transaction_status == _IDLE and pooled.pgconn.pipeline_status == _NO_PIPELINE
         now = monotonic()
-        with self._lock:
-            self._lent.discard(pooled)
-            self._counters["usage_ms"] += (now - pooled.borrowed_at) * 1000
-            keep = fit and not self.close_reason and now < pooled.expires
-            if keep:
-                pooled.lent_at = pooled.frame = pooled.label = None
-                pooled.reported = False
-                if self._waiters:
-                    # Never through the idle list, from which a borrower that came later could take it.
-                    self._lent.add(pooled)
-                    self._waiters.popleft().deliver(pooled)
-                else:
-                    pooled.idle_since = now
-                    self._idle.append(pooled)
-            else:
-                self._counters["returns_bad"] += not fit
-        if self._dropped:
-            self._take_dropped()
-        if not keep:
-            pooled.close()
-            self._free_room()
-        return not keep
+        self._counters["usage_ms"] += (now - pooled.borrowed_at) * 1000
+        if fit and now < pooled.expires and not self.close_reason:
+            pooled.lent_at = pooled.frame = pooled.label = None
+            pooled.reported = False
+            pooled.idle_since = now
+            self._keep(pooled)
+            return False
+        self._counters["returns_bad"] += not fit
+        self._drop(pooled)
+        return True
 
-    def reclaim(self, pooled: P) -> None:
-        """Take back a connection whose borrower was garbage-collected, at whatever moment that happened."""
-        if forks.just_forked() or pooled not in self._lent:
-            return  # it is the parent's, or closed already
-        self._dropped.append(pooled)
-        self._take_dropped()
+    def _put_back(self, pooled: P) -> None:
+        """Take back what was not used."""
+        if pooled.connected:
+            self._keep(pooled)
+        else:
+            self._drop(pooled)
 
-    def _take_dropped(self) -> None:
-        while self._dropped and not self._lock.locked():
-            try:
-                dropped = self._dropped.popleft()
-            except IndexError:  # another thread has taken it
-                return
-            dropped.close()
-            self.give_back(dropped)
+    def _keep(self, pooled: P) -> None:
+        # Not through the idle ones while somebody waits: a borrower that came later could take it from there.
+        if not (self._waiters and self._hand_on(pooled)):
+            self._shelve(pooled)
 
-    def _free_room(self) -> None:
-        """Let a waiter make a connection in the place of one that is gone, or count one less."""
-        with self._lock:
-            if self._waiters and not self.close_reason:
-                self._waiters.popleft().deliver(Signal.ROOM)
-            else:
-                self._size -= 1
-        self._take_dropped()
+    def _shelve(self, pooled: P) -> None:
+        self._idle.append(pooled)
+        if self._waiters:
+            self.serve()
+        if self.close_reason:
+            self._evict()
+
+    def _drop(self, pooled: P) -> None:
+        """Close a connection, and let a waiter make another one in its place."""
+        pooled.close()
+        self.serve()
 
     # -- new, failed and expired connections ------------------------------------------------------------------------
 
-    def _add(self, pooled: P, seconds: float) -> None:
-        """Count a new connection, for which there was room, as lent; it took *seconds* to make."""
+    def _add(self, seconds: float) -> None:
+        """Note that a connection was made, in *seconds*."""
         self._counters["connections_ms"] += int(seconds * 1000)
-        with self._lock:
-            self._lent.add(pooled)
         self.opened, self._last_error = True, None
-        self._take_dropped()
 
-    def _note_failure(self, error: BaseException) -> None:
-        """Free the room for a connection that could not be made because of *error*."""
+    def _note_failure(self, pooled: P, error: BaseException) -> None:
+        """Free the room of *pooled*, which could not be connected because of *error*."""
+        self._drop(pooled)
+        self._counters["connections_errors"] += 1
         if isinstance(error, psycopg.Error):
             self._last_error = str(error)
-        self._counters["connections_errors"] += 1
-        self._free_room()
         if isinstance(error, psycopg.OperationalError):
             self._review()
 
@@ -278,59 +294,60 @@ class Ledger(Generic[P, Q]):
         lost = is_lost_server(error, pgconn)
         if lost:
             logger.info("%s: replacing all connections: %s", self.name, error)
-        if lost or (isinstance(error, psycopg.OperationalError) and error.sqlstate is None):
-            self._review(all_of_them=lost)
-
-    def _review(self, *, all_of_them: bool = False) -> None:
-        """Replace the idle connections that are dead; or all, the lent ones when they come back."""
-        with self._lock:
-            self._evict(all_of_them=all_of_them)
             # What is lent is replaced when it comes back: its borrower may be in the middle of something.
-            for pooled in self._lent if all_of_them else ():
+            for pooled in self._connected():
                 pooled.expires = 0.0
-        self._take_dropped()
+        if lost or (isinstance(error, psycopg.OperationalError) and error.sqlstate is None):
+            self._review()
+
+    def _review(self) -> None:
+        """Replace the idle connections that are dead."""
+        self._evict()
         self._upkeep.start()
 
-    def _evict(self, *, all_of_them: bool = False) -> None:
-        """Close the idle connections that are dead or too old.  The lock is held."""
-        now = monotonic()
-        kept: list[P] = []
-        for pooled in self._idle:
-            if not all_of_them and now < pooled.expires and is_alive(pooled.pgconn, pooled.arrived):
-                kept.append(pooled)
+    def _evict(self) -> None:
+        """Close the idle connections that are dead or too old, all of them when the pool is closed."""
+        # One at a time leaves the row at its end and comes back at the other, so that their order stays the same.
+        for _ in range(len(self._idle)):
+            try:
+                pooled = self._idle.popleft()
+            except IndexError:
+                break
+            if not self.close_reason and self._is_usable(pooled):
+                self._keep(pooled)
             else:
-                pooled.close()
-        lost = len(self._idle) - len(kept)
-        self._idle = kept
-        self._size -= lost
-        self._counters["connections_lost"] += lost
+                self._close_lost(pooled)
+        self.serve()
+
+    def _close_lost(self, pooled: P) -> None:
+        self._counters["connections_lost"] += 1
+        pooled.close()
 
     def replenish(self) -> None:
         """Have connections made in the place of those that were lost."""
-        if self._size < self._settings.min_size:
+        if len(self._tickets) < self._settings.min_size:
             self._upkeep.start()
 
     def shrink(self) -> bool:
         """Close what is dead, too old or idle too long; tell whether there are more connections than ``min_size``."""
-        now = monotonic()
-        with self._lock:
-            self._evict()
-            for pooled in list(self._idle):  # the ones idle longest come first
-                if self._size > self._settings.min_size and now - pooled.idle_since >= self._settings.max_idle:
-                    self._idle.remove(pooled)
-                    self._size -= 1
-                    pooled.close()
-            surplus = self._size > self._settings.min_size
-        self._take_dropped()
-        return surplus
+        self._evict()
+        settings, now = self._settings, monotonic()
+        while len(self._tickets) > settings.min_size and self._idle:
+            try:
+                longest = self._idle.popleft()
+            except IndexError:
+                break
+            if now - longest.idle_since < settings.max_idle:
+                self._idle.appendleft(longest)
+                self.serve()
+                break
+            self._drop(longest)
+        return len(self._tickets) > settings.min_size
 
     def forget_plans(self) -> None:
         """Have every connection prepare its statements anew: the tables have changed."""
-        # Under the lock: a connection that is just being claimed is neither idle nor lent.
-        with self._lock:
-            for pooled in [*self._idle, *self._lent]:
-                pooled.plans.forget()
-        self._take_dropped()
+        for pooled in self._connected():
+            pooled.plans.forget()
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
@@ -339,55 +356,59 @@ class Ledger(Generic[P, Q]):
         """Whether the pool was closed."""
         return bool(self.close_reason)
 
+    def _closed_error(self) -> PoolClosedError:
+        return PoolClosedError(f"{self.name}: {self.close_reason}")
+
     def _close(self, reason: str) -> None:
-        """Close idle connections now and lent ones when they are given back; waiters get `PoolClosedError`."""
-        with self._lock:
-            self.close_reason = self.close_reason or reason
-            self._evict(all_of_them=True)
-            waiters, self._waiters = self._waiters, self._new_queue()
-            lent = list(self._lent)
-        self._take_dropped()
-        for waiter in waiters:
-            waiter.deliver(Signal.CLOSED)
-        for pooled in lent:
+        """Close idle connections now and lent ones when they are given back; waiters get `PoolClosedError`.
+
+        Interrupted half-way, it can be called again.
+        """
+        self.close_reason = self.close_reason or reason
+        self._evict()
+        for pooled in self.lent:
             logger.warning("%s: closed while a connection is still lent: %s", self.name, str(pooled))
 
     def after_fork_in_child(self) -> None:
         """Start empty: what was open belongs to the parent, and must not be ended from here."""
-        for pooled in [*self._idle, *self._lent]:
+        for pooled in self._connected():
             pooled.disown()
         self._start_empty()
         self._upkeep.reset()
 
     # -- statistics -------------------------------------------------------------------------------------------------
 
+    def _connected(self) -> list[P]:
+        """Return all connections, wherever they are."""
+        tickets = [reference() for reference in list(self._tickets)]
+        places = [ticket.pooled() for ticket in tickets if ticket is not None and hasattr(ticket, "pooled")]
+        return [cast(P, pooled) for pooled in places if pooled is not None and pooled.connected]
+
     @property
     def at_min_size(self) -> bool:
         """Whether there are exactly ``min_size`` connections."""
-        return self._size == self._settings.min_size
+        return len(self._tickets) == self._settings.min_size
 
     @property
     def lent(self) -> list[P]:
         """The connections that are out."""
-        with self._lock:
-            lent = list(self._lent)
-        self._take_dropped()
-        return lent
+        idle = set(self._idle)
+        return [pooled for pooled in self._connected() if pooled not in idle]
 
     def stats(self) -> dict[str, int]:
         """Return counters named as in psycopg_pool: sizes in connections, times in milliseconds."""
-        self._take_dropped()
-        with self._lock:
-            sizes = {"pool_min": self._settings.min_size, "pool_max": self._max_size, "pool_size": self._size}
-            sizes.update(pool_available=len(self._idle), requests_waiting=len(self._waiters))
-            sizes.update({name: int(count) for name, count in self._counters.items()})
-        self._take_dropped()
+        # Of those that try for the last place at this moment, only one gets it.
+        size = min(len(self._tickets), self._max_size)
+        sizes = {"pool_min": self._settings.min_size, "pool_max": self._max_size, "pool_size": size}
+        sizes.update(pool_available=len(self._idle), requests_waiting=len(self._waiters))
+        sizes.update({name: int(count) for name, count in self._counters.items()})
         return sizes
 
     def _load(self) -> str:
         """Return how busy the pool is, with what, and why it may not grow."""
-        parts = [f"{len(self._lent)} of at most {self._max_size} in use, {len(self._waiters)} waiting"]
-        held = [pooled for pooled in self.lent if pooled.place is not None]
+        lent = self.lent
+        parts = [f"{len(lent)} of at most {self._max_size} in use, {len(self._waiters)} waiting"]
+        held = [pooled for pooled in lent if pooled.place is not None]
         if held:
             parts.append(f"held longest: {min(held, key=lambda pooled: pooled.borrowed_at)}")
         if self._last_error is not None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from time import monotonic
 from types import FrameType
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from psycopg.pq import TransactionStatus
 
@@ -38,15 +40,46 @@ C = TypeVar("C", bound=AnyConnection)
 W = TypeVar("W", bound=Watching)
 
 
+class Ticket:
+    """The right to one of the connections that a pool may have.  It ends when the object does."""
+
+    __slots__ = ("__weakref__", "pooled")
+
+    pooled: Callable[[], Pooled[Any, Any] | None]
+
+
 class Pooled(Generic[C, W]):
-    """One connection of a pool, with what the pool knows about it; times as `time.monotonic` gives them."""
+    """One connection of a pool, with what the pool knows about it; times as `time.monotonic` gives them.
+
+    Whoever refers to it has it: the pool's idle list, one borrower, or one waiter.  When the last reference is lost,
+    wherever that happens, the connection is closed and the pool may make another one in its place.
+    """
 
     __slots__ = (
-        *("arrived", "autocommit", "begin", "borrowed_at", "connection", "expires", "frame", "idle_since"),
-        *("label", "lent_at", "pgconn", "plans", "prepared", "reported", "unconfigured", "watcher"),
+        *("__weakref__", "arrived", "autocommit", "begin", "borrowed_at", "connected", "connection", "expires"),
+        *("frame", "idle_since", "label", "lent_at", "pgconn", "plans", "prepared", "reported", "ticket"),
+        *("unconfigured", "watcher", "weak"),
     )
 
-    def __init__(self, connection: C, watcher: W, max_lifetime: float) -> None:
+    connection: C
+    watcher: W
+
+    def __init__(self, ticket: Ticket) -> None:
+        self.connected = False
+        """Whether there ever was a connection: a place in the pool comes first."""
+        self.ticket: Ticket | None = ticket
+        """None when it is no longer the pool's: it was closed, or belongs to the parent process."""
+        self.weak: Callable[[], Pooled[C, W] | None] = weakref.ref(self)
+        self.idle_since = 0.0
+        self.borrowed_at = monotonic()
+        self.lent_at: Place | None = None
+        self.frame: FrameType | None = None
+        self.label: Label | None = None
+        self.reported = False
+        ticket.pooled = self.weak
+
+    def attach(self, connection: C, watcher: W, max_lifetime: float) -> None:
+        """Take the *connection* that was made for it; *max_lifetime* is in seconds."""
         self.connection = connection
         self.pgconn = connection.pgconn
         self.watcher = watcher
@@ -60,12 +93,7 @@ class Pooled(Generic[C, W]):
         self.plans = Plans(connection, self.prepared)
         self.arrived = watcher.arrived  # looked up once: the ledger asks at each borrow
         self.expires = monotonic() + max_lifetime
-        self.idle_since = 0.0
-        self.borrowed_at = monotonic()
-        self.lent_at: Place | None = None
-        self.frame: FrameType | None = None
-        self.label: Label | None = None
-        self.reported = False
+        self.connected = True
 
     @property
     def place(self) -> Place | None:
@@ -78,12 +106,24 @@ class Pooled(Generic[C, W]):
 
     def close(self) -> None:
         """Close the socket at once; the server ends what is running, and the session, and rolls back what was open."""
-        # Without this the server would notice the closed socket only when it sends the answer.
-        if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
-            request_cancel(self.pgconn)
-        self.watcher.finish()
+        if self.ticket is None:
+            return  # it is closed, or the parent's
+        if self.connected:
+            # Without this the server would notice the closed socket only when it sends the answer.
+            if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                request_cancel(self.pgconn)
+            self.watcher.finish()
+        # Last: interrupted before, it is closed when it is dropped.
+        self.ticket = None
 
     def disown(self) -> None:
         """Leave the connection, in a forked child, to the parent."""
-        self.watcher.disown()
-        forks.disown(self.pgconn)
+        self.ticket = None
+        if self.connected:
+            self.watcher.disown()
+            forks.disown(self.pgconn)
+
+    def __del__(self) -> None:
+        """Close what was lost between two steps."""
+        if getattr(self, "ticket", None) is not None and not forks.just_forked():
+            self.close()

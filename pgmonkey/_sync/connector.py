@@ -45,8 +45,8 @@ class Connector:
         self.checks = blueprint.settings.check_on_checkout or blueprint.settings.check is not None
         """Whether the server is asked before a connection is lent."""
 
-    def connect(self, deadline: float | None) -> PooledConnection:
-        """Return a new connection; raise `ServerUnavailableError`, or ConnectionTimeout after the *deadline*."""
+    def connect(self, pooled: PooledConnection, deadline: float | None) -> None:
+        """Connect *pooled*; raise `ServerUnavailableError`, or ConnectionTimeout after the *deadline*."""
         token = connecting_until.set(None if deadline is None else max(deadline, monotonic() + _MIN_SECONDS))
         try:
             connection = self._connect()
@@ -59,17 +59,13 @@ class Connector:
         finally:
             connecting_until.reset(token)
         connection.lock = Lock()
-        pooled = Pooled(connection, cast(Guard, connection).own_watcher(), self._blueprint.settings.max_lifetime)
+        watcher = cast(Guard, connection).own_watcher()
+        pooled.attach(connection, watcher, self._blueprint.settings.max_lifetime)
         state = connection.__dict__
         state.update(on_error=self._on_error, command_timeout=self._blueprint.command_timeout, prepared=pooled.prepared)
         if self._blueprint.transaction_settings:
             state["transaction_settings"] = self._blueprint.transaction_settings
-        try:
-            self.configure(pooled)
-        except BaseException:
-            pooled.close()
-            raise
-        return pooled
+        self.configure(pooled)
 
     def configure(self, pooled: PooledConnection) -> None:
         """Make a connection, which is new or was cleaned, what every borrower is to find.

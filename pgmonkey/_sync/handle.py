@@ -22,7 +22,7 @@ from .._config.blueprint import blueprint
 from .._config.schema import Config, Kind
 from .._driver.psycopg_types import RowFactory
 from .._pool.cache import Key, cache
-from .._pool.open_blocks import OpenBlocks, Runner, by_frame, current_runner
+from .._pool.open_blocks import Exit, OpenBlocks, Runner, by_frame, current_exit, current_runner
 from .._pool.place import Label
 from ..errors import PgmonkeyError, ServerUnavailableError
 from .fastpath import FastPath
@@ -121,7 +121,7 @@ class ConnectionHandle:
     @by_frame
     def __enter__(self, frame: FrameType) -> _Entering:
         # Not an async function: a task that only waits for the connection must not be taken for the block's.
-        entering: _Entering = cast(Any, self._enter(frame, current_runner()))
+        entering: _Entering = cast(Any, self._enter(frame, current_runner(), current_exit(frame)))
         return entering
 
     @by_frame
@@ -142,13 +142,13 @@ class ConnectionHandle:
         exiting: _Exiting = cast(Any, entry.finish(exc))
         return exiting
 
-    def _enter(self, frame: FrameType, runner: Runner) -> AnyConnection:
+    def _enter(self, frame: FrameType, runner: Runner, exit_: Exit | None) -> AnyConnection:
         # A single connection cannot be lent twice, so a block inside its block is a savepoint.
         outer = self._outer() if self._blueprint.single else None
         entry = self.borrow() if outer is None else _Nested.begin(outer)
         if isinstance(entry, Lease) and self._blueprint.single:
             _blocks.set((*(ref(lease) for lease in _leases()), ref(entry)))
-        self._open_blocks.push(frame, runner, entry)
+        self._open_blocks.push(frame, runner, exit_, entry)
         return entry.connection
 
     def _outer(self) -> Lease | None:

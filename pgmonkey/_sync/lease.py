@@ -20,6 +20,7 @@ from .._driver.failure import Failure
 from .._driver.lending import lend, route_notices, take_back
 from .._driver.psycopg_types import RowFactory
 from .._driver.sql import Effect
+from .._pool.forks import just_forked
 from ..errors import CommitUnknownError, GivenBackError
 from .connector import PooledConnection
 from .cursor import fast_cursor
@@ -38,6 +39,8 @@ _DONE, _FATAL = int(ExecStatus.COMMAND_OK), int(ExecStatus.FATAL_ERROR)
 # between two statements has no effect.
 _CANCEL_TIMEOUT = 5.0
 _CANCEL_AGAIN = 0.02
+# Seconds to wait for a connection on which no statement runs, but that is in use.
+_LOCK_TIMEOUT = 0.75
 # Seconds to wait for a ROLLBACK, and for one whose borrower was interrupted.  When the server takes longer, the
 # connection is closed, and the server rolls back.
 _ROLLBACK_TIMEOUT = 5.0
@@ -87,7 +90,8 @@ class Lease:
             context=self._context,
         )
         state = connection.__dict__
-        state["pooled"], state["pool"] = pooled, self.pool
+        # Weak: the lease alone has the connection, whoever refers to what was lent.
+        state["pooled"], state["pool"] = pooled.weak, self.pool
         state["fast_cursor"] = fast_cursor
         if self.row_factory is not None:
             state["row_factory"] = self.row_factory
@@ -152,8 +156,8 @@ class Lease:
         was left in the session.  Raises what makes the COMMIT fail; the connection is given back all the same.  A
         second call does nothing.
         """
-        # Cleared first, so that whatever happens below, nothing gives the connection back a second time.
-        pooled, self.pooled = self.pooled, None
+        # Taken in one step, so that whatever happens below, nothing gives the connection back a second time.
+        pooled: PooledConnection | None = self.__dict__.pop("pooled", None)
         if pooled is None:
             return
         reset = self.pool.blueprint.settings.reset
@@ -184,6 +188,8 @@ class Lease:
         finally:
             if self.lent is not None:
                 take_back(self.lent)
+            if pooled.connection.lock.locked():
+                pooled.close()  # by whom it was held was interrupted, and would let nobody else in
             # Upkeep needs a running loop, which a coroutine that is being closed may not have.
             if self.pool.give_back(pooled) and not cannot_wait(error):
                 self.pool.replenish()
@@ -233,21 +239,17 @@ class Lease:
 
     def abandon(self) -> None:
         """Close the connection, whatever it is doing, and give its place back.  Never waits."""
-        pooled, self.pooled = self.pooled, None
+        pooled: PooledConnection | None = self.__dict__.pop("pooled", None)
         if pooled is not None:
             if self.lent is not None:
                 take_back(self.lent)
             pooled.close()
-            self.pool.give_back(pooled)
+            self.pool.serve()
 
     def __del__(self) -> None:
         """Take back what a dead thread or a forgotten variable held."""
-        pooled = self.pooled
-        if pooled is not None:
-            self.pooled = None
-            if self.lent is not None:
-                take_back(self.lent)
-            self.pool.reclaim(pooled)
+        if self.pooled is not None and not just_forked():
+            self.abandon()
 
     def _stay(self) -> None:
         """Leave the connection to the end of the unit of work."""
@@ -328,8 +330,10 @@ class Lease:
     def _exchange(self, pooled: PooledConnection, message: bytes) -> list[PGresult]:
         connection = pooled.connection
         lock = connection.lock
-        if not try_acquire(lock):
-            lock.acquire()
+        # Not for ever: whoever holds it may have been interrupted, and does not release it any more.
+        if not try_acquire(lock) and not acquire(lock, _LOCK_TIMEOUT):
+            pooled.close()
+            raise psycopg.OperationalError("nothing was committed: the connection was still in use at the end")
         sent = False
         try:
             pooled.pgconn.send_query(message)

@@ -12,10 +12,9 @@ import logging
 import sys
 from time import monotonic
 from types import FrameType
-from typing import TypeAlias
 
 from .._config.blueprint import Blueprint
-from .._pool.ledger import Ledger, Signal
+from .._pool.ledger import Ledger
 from .._pool.place import Label, Place
 from ..errors import PoolTimeoutError
 from .connector import Connector, PooledConnection
@@ -24,13 +23,12 @@ from .waiting import Caller, Queue, Waiter, current_loop, sleep
 
 logger = logging.getLogger("pgmonkey")
 
-_Delivery: TypeAlias = "PooledConnection | Signal"
 
 # Seconds between new connections that are refused, doubled each time up to the second.
 _PAUSE = (0.1, 2.0)
 
 
-class Pool(Ledger[PooledConnection, Queue[_Delivery]]):
+class Pool(Ledger[PooledConnection, Waiter[PooledConnection]]):
     """A pool of connections made from a blueprint.  It opens at the first borrow."""
 
     _upkeep: Upkeep
@@ -69,30 +67,21 @@ class Pool(Ledger[PooledConnection, Queue[_Delivery]]):
         # One deadline for all: waiting, connecting and checking share the borrower's timeout.
         deadline = monotonic() + timeout
         self._counters["requests_num"] += 1
-        scavenge = self.scavenge()
         pause, longest = _PAUSE
         while True:
-            waiter: Waiter[_Delivery] | None = None
-            try:
-                with self._lock:
-                    claim = self._claim()
-                    if claim is None and scavenge is None and self._may_wait():
-                        waiter = self._waiters.add(deadline)
-            finally:
-                self._take_dropped()
-            if waiter is not None:
-                claim = self._wait(waiter, timeout)
-            elif claim is None and scavenge is not None:
-                # Once, and only before a borrower has to wait: it looks at all open blocks.
+            pooled = self._claim()
+            if pooled is None and (scavenge := self.scavenge()) is not None:
+                # Only before a borrower has to wait: it looks at all open blocks.
                 scavenge()
-                scavenge = None
-                continue
-            elif claim is None:
-                raise self._full()
-            pooled = self._connect(deadline) if claim is None or isinstance(claim, Signal) else claim
+                pooled = self._claim()
+            if pooled is None:
+                pooled = self._wait(deadline, timeout)
+            new = not pooled.connected
+            if new:
+                self._connect(pooled, deadline)
             if not (checks and self._checks) or self._passes(pooled, deadline):
                 return pooled
-            if pooled is not claim:
+            if new:
                 # A new one was refused, so the next may be, too.  psycopg_pool waits as long.
                 if monotonic() + pause >= deadline:
                     self._counters["requests_errors"] += 1
@@ -108,8 +97,7 @@ class Pool(Ledger[PooledConnection, Queue[_Delivery]]):
             self._connector.check(pooled, deadline)
         except BaseException as error:
             # Refused, or interrupted while it was checked: in both cases its state is unknown.
-            pooled.close()
-            self.give_back(pooled)
+            self._drop(pooled)
             if not isinstance(error, Exception):
                 raise
             logger.info("%s: 'check' refused a connection: %r", self.name, error)
@@ -117,40 +105,45 @@ class Pool(Ledger[PooledConnection, Queue[_Delivery]]):
             return False
         return True
 
-    def _wait(self, waiter: Waiter[_Delivery], timeout: float) -> _Delivery:
+    def _wait(self, deadline: float, timeout: float) -> PooledConnection:
         started = monotonic()
+        waiter: Waiter[PooledConnection] = Waiter(deadline, self.look)
         try:
+            self._queue(waiter)
             waiter.wait()
         except BaseException:
-            self._leave_queue(waiter)
+            pooled = self._leave(waiter)
+            if pooled is not None:
+                self._put_back(pooled)
             raise
         finally:
             self._counters["requests_wait_ms"] += int((monotonic() - started) * 1000)
-        return self._outcome_of_wait(waiter, timeout)
+        pooled = self._leave(waiter)
+        if pooled is None:
+            raise self._not_served(timeout)
+        return pooled
 
-    def _connect(self, deadline: float | None) -> PooledConnection:
-        """Make a connection for which there is room already, and count it as lent."""
+    def _connect(self, pooled: PooledConnection, deadline: float | None) -> None:
+        """Connect *pooled*, which is a place in the pool."""
         self._counters["connections_num"] += 1
         started = monotonic()
         try:
-            pooled = self._connector.connect(deadline)
+            self._connector.connect(pooled, deadline)
         except BaseException as error:
-            self._note_failure(error)
+            self._note_failure(pooled, error)
             raise
-        self._add(pooled, monotonic() - started)
+        self._add(monotonic() - started)
         # The server is there, so upkeep need not wait any longer before it fills the pool up.
         self._upkeep.start(hurry=True)
-        return pooled
 
     def grow(self) -> bool:
         """Make a connection if there are fewer than ``min_size``; tell whether one was made."""
-        with self._lock:
-            wanted = not self.close_reason and self._size < self._settings.min_size
-            self._size += wanted
-        self._take_dropped()
-        if not wanted:
+        wanted = not self.close_reason and len(self._tickets) < self._settings.min_size
+        pooled = self._find_room() if wanted else None
+        if pooled is None:
             return False
-        self.give_back(self._connect(None))
+        self._connect(pooled, None)
+        self.give_back(pooled)
         return True
 
     def open(self) -> None:
@@ -161,7 +154,7 @@ class Pool(Ledger[PooledConnection, Queue[_Delivery]]):
     def close(self, reason: str = "the pool is closed") -> None:
         """Close idle connections now and lent ones when they are given back; waiters get `PoolClosedError`.
 
-        May be called from anywhere, also after the event loop has ended.
+        May be called from anywhere, also after the event loop has ended, and again when it was interrupted.
         """
         try:
             self._close(reason)
@@ -170,9 +163,7 @@ class Pool(Ledger[PooledConnection, Queue[_Delivery]]):
 
     def terminate(self, reason: str = "the pool is closed") -> None:
         """Close every connection now, also the lent ones, which cannot be given back any more."""
-        # Struck off the books first: the finalizers of these leases give back later, and must find nothing to do.
-        with self._lock:
-            lent, self._lent = self._lent, set()
-        self.close(reason)
-        for pooled in lent:
+        self.close_reason = self.close_reason or reason  # first: nothing is lent or made any more
+        for pooled in self.lent:
             pooled.close()
+        self.close(reason)

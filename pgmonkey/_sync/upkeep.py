@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import weakref
 from collections.abc import Callable
 from time import monotonic
@@ -59,30 +58,28 @@ class Upkeep:
 
     def reset(self) -> None:
         """Drop the timer and the schedule: in a forked child, the thread stayed with the parent."""
-        self._lock = threading.Lock()
         self._ticker: Ticker | None = None
         self._wanted = False
         self._schedule = Schedule(self._settings)
 
     def start(self, *, hurry: bool = False) -> None:
         """Begin, if there is something to do; *hurry* ends the pause after a failure, because an attempt succeeded."""
-        with self._lock:
-            # Told to the run that is going on, which may have looked before the connection was lost.
-            self._wanted = True
-            if self._ticker is None:
-                pool = self._pool()
-                if pool is None or pool.close_reason:
-                    return
-                if self._settings.leak_detection_threshold or not pool.at_min_size:
-                    self._ticker = Ticker(self._run)
-            elif hurry and self._schedule.pause:
-                self._schedule.pause = 0.0
-                self._ticker.hurry()
+        # Told to the run that is going on, which may have looked before the connection was lost.
+        self._wanted = True
+        ticker = self._ticker
+        if ticker is None:
+            pool = self._pool()
+            if pool is None or pool.close_reason:
+                return
+            if self._settings.leak_detection_threshold or not pool.at_min_size:
+                self._ticker = Ticker(self._run)
+        elif hurry and self._schedule.pause:
+            self._schedule.pause = 0.0
+            ticker.hurry()
 
     def stop(self) -> None:
         """Stop for good."""
-        with self._lock:
-            ticker, self._ticker = self._ticker, None
+        ticker, self._ticker = self._ticker, None
         if ticker is not None:
             ticker.stop()
 
@@ -100,14 +97,11 @@ class Upkeep:
         except Exception as error:
             return None if pool.close_reason else self._failed(pool, error)
         self._schedule.succeeded()
-        # Under the lock: a `start` that comes now finds either a run that is told, or no ticker and makes one.
-        with self._lock:
-            if self._wanted:
-                return 0.0
-            delay = self._schedule.next_look(surplus=surplus)
-            if delay is None:
-                self._ticker = None
-            return delay
+        delay = self._schedule.next_look(surplus=surplus)
+        if delay is None:
+            self._ticker = None
+        # Asked last: a `start` that comes now finds either a run that asks afterwards, or no ticker and makes one.
+        return 0.0 if self._wanted else delay
 
     def _failed(self, pool: Kept, error: Exception) -> float:
         name = pool.name

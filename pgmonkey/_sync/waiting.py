@@ -8,6 +8,9 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from contextlib import suppress
+from operator import methodcaller
+from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
 from .._config.schema import Kind
@@ -16,12 +19,14 @@ T = TypeVar("T")
 Lock = threading.Lock
 TurnLock = type(threading.RLock())  # the function would be one call more
 """A lock that lets its own thread in again, which then can be told that it is there already."""
-try_acquire: Callable[[Lock], bool] = type(Lock()).acquire
-"""Acquires a lock and returns True.  It may block: only a task has something to gain from trying first."""
+try_acquire: Callable[[Lock], bool] = methodcaller("acquire", False)
+"""Acquires a lock if it is free; tells whether it was."""
 sleep = time.sleep
 POOL_KIND: Kind = "pool"
 INTERRUPTS = (KeyboardInterrupt,)
 """What interrupts a wait."""
+LOOK_EVERY = 0.25
+"""Seconds after which a waiter looks itself whether there is something for it."""
 
 
 def current_loop() -> object | None:
@@ -85,31 +90,39 @@ def ask(function: Callable[[], T]) -> T:
 
 
 class Waiter(Generic[T]):
-    """A place in a queue: one thread waits until the *deadline*, as `time.monotonic` gives it; any may deliver."""
+    """A place in a queue: one thread waits until the *deadline*, as `time.monotonic` gives it; any may deliver.
 
-    def __init__(self, deadline: float) -> None:
-        self.result: T | None = None
-        self.deadline = deadline
-        self._event = threading.Event()
+    *look* is called now and then: whoever should have delivered may have been interrupted.
+    """
+
+    def __init__(self, deadline: float, look: Callable[[], None]) -> None:
+        self._deadline = deadline
+        self._look = look
+        # Not an event, which is a lock and Python code around it: interrupted there, nobody could ever wake it.
+        self._wakes: SimpleQueue[None] = SimpleQueue()
 
     def wait(self) -> None:
         """Wait until something is delivered, or it has been long enough."""
-        self._event.wait(self.deadline - time.monotonic())
+        while "result" not in self.__dict__ and (left := self._deadline - time.monotonic()) > 0:
+            try:
+                self._wakes.get(timeout=min(left, LOOK_EVERY))
+            except Empty:
+                self._look()
 
-    def deliver(self, result: T) -> None:
-        """Set the result and wake the waiter, from whatever thread."""
-        self.result = result
-        self._event.set()
+    def deliver(self, result: T | None) -> bool:
+        """Wake the waiter, from whatever thread, with *result*, None when it waits in vain; False if it had one."""
+        taken = self.__dict__.setdefault("result", result) is result
+        self._wakes.put(None)
+        return taken
+
+    def leave(self) -> T | None:
+        """Take nothing from now on; return what was delivered before."""
+        result: T | None = self.__dict__.setdefault("result", None)
+        return result
 
 
-class Queue(deque[Waiter[T]]):
-    """Waiters in order of arrival."""
-
-    def add(self, deadline: float) -> Waiter[T]:
-        """Append a waiter and return it."""
-        waiter: Waiter[T] = Waiter(deadline)
-        self.append(waiter)
-        return waiter
+Queue = deque
+"""Waiters in order of arrival."""
 
 
 class Ticker:
@@ -118,15 +131,16 @@ class Ticker:
     def __init__(self, method: Callable[[], float | None]) -> None:
         self._method = weakref.WeakMethod(method)
         self._stopped = False
-        self._wake = threading.Event()
+        # As in `Waiter`, not an event.
+        self._wakes: SimpleQueue[None] = SimpleQueue()
         threading.Thread(target=self._run, name="pgmonkey-upkeep", daemon=True).start()
 
     def _run(self) -> None:
         delay: float | None = 0.0
         while delay is not None:
-            # An event, not sleep(): it can be hurried and stopped.
-            self._wake.wait(delay)
-            self._wake.clear()
+            # Not sleep(): it can be hurried and stopped.
+            with suppress(Empty):
+                self._wakes.get(timeout=delay)
             method = self._method()
             if method is None or self._stopped:
                 return
@@ -135,9 +149,9 @@ class Ticker:
 
     def hurry(self) -> None:
         """Call now what is due later."""
-        self._wake.set()
+        self._wakes.put(None)
 
     def stop(self) -> None:
         """Stop for good."""
         self._stopped = True
-        self._wake.set()
+        self._wakes.put(None)

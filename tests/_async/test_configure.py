@@ -54,7 +54,7 @@ async def test_a_configured_row_factory_takes_the_fast_path(config: dict[str, An
     for _ in range(OFTEN):
         await database.fetch_one("SELECT 1 AS a")
     async with database.connection() as connection:
-        assert connection.__dict__["pooled"].plans._plans
+        assert connection.__dict__["pooled"]().plans._plans
     await database.close()
 
 

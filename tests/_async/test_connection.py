@@ -281,16 +281,6 @@ async def test_a_dropped_lease_is_taken_back(config: dict[str, Any], table: str,
         assert await value(connection, "SELECT count(*) FROM t") == 0
 
 
-async def test_a_lease_dropped_by_the_garbage_collector_in_the_middle_of_the_pools_work_is_taken_back(
-    config: dict[str, Any],
-) -> None:
-    pool = await get(config)
-    lease = await pool.borrow()
-    with pool._pool._lock:
-        del lease
-    assert pool.stats()["pool_size"] == 0
-
-
 async def test_psycopgs_own_block_does_not_close_what_is_the_pools(
     config: dict[str, Any], table: str, observer: Observer
 ) -> None:

@@ -381,7 +381,7 @@ async def test_what_is_remembered_is_bounded(config: dict[str, Any]) -> None:
             for _ in range(2):
                 await database.fetch_value("SELECT now()")
     async with database.connection() as connection:
-        state = connection.__dict__["pooled"]
+        state = connection.__dict__["pooled"]()
     plans, fast = state.plans._plans, database._fast
     assert fast is not None
     assert len(plans) <= 400
@@ -489,7 +489,7 @@ async def test_plans_keep_no_parameters_and_no_results(config: dict[str, Any], f
     async with database.transaction() as connection:
         cursor = await connection.execute("SELECT %s::int", [1])
         assert await cursor.fetchone() == (1,)
-        plans = connection.__dict__["pooled"].plans
+        plans = connection.__dict__["pooled"]().plans
     assert len(plans._plans) > 4
     for plan in plans._plans.values():
         assert plan.transformer.pgresult is None

@@ -56,7 +56,7 @@ def test_a_configured_row_factory_takes_the_fast_path(config: dict[str, Any]) ->
     for _ in range(OFTEN):
         database.fetch_one("SELECT 1 AS a")
     with database.connection() as connection:
-        assert connection.__dict__["pooled"].plans._plans
+        assert connection.__dict__["pooled"]().plans._plans
     database.close()
 
 

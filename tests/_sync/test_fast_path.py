@@ -381,7 +381,7 @@ def test_what_is_remembered_is_bounded(config: dict[str, Any]) -> None:
             for _ in range(2):
                 database.fetch_value("SELECT now()")
     with database.connection() as connection:
-        state = connection.__dict__["pooled"]
+        state = connection.__dict__["pooled"]()
     plans, fast = state.plans._plans, database._fast
     assert fast is not None
     assert len(plans) <= 400
@@ -485,7 +485,7 @@ def test_plans_keep_no_parameters_and_no_results(config: dict[str, Any], fast_pa
     with database.transaction() as connection:
         cursor = connection.execute("SELECT %s::int", [1])
         assert cursor.fetchone() == (1,)
-        plans = connection.__dict__["pooled"].plans
+        plans = connection.__dict__["pooled"]().plans
     assert len(plans._plans) > 4
     for plan in plans._plans.values():
         assert plan.transformer.pgresult is None

@@ -92,7 +92,7 @@ def test_a_value_that_does_not_fit_is_an_error_and_forgets_nothing(config: dict[
     for _ in range(3):
         database.execute(insert, ["1"])
     with database.connection() as connection:
-        names = connection.__dict__["pooled"].prepared._names
+        names = connection.__dict__["pooled"]().prepared._names
     known = dict(names)
     for _ in range(3):
         with pytest.raises(psycopg.errors.InvalidTextRepresentation):

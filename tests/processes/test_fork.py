@@ -127,32 +127,3 @@ print("ok")
 def test_what_a_forked_child_forgets_goes_on_in_the_parent(config: dict[str, Any]) -> None:
     """The pool ends what a forgotten connection is doing, but here it is the parent's."""
     assert run(FORGOTTEN, config, flags=("-W", "ignore::DeprecationWarning")) == "ok\n"
-
-
-LOCKED = """
-import os, signal, threading
-from pgmonkey import PGConnectionManager
-from pgmonkey._pool.cache import cache
-pool = PGConnectionManager().get_database_connection_from_dict(CONFIG, "pool")
-locked, forked = threading.Event(), threading.Event()
-def lock():
-    with cache._lock, pool._pool._lock, pool._pool._upkeep._lock:
-        locked.set()
-        forked.wait(30)
-thread = threading.Thread(target=lock)
-thread.start()
-assert locked.wait(30)
-child = os.fork()
-if child == 0:
-    signal.alarm(20)
-    again = PGConnectionManager().get_database_connection_from_dict(CONFIG, "pool")
-    with again as connection:
-        os._exit(connection.execute("SELECT 7").fetchone()[0])
-print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-forked.set()
-thread.join()
-"""
-
-
-def test_a_forked_child_waits_for_no_lock_of_its_parents_threads(config: dict[str, Any]) -> None:
-    assert run(LOCKED, config, flags=("-W", "ignore::DeprecationWarning")) == "7\n"
