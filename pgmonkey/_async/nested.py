@@ -94,6 +94,11 @@ class AsyncNested:
         """Whether somebody else than the caller is running what is in it."""
         return self.runner is not None and self.runner.elsewhere
 
+    @property
+    def goes_on_elsewhere(self) -> bool:
+        """Whether somebody else is in the midst of it, and has not left it at a ``yield``."""
+        return self.runner is not None and self.runner.elsewhere and not self.runner.suspended
+
     async def enter(self, frame: FrameType) -> AsyncTransaction | None:
         """Begin the block, which *frame* is to end; raise `psycopg.ProgrammingError` where it would not nest."""
         if self.runner is not None:

@@ -13,7 +13,7 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from types import CodeType, FrameType
+from types import CodeType, CoroutineType, FrameType
 from typing import Any, Protocol
 
 SessionValues = Mapping[str, object]
@@ -205,6 +205,17 @@ class Runner:
             if code.co_flags & inspect.CO_GENERATOR:
                 return False  # suspended, so whoever resumes it also runs what is in its block
         return self._thread.is_alive() and self._thread is not threading.current_thread()
+
+    @property
+    def suspended(self) -> bool:
+        """Whether the block is in an asynchronous generator that its task has left at a ``yield``."""
+        task = None if self._task is None or not self.may_wait else self._task()
+        if task is None:
+            return False
+        awaited: object = task.get_coro()
+        while isinstance(awaited, CoroutineType):
+            awaited = awaited.cr_await
+        return not type(awaited).__name__.startswith("async_generator")  # a step of one, perhaps of this
 
 
 def _current_task() -> asyncio.Task[Any] | None:

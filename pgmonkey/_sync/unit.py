@@ -410,11 +410,12 @@ class UnitOfWork(Generic[Row]):
     def _look_at_open_blocks(self) -> None:
         """Refuse to commit what is still going on in a block inside this unit.
 
-        A request may end before a block does: that of a dependency of FastAPI that yields in it.
+        A request may end before a block does: that of a dependency of FastAPI that yields in it, in a task of its own
+        where there is a middleware of class ``BaseHTTPMiddleware``.
         """
         for reference in self.blocks:
             block = reference()
-            if block is not None and not block.finished and (self.nests or block.runs_elsewhere):
+            if block is not None and not block.finished and (self.nests or block.goes_on_elsewhere):
                 self.refuse(f"{block.runner} was still in a block inside it; savepoints must nest")
 
 

@@ -271,6 +271,32 @@ def test_websockets_have_a_connection_for_each_message(app: FastAPI, db: PGMonke
                     pass
 
 
+def test_a_dependency_yields_in_a_block_inside_of_another_task(app: FastAPI, db: PGMonkey, observer: Observer) -> None:
+    @app.middleware("http")  # which serves the request in a task of its own
+    async def watch(request: Request, call_next: Any) -> Any:
+        return await call_next(request)
+
+    async def in_transaction() -> AsyncIterator[None]:
+        async with db.async_database.transaction():
+            yield
+
+    async def in_savepoint(connection: RequestConnection) -> AsyncIterator[None]:
+        async with connection.transaction():
+            yield
+
+    async def write(a: int, status: int) -> JSONResponse:
+        await db.async_database.execute(INSERT, [a])
+        return JSONResponse({}, status)
+
+    app.post("/transaction", dependencies=[Depends(in_transaction)])(write)
+    app.post("/savepoint", dependencies=[Depends(in_savepoint)])(write)
+    with client(app) as http:
+        for number, path in enumerate(("/transaction", "/savepoint")):
+            assert http.post(path, params={"a": number, "status": 200}).status_code == 200
+            assert http.post(path, params={"a": 9, "status": 409}).status_code == 409
+    assert rows(observer) == [0, 1]
+
+
 # -- streams, tasks ---------------------------------------------------------------------------------------------------
 
 
