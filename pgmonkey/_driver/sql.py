@@ -99,6 +99,7 @@ _LASTING = re.compile(
     r"|pg_create_(?:logical|physical)_replication_slot|dblink\w*|(?:query|cursor|table|schema|database)_to_xml\w*"
     r"|ts_(?:rewrite|stat)|set_limit|crosstab\w*|connectby|xpath_table)\Z"
 )
+_SETTINGS = frozenset(("pg_settings", '"pg_settings"'))
 
 
 class Effect(IntEnum):
@@ -228,6 +229,8 @@ class _Statement:
         verb = self._explained()
         if verb is None:
             return Effect.LASTING
+        if not _SETTINGS.isdisjoint(self._tokens) and "update" in self._tokens:
+            return Effect.LASTING  # a rule of the server's own turns that into set_config()
         worst = Effect.NONE
         for i, part in enumerate(self._tokens):
             if part == "(":
