@@ -17,7 +17,7 @@ from starlette.requests import HTTPConnection
 from pgmonkey import AsyncDatabase, Database, PGConnectionManager
 
 from ._compat import check
-from ._dependencies import dependencies
+from ._dependencies import dependencies_of
 from ._middleware import install
 from ._overload import RETRY_AFTER
 from ._request import RequestState, current_request
@@ -125,7 +125,7 @@ class PGMonkey(Generic[Row]):
         self._session_values: SessionValues | None = None
         self.threads = Threads()
         """The threads that wait for connections, and those that commit."""
-        own = dependencies(lambda request: self)
+        own = dependencies_of(self)
         self.connection = own.connection
         """Dependency: the request's psycopg.AsyncConnection, for ``async def`` endpoints."""
         self.sync_connection = own.sync_connection

@@ -34,7 +34,19 @@ class Dependencies(NamedTuple):
     sync_database: Callable[..., Awaitable[AnyDatabase]]
 
 
-def dependencies(find: Callable[[HTTPConnection], RequestDatabases]) -> Dependencies:
+def dependencies_of(pgmonkey: RequestDatabases) -> Dependencies:
+    """Return the dependencies of *pgmonkey*, which refuse applications that it is not set up on: nothing rolls back."""
+
+    def find(request: HTTPConnection) -> RequestDatabases:
+        state: RequestState | None = request.scope.get(REQUEST)
+        if state is None or pgmonkey not in state.databases:
+            raise _not_set_up("no PGMonkey" if state is None else "this PGMonkey is not the one that")
+        return pgmonkey
+
+    return _dependencies(find)
+
+
+def _dependencies(find: Callable[[HTTPConnection], RequestDatabases]) -> Dependencies:
     """Return the dependencies of the `PGMonkey` that *find* returns for a request."""
 
     async def connection(request: HTTPConnection) -> AnyAsyncConnection:
@@ -100,13 +112,17 @@ def _only_database(request: HTTPConnection) -> RequestDatabases:
         return databases[0]
     if databases:
         raise RuntimeError("this application has several databases; use Depends(db.connection) of the one you mean")
-    raise RuntimeError(
-        "no PGMonkey is set up on this application; use FastAPI(lifespan=db.lifespan) or db.init_app(app), "
+    raise _not_set_up("no PGMonkey")
+
+
+def _not_set_up(what: str) -> RuntimeError:
+    return RuntimeError(
+        f"{what} is set up on this application; use FastAPI(lifespan=db.lifespan) or db.init_app(app), "
         "and run its lifespan"
     )
 
 
-_of_only_database = dependencies(_only_database)
+_of_only_database = _dependencies(_only_database)
 
 RequestConnection = Annotated[AnyAsyncConnection, Depends(_of_only_database.connection)]
 """The connection of the request, for ``async def`` endpoints of an application with one database."""

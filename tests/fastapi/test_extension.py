@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import httpx
 import psycopg
 import pytest
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Request, WebSocket
 from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.testclient import TestClient
 from psycopg import AsyncConnection
 
 from fastapi_pgmonkey import PGMonkey
@@ -95,27 +96,70 @@ async def test_a_lifespan_can_be_entered_again(config: dict[str, Any], table: No
     assert count(observer) == 0
 
 
-async def test_without_a_lifespan_a_dependency_is_a_transaction_of_its_own(
-    config: dict[str, Any], table: None, observer: Observer
+@pytest.mark.parametrize("other", [False, True], ids=["nothing set up", "another one set up"])
+async def test_dependencies_refuse_an_application_that_is_not_set_up(
+    config: dict[str, Any], table: None, observer: Observer, other: bool
 ) -> None:
     db = PGMonkey(config)
-    app = FastAPI()
+    app = FastAPI(lifespan=PGMonkey(config).lifespan if other else None)
+    for number, dependency in enumerate((db.connection, db.sync_connection, db.database)):
+
+        def view(given: object = Depends(dependency)) -> JSONResponse:
+            return JSONResponse({})
+
+        async def async_view(given: object = Depends(dependency)) -> JSONResponse:
+            return JSONResponse({})
+
+        app.get(f"/view/{number}")(view)
+        app.get(f"/async_view/{number}")(async_view)
     add_insert(app, db)
+    message = "this PGMonkey is not the one that is set up" if other else "no PGMonkey is set up on this application"
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            with pytest.raises(RuntimeError, match=message):
+                await client.post("/409")
+            for number in range(3):
+                for kind in ("view", "async_view"):
+                    with pytest.raises(RuntimeError, match=message):
+                        await client.get(f"/{kind}/{number}")
+    assert count(observer) == 0
 
-    @app.post("/crash/now")
-    async def crash(database: AsyncDatabase = Depends(db.database)) -> None:  # noqa: B008
-        await database.execute("INSERT INTO t VALUES (1)")
-        raise ZeroDivisionError
 
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        assert (await client.post("/201")).status_code == 201
-        assert count(observer) == 1
-        assert (await client.post("/crash/now")).status_code == 500
-        assert count(observer) == 1
-        observer.execute("ALTER TABLE t ADD UNIQUE (a) DEFERRABLE INITIALLY DEFERRED")
-        assert (await client.post("/201")).status_code == 500, "the COMMIT fails before the response leaves"
-    await db.async_database.close()
+@pytest.mark.parametrize("transaction", ["request", "statement"])
+@pytest.mark.parametrize("where", ["the application", "a mounted one", "the one around it"])
+def test_dependencies_work_wherever_their_database_is_set_up(
+    config: dict[str, Any], transaction: Literal["request", "statement"], where: str
+) -> None:
+    db = PGMonkey(config, transaction=transaction)
+    app, inner = FastAPI(), FastAPI()
+    serving_app = app if where == "the application" else inner
+    app.mount("/inner", inner)
+    db.init_app(inner if where == "a mounted one" else app)
+
+    @serving_app.get("/connection")
+    async def connection(connection: AsyncConnection[Any] = Depends(db.connection)) -> object:  # noqa: B008
+        return await (await connection.execute("SELECT 1")).fetchone()
+
+    @serving_app.get("/sync_connection")
+    def sync_connection(connection: psycopg.Connection[Any] = Depends(db.sync_connection)) -> object:  # noqa: B008
+        return connection.execute("SELECT 1").fetchone()
+
+    @serving_app.get("/database")
+    async def database(database: AsyncDatabase = Depends(db.database)) -> object:  # noqa: B008
+        return await database.fetch_one("SELECT 1")
+
+    @serving_app.websocket("/socket")
+    async def socket(socket: WebSocket, database: AsyncDatabase = Depends(db.database)) -> None:  # noqa: B008
+        await socket.accept()
+        await socket.send_json(await database.fetch_one("SELECT 1"))
+
+    prefix = "" if serving_app is app else "/inner"
+    with TestClient(app) as client:
+        for each in ("connection", "sync_connection", "database"):
+            assert client.get(f"{prefix}/{each}").json() == [1]
+        with client.websocket_connect(f"{prefix}/socket") as session:
+            assert session.receive_json() == [1]
 
 
 async def test_dependencies_of_a_request_share_its_connection(config: dict[str, Any]) -> None:
