@@ -259,11 +259,7 @@ class AsyncLease:
         elif status == TransactionStatus.INERROR:
             failure = pooled.prepared.failure  # which the rollback forgets
             await self._roll_back(pooled, clean)
-            what = failure or "a statement of this transaction failed and its error was ignored"
-            raise InFailedSqlTransaction(
-                f"nothing was committed: {what}; put it into 'async with db.transaction():', which is a savepoint, to "
-                "go on after an error"
-            ) from _cause(failure)
+            raise _failed(failure) from _cause(failure)
         elif status == TransactionStatus.ACTIVE:
             pooled.close()
             raise psycopg.OperationalError("nothing was committed: a statement was still running at the end")
@@ -286,7 +282,11 @@ class AsyncLease:
             results = await self._exchange(pooled, b"COMMIT")
         if results[0].status != _DONE:
             await self._roll_back(pooled, clean)
-            raise error_from_result(results[0])
+            raise error_from_result(results[0], encoding=pooled.connection.info.encoding)
+        if results[0].command_status == b"ROLLBACK":
+            # A statement of another task or thread failed while this waited for the connection's lock.
+            failure = pooled.prepared.failure
+            raise _failed(failure) from _cause(failure)
         if results[-1].status == _FATAL:
             pooled.close()  # committed, but not clean
 
@@ -344,6 +344,14 @@ class AsyncLease:
             raise
         finally:
             lock.release()
+
+
+def _failed(failure: Failure | None) -> psycopg.Error:
+    what = failure or "a statement of this transaction failed and its error was ignored"
+    return InFailedSqlTransaction(
+        f"nothing was committed: {what}; put it into 'async with db.transaction():', which is a savepoint, to go on "
+        "after an error"
+    )
 
 
 def _cause(failure: Failure | None) -> psycopg.Error | None:

@@ -20,7 +20,7 @@ from pgmonkey._async.handle import AsyncConnectionHandle
 from pgmonkey._async.waiting import POOL_KIND, sleep
 
 from ..configs import pools, prepared
-from .concurrency import elsewhere, run_to_end
+from .concurrency import Beside, elsewhere, run_to_end
 
 Observer = psycopg.Connection[Any]
 
@@ -412,3 +412,30 @@ async def test_the_first_error_is_named_also_when_tables_have_changed_meanwhile(
             with pytest.raises(InFailedSqlTransaction) as later:
                 await connection.execute("SELECT 1")
             assert isinstance(later.value.__cause__, psycopg.errors.DivisionByZero)
+
+
+@pytest.mark.parametrize("unclean", [False, True])
+async def test_a_statement_that_fails_just_before_commit(
+    unclean: bool, database: AsyncDatabase, observer: Observer
+) -> None:
+    divide: Any = "SELECT 1 / %s::int"
+    async with database.connection() as connection:
+        for _ in range(3):
+            await connection.execute(divide, [1])
+    unit = database.begin()
+    connection = await unit.connection()
+    await connection.execute(INSERT, [1])
+    if unclean:
+        await connection.execute("SET application_name TO 'theirs'")
+    async with connection.lock:
+        failing = Beside(partial(connection.execute, divide, [0]))
+        await sleep(0.1)
+        ending = Beside(unit.finish)
+        await sleep(0.1)
+    # In threads, either may come first.
+    ended, failed = await ending.end(), await failing.end()
+    assert rows(observer) == ([1] if ended is None else [])
+    if isinstance(failed, psycopg.errors.DivisionByZero):
+        assert isinstance(ended, InFailedSqlTransaction)
+        assert ended.__cause__ is failed
+        assert divide in str(ended)

@@ -22,7 +22,7 @@ from pgmonkey._sync.handle import ConnectionHandle
 from pgmonkey._sync.waiting import POOL_KIND, sleep
 
 from ..configs import pools, prepared
-from .concurrency import elsewhere, run_to_end
+from .concurrency import Beside, elsewhere, run_to_end
 
 Observer = psycopg.Connection[Any]
 
@@ -408,3 +408,28 @@ def test_the_first_error_is_named_also_when_tables_have_changed_meanwhile(databa
             with pytest.raises(InFailedSqlTransaction) as later:
                 connection.execute("SELECT 1")
             assert isinstance(later.value.__cause__, psycopg.errors.DivisionByZero)
+
+
+@pytest.mark.parametrize("unclean", [False, True])
+def test_a_statement_that_fails_just_before_commit(unclean: bool, database: Database, observer: Observer) -> None:
+    divide: Any = "SELECT 1 / %s::int"
+    with database.connection() as connection:
+        for _ in range(3):
+            connection.execute(divide, [1])
+    unit = database.begin()
+    connection = unit.connection()
+    connection.execute(INSERT, [1])
+    if unclean:
+        connection.execute("SET application_name TO 'theirs'")
+    with connection.lock:
+        failing = Beside(partial(connection.execute, divide, [0]))
+        sleep(0.1)
+        ending = Beside(unit.finish)
+        sleep(0.1)
+    # In threads, either may come first.
+    ended, failed = ending.end(), failing.end()
+    assert rows(observer) == ([1] if ended is None else [])
+    if isinstance(failed, psycopg.errors.DivisionByZero):
+        assert isinstance(ended, InFailedSqlTransaction)
+        assert ended.__cause__ is failed
+        assert divide in str(ended)
