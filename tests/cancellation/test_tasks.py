@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import itertools
 import os
@@ -174,4 +175,41 @@ async def test_a_stream_that_is_cancelled_leaves_no_cursor_open(
     gc.collect()
     assert complaints == []
     assert await database.fetch_value("SELECT 1") == 1
+    await database.close()
+
+
+@pytest.mark.parametrize("way", ["pipeline", "executemany", "execute_many"])
+async def test_what_was_cancelled_with_many_statements_under_way_is_not_lent_again(
+    way: str, config: dict[str, Any], observer: psycopg.Connection[Any]
+) -> None:
+    observer.execute("CREATE TABLE t (a int)")
+    config["async_pool_settings"] = {"max_size": 2, "timeout": 5}
+    database = AsyncDatabase(config)
+    insert, rows = "INSERT INTO t VALUES (%s)", [(number,) for number in range(20)]
+
+    async def work() -> None:
+        if way == "execute_many":
+            await database.execute_many(insert, rows)
+            return
+        async with database.connection() as connection:
+            if way == "executemany":
+                await connection.cursor().executemany(insert, rows)
+            else:
+                async with connection.pipeline():
+                    for row in rows:
+                        await connection.execute(insert, row)
+
+    rng = random.Random(1)
+    for number in range(150):
+        task = asyncio.create_task(work())
+        if number % 2:
+            await asyncio.sleep(rng.uniform(0, 0.008))
+        else:
+            for _ in range(number // 4):
+                await asyncio.sleep(0)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):  # and nothing else
+            await task
+        both = asyncio.gather(*(database.fetch_value("SELECT 7") for _ in range(2)))
+        assert await asyncio.wait_for(both, 10) == [7, 7]
     await database.close()

@@ -220,7 +220,7 @@ def test_an_interrupted_close_can_be_called_again(config: dict[str, Any], observ
 
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")  # interrupted between the call and the await
-@pytest.mark.parametrize("work", ["alone", "bare", "connection"])
+@pytest.mark.parametrize("work", ["alone", "bare", "connection", "transaction"])
 def test_interrupted_tasks_leave_the_pool_whole(work: str, config: dict[str, Any]) -> None:
     database: AsyncDatabase[Any] = AsyncDatabase(settings(config))
 
