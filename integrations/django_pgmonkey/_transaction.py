@@ -13,6 +13,8 @@ from django.utils.functional import cached_property
 from psycopg.errors import InFailedSqlTransaction
 from psycopg.pq import TransactionStatus
 
+from pgmonkey import Lease
+
 from ._compat import PostgresWrapper
 
 if TYPE_CHECKING:
@@ -23,6 +25,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger("pgmonkey")
 
 _CURE = "put what may fail into 'with transaction.atomic():' and catch its error around that block"
+
+
+def _refuse(name: str) -> Callable[..., None]:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise psycopg.ProgrammingError(
+            f"{name}() is forbidden in a request, which is a transaction that commits at its end, and rolls back when "
+            "its status is an error; use 'with transaction.atomic():' for a part that may fail"
+        )
+
+    return refuse
+
+
+_REFUSED = {name: _refuse(name) for name in ("commit", "rollback", "set_autocommit", "tpc_begin")}
 
 
 class NotingErrors(DatabaseErrorWrapper):
@@ -92,6 +107,8 @@ class RequestTransaction:
             self._atomic = None
             raise
         self._blocks, self._savepoints = len(wrapper.atomic_blocks), len(wrapper.savepoint_ids)
+        # Of psycopg's connection, which Django itself calls at the end only.
+        vars(wrapper.connection).update(_REFUSED)
         wrapper.show_atomic_requests(self.decision is not True)
 
     def decide(self, keep: bool) -> None:
@@ -135,11 +152,11 @@ class RequestTransaction:
         connection = wrapper.connection
         # PostgreSQL answers the COMMIT of a failed transaction with ROLLBACK, and neither psycopg nor Django report it.
         if connection is not None and connection.pgconn.transaction_status == TransactionStatus.INERROR:
-            error = f" ({' '.join(str(self.error).split())})" if self.error is not None else ""
-            return InFailedSqlTransaction(
-                f"nothing was committed: a statement of this transaction failed and its error was ignored{error};"
-                f" {_CURE}"
-            )
+            first = wrapper.lease.failure if wrapper.lease is not None else None
+            what = first or "a statement of this transaction failed and its error was ignored"
+            failure = InFailedSqlTransaction(f"nothing was committed: {what}; {_CURE}")
+            failure.__cause__ = first.error if first is not None else None
+            return failure
         if wrapper.needs_rollback:
             return TransactionManagementError(
                 "nothing was committed: an error in save(), in delete() or in an atomic block without a savepoint was"
@@ -161,13 +178,16 @@ class RequestTransaction:
         try:
             if atomic is not None:
                 wrapper.show_atomic_requests(False)
+                if wrapper.connection is not None and not (self.outer is not None and self.outer.begun):
+                    for name in _REFUSED:
+                        vars(wrapper.connection).pop(name, None)
                 del wrapper.atomic_blocks[self._blocks :], wrapper.savepoint_ids[self._savepoints :]
                 if failure is not None or refusal is not None:
                     wrapper.needs_rollback = True
                 atomic.__exit__(None, None, None)
             if failure is not None:
                 with wrapper.wrap_database_errors:
-                    raise failure from cause
+                    raise failure from failure.__cause__ or cause
         except Exception as error:
             refusal = refusal or " ".join(str(error).split())
             raise
@@ -181,6 +201,8 @@ class TransactionalWrapper(PostgresWrapper):
 
     request_transaction: RequestTransaction | None = None
     """The transaction of the request that this thread serves."""
+    lease: Lease | None = None
+    """What lends the connection."""
     # While it has begun, settings_dict says ATOMIC_REQUESTS, which packages look at; these are that and the real one.
     _shown: DatabaseSettings | None = None
     _hidden: DatabaseSettings | None = None

@@ -10,7 +10,7 @@ from django.db.backends.base.base import NO_DB_ALIAS, BaseDatabaseWrapper
 
 from pgmonkey import Lease
 
-from ._settings import ConnectionParams, DatabaseSettings
+from ._settings import ConnectionParams
 from ._thread_leases import ClosedError, ThreadLease, remember
 from ._wrapper import PooledWrapper
 from .client import DatabaseClient
@@ -29,10 +29,6 @@ class DatabaseWrapper(PooledWrapper):
     _open_cursors = 0
     _thread_lease: weakref.ref[ThreadLease] | None = None
 
-    def __init__(self, settings_dict: DatabaseSettings, alias: str = "default") -> None:
-        super().__init__(settings_dict, alias)
-        self._lease: Lease | None = None
-
     # -- connections ----------------------------------------------------------------------------------------------
 
     def get_new_connection(self, conn_params: ConnectionParams) -> Connection[object]:
@@ -41,8 +37,8 @@ class DatabaseWrapper(PooledWrapper):
         # get_connection_params() was called just before, and looked at the settings.
         known = self._params
         pool = self._pool_for(known[0] if known is not None else self.settings.config(self.timezone_name))
-        if self._lease is not None:  # connect() was called on an open connection
-            self._lease.finish(ClosedError())
+        if self.lease is not None:  # connect() was called on an open connection
+            self.lease.finish(ClosedError())
         route = self.request_transaction.route if self.request_transaction is not None else None
         # In autocommit, which Django turns off itself where it needs to.
         lease = pool.borrow(autocommit=True, context=conn_params["context"], label=route)
@@ -58,13 +54,13 @@ class DatabaseWrapper(PooledWrapper):
         except BaseException as error:
             lease.finish(error)
             raise
-        self._lease = lease
+        self.lease = lease
         self._thread_lease = remember(self, lease, self._thread_lease)
         return connection
 
     def init_connection_state(self) -> None:
         """Set time zone and role; close the connection when that fails, because it must not be used without them."""
-        if self._lease is None:
+        if self.lease is None:
             super().init_connection_state()
             return
         # Not the method of Django's PostgreSQL backend: it leaves connections of a pool to the pool.
@@ -103,7 +99,7 @@ class DatabaseWrapper(PooledWrapper):
             request.begin()
 
     def _close(self) -> None:
-        lease, self._lease = self._lease, None
+        lease, self.lease = self.lease, None
         self._open_cursors = 0
         if lease is None:
             super()._close()
@@ -117,8 +113,8 @@ class DatabaseWrapper(PooledWrapper):
     def after_fork_in_child(self) -> None:
         """Forget the connection, which is the parent's; a transaction that is open on it cannot continue here."""
         # The lease knows its process: dropping it here sends nothing to the server.
-        if self._lease is not None:
-            self.connection = self._lease = None
+        if self.lease is not None:
+            self.connection = self.lease = None
             self._open_cursors = 0
             if self._in_atomic_block:
                 self.closed_in_transaction = self.needs_rollback = True
@@ -134,16 +130,16 @@ class DatabaseWrapper(PooledWrapper):
         With the release "query", closing the last cursor outside of a transaction gives the connection back.
         """
         cursor: Cursor[object] = super().create_cursor(name)
-        if self.settings_dict["OPTIONS"].get("release") == "query" and self._lease is not None:
+        if self.settings_dict["OPTIONS"].get("release") == "query" and self.lease is not None:
             self._open_cursors += 1
-            vars(cursor)["close"] = partial(self._close_cursor, cursor, self._lease)
+            vars(cursor)["close"] = partial(self._close_cursor, cursor, self.lease)
         return cursor
 
     def _close_cursor(self, cursor: Cursor[object], lease: Lease) -> None:
         del vars(cursor)["close"]  # the cursor's own method again
         cursor.close()
         # A cursor of a connection that was closed in the meantime does not count.
-        if lease is self._lease:
+        if lease is self.lease:
             self._open_cursors -= 1
             if self._open_cursors == 0 and self.autocommit and not self.in_atomic_block:
                 self.close()

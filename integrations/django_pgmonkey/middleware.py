@@ -45,10 +45,8 @@ class TransactionMiddleware:
 
     def process_exception(self, request: HttpRequest, exception: BaseException) -> HttpResponse | None:
         """Answer 503 when no connection came free in time, or none could be made."""
-        # Django raises its own error classes; the error of pgmonkey is their cause.
-        cause = exception.__cause__
-        if not isinstance(exception, OperationalError):
-            return None
+        # The ORM raises Django's error classes, whose cause is the error of pgmonkey; database() raises that itself.
+        cause = exception.__cause__ if isinstance(exception, OperationalError) else exception
         if isinstance(cause, (PoolTimeoutError, PoolFullError)):
             text = "The database is busy, please try again."
         elif isinstance(cause, (ServerUnavailableError, ConnectionTimeout)):

@@ -137,6 +137,11 @@ class Lease:
         return TransactionStatus.UNKNOWN if self.pooled is None else self.pooled.pgconn.transaction_status
 
     @property
+    def failure(self) -> Failure | None:
+        """What failed first in the transaction that is open: as text, its statement, its place and the reason."""
+        return None if self.pooled is None else self.pooled.prepared.failure
+
+    @property
     def unclean(self) -> bool:
         """Whether the session has certainly to be cleaned: a function of the application's own has no such effect."""
         return self.pooled is not None and self.pooled.prepared.unclean is Effect.LASTING

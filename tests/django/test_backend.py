@@ -117,6 +117,7 @@ def test_the_management_command_shows_what_only_python_can_give(
     (project / "settings.py").write_text(f"EXTRA = {{}}\n{source}{more}")
     shown = yaml.safe_load(ok(run(project, "pgmonkey", "config")))
     assert shown["connection_settings"]["password"] == "***REDACTED***"
+    assert shown["connection_settings"]["user"] == os.environ["APP_USER"]
     assert shown["pool_settings"]["configure"] == "<print>"
 
 

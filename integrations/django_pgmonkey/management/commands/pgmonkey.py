@@ -72,7 +72,11 @@ class Command(BaseCommand):
 
     def _config(self, wrapper: PooledWrapper) -> None:
         self.stdout.write(f"# {wrapper.alias}")
-        config = redact_config(wrapper.settings.config(wrapper.timezone_name))
+        config = dict(wrapper.settings.config(wrapper.timezone_name))
+        user = config["connection_settings"].get("user")
+        if callable(user):  # it reads the user anew for each connection
+            config["connection_settings"] = {**config["connection_settings"], "user": user()}
+        config = redact_config(config)
         self.stdout.write(yaml.safe_dump(_writable(config), sort_keys=False))
 
     def _ask(self, wrapper: PooledWrapper) -> Server:
