@@ -6,7 +6,7 @@ transaction could lose its end unnoticed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from functools import lru_cache, wraps
 from importlib import import_module
@@ -154,7 +154,8 @@ def handler_for_everything(app: Starlette) -> Handler | None:
 async def call_handler(handler: Handler, connection: HTTPConnection, error: Exception) -> Response:
     """Call *handler* as Starlette does."""
     if is_async_callable(handler):
-        return cast("Response", await handler(connection, error))
+        awaited = cast("Awaitable[Response]", handler(connection, error))
+        return await awaited
     return cast("Response", await run_in_threadpool(handler, connection, error))
 
 

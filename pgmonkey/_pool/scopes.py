@@ -191,9 +191,16 @@ class Runner:
         if self._task is not None:
             task = self._task()
             return task is not None and not task.done() and task is not _current_task()
+        above: FrameType | None = sys._getframe(1)
+        number, code = self._frames[0] if self._frames else (0, None)
+        while above is not None:
+            if id(above) == number and above.f_code is code:
+                return False  # it calls the caller
+            above = above.f_back
         running: dict[int, tuple[int, CodeType]] = {}
-        for thread, frame in sys._current_frames().items():
-            above: FrameType | None = frame
+        # The caller's frame, not this one: a frame that refers to itself would live on, and with it the block.
+        for thread, frame in {**sys._current_frames(), threading.get_ident(): sys._getframe(1)}.items():
+            above = frame
             while above is not None:
                 running[id(above)] = thread, above.f_code
                 above = above.f_back

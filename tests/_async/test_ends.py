@@ -395,12 +395,14 @@ async def test_a_forgotten_lease_is_taken_back_after_an_error(pool: AsyncConnect
 
 
 async def test_an_ignored_error_keeps_its_result(database: AsyncDatabase) -> None:
+    ignored: list[psycopg.Error] = []
     with pytest.raises(InFailedSqlTransaction) as raised:
         async with database.transaction() as connection:
-            with pytest.raises(psycopg.errors.DivisionByZero) as ignored:
+            with pytest.raises(psycopg.errors.DivisionByZero) as caught:
                 await connection.execute("SELECT 1/0")
-    assert ignored.value.pgresult is not None
-    assert raised.value.__cause__ is ignored.value
+            ignored.append(caught.value)
+    assert ignored[0].pgresult is not None
+    assert raised.value.__cause__ is ignored[0]
 
 
 async def test_the_first_error_is_named_also_when_tables_have_changed_meanwhile(database: AsyncDatabase) -> None:

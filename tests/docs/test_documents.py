@@ -32,7 +32,7 @@ def section(title: str) -> str:
 def folder(config: dict[str, Any], tmp_path: Path, observer: psycopg.Connection[Any]) -> Path:
     """A folder with the README's ``config.yaml``, for a database with its table."""
     (tmp_path / "config.yaml").write_text(blocks(section("Install"), "yaml")[0])
-    observer.execute(blocks(section("Install"), "sql")[0])
+    observer.execute(blocks(section("Install"), "sql")[0].encode())
     return tmp_path
 
 
