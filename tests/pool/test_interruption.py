@@ -55,8 +55,11 @@ class Tracer:
             if self.number == 0:
                 code = frame.f_code
                 self.at = f"{code.co_filename}:{frame.f_lineno} ({code.co_name}, {frame.f_lasti})"
-                raise self.error
+                self.act()
         return self.count
+
+    def act(self) -> None:
+        raise self.error
 
 
 def interrupt(tracer: Tracer, function: Callable[[], object]) -> None:
@@ -336,5 +339,28 @@ def test_a_signal_handler_may_use_the_database_that_it_interrupts(config: dict[s
             connection.execute("SELECT 1")
 
     interrupt_often(handler, answers, work)
+    assert set(answers) == {2}
+    database.close()
+
+
+@pytest.mark.timeout(300)
+def test_a_signal_handler_at_any_bytecode_may_use_the_database(config: dict[str, Any]) -> None:
+    database = Database(settings(config))
+    database.fetch_one("SELECT 1")
+    answers: list[Any] = []
+
+    class Handler(Tracer):
+        def act(self) -> None:
+            answers.append(database.fetch_value("SELECT 2"))
+
+    def work() -> None:
+        assert database.fetch_value("SELECT 1") == 1
+        with database.connection() as connection:
+            connection.execute("SELECT 1")
+
+    for number in range(0, 2000, STEP):
+        interrupt(Handler(number, KeyboardInterrupt), work)
+        assert_whole(database, str(number))
+    assert len(answers) > 20
     assert set(answers) == {2}
     database.close()
