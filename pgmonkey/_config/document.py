@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import yaml
 
 from ..errors import ConfigError
+from .redaction import redact_text
 
 # libyaml parses faster, but not every build of PyYAML contains it.
 _Loader: type[yaml.SafeLoader | yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -74,16 +75,23 @@ def describe_type(value: object) -> str:
 
 
 def _read(source: str) -> str:
+    if "://" in source:
+        # Nothing of it is shown: a password that is not percent-encoded has no certain end.
+        raise ConfigError(
+            "a URL was given where the path of a YAML file is expected; write it into that file, as "
+            "connection_settings: {conninfo: '${DATABASE_URL}'}, and pass resolve_env=True"
+        )
+    shown = redact_text(source)
     try:
         with open(source, "rb") as stream:
             # Not PyYAML's detection, which takes UTF-16 too.  Editors on Windows put a byte order mark in front.
             return stream.read().decode("utf-8-sig")
     except OSError as error:
-        raise ConfigError(f"{source}: cannot read the configuration file: {error.strerror or error}") from None
+        raise ConfigError(f"{shown}: cannot read the configuration file: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{source}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
+        raise ConfigError(f"{shown}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
     except ValueError as error:  # a NUL character in the path
-        raise ConfigError(f"{source!r} is not a valid path: {error}") from None
+        raise ConfigError(f"{shown!r} is not a valid path: {error}") from None
 
 
 def _explain(source: str, text: str, error: yaml.YAMLError) -> str:

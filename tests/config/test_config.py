@@ -263,6 +263,24 @@ def test_equal_configurations_have_equal_digests() -> None:
     assert one.digest == other.digest != different.digest
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        "postgresql://user:hunter2@host/db",
+        "postgres://user:hun/ter2@x@host/db",
+        "postgresql://host/db?password=hunter2",
+        "host=db password=hunter2",
+        "host=db password='hunter2 \0'",
+    ],
+)
+def test_a_connection_string_in_the_place_of_a_path_is_not_shown(given: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(given)
+    assert "hun" not in str(error.value)
+    assert "ter2" not in str(error.value)
+    assert error.value.__cause__ is None
+
+
 def test_secrets_are_in_no_repr(tmp_path: Path) -> None:
     config = PGConnectionManager().load({"connection_settings": {"password": "hunter2"}})
     assert "hunter2" not in repr(config)
