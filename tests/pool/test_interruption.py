@@ -223,19 +223,19 @@ def test_an_interrupted_close_can_be_called_again(config: dict[str, Any], observ
 
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")  # interrupted between the call and the await
-@pytest.mark.parametrize("work", ["alone", "bare", "connection", "transaction"])
+@pytest.mark.parametrize("work", ["alone", "bare", "connection"])
 def test_interrupted_tasks_leave_the_pool_whole(work: str, config: dict[str, Any]) -> None:
     database: AsyncDatabase[Any] = AsyncDatabase(settings(config))
 
     async def execute() -> None:
-        if work in ("alone", "wait"):
+        if work == "alone":
             await database.fetch_one("SELECT 1")
         elif work == "bare":
             pool = await database._pool()
             async with pool as connection:
                 await connection.execute("SELECT 1")
         else:
-            async with database.connection() if work == "connection" else database.transaction() as connection:
+            async with database.connection() as connection:
                 await connection.execute("SELECT 1")
 
     async def whole(at: str) -> None:
@@ -250,28 +250,13 @@ def test_interrupted_tasks_leave_the_pool_whole(work: str, config: dict[str, Any
         assert stats["pool_size"] == stats["pool_available"] == SIZE, at
         assert stats["requests_waiting"] == 0, at
 
-    async def prepare() -> list[Any]:
-        return [await database.borrow() for _ in range(SIZE)] if work == "wait" else []
-
-    async def begin(leases: list[Any]) -> None:
-        task = asyncio.ensure_future(execute())
-        if leases:
-            await asyncio.sleep(0.001)
-        for lease in leases:
-            await lease.finish()
-        await asyncio.wait_for(task, 5)
-
-    async def give_back(leases: list[Any]) -> None:
-        for lease in leases:
-            await lease.finish()
+    async def begin() -> None:
+        await asyncio.wait_for(execute(), 5)
 
     loop = asyncio.new_event_loop()
     loop.set_exception_handler(lambda *_: None)  # told of what a callback of the loop raised
     for tracer in interruptions(INTERRUPTIONS[1]):
-        leases = loop.run_until_complete(prepare())
-        interrupt(tracer, lambda leases=leases: loop.run_until_complete(begin(leases)))  # type: ignore[misc]
-        loop.run_until_complete(give_back(leases))
-        del leases
+        interrupt(tracer, lambda: loop.run_until_complete(begin()))
         loop.run_until_complete(whole(tracer.at))
     loop.run_until_complete(database.close())
     loop.close()
