@@ -218,8 +218,14 @@ class AsyncGuard(_Base):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> _Exiting:
-        exit_block = partial(self._exit, frame) if self._in_unit else super().__aexit__
-        exiting: _Exiting = cast(Any, exit_block(exc_type, exc, traceback))
+        exit_block: Callable[..., Any] = super().__aexit__
+        if self._in_unit:
+            # Now: what the statement looked up, which has the block, is gone when its coroutine runs.
+            block = self._open_blocks.pop(frame)
+            if block is None:
+                raise RuntimeError("cannot tell which 'with' block of this connection ends here; use its transaction()")
+            exit_block = partial(self._exit, block)
+        exiting: _Exiting = exit_block(exc_type, exc, traceback)
         return exiting
 
     async def _enter(self, frame: FrameType, runner: Runner, exit_: Exit | None) -> AsyncGuard:
@@ -228,10 +234,7 @@ class AsyncGuard(_Base):
         self._open_blocks.push(frame, runner, exit_, block)
         return self
 
-    async def _exit(self, frame: FrameType, *error: Any) -> None:
-        block = self._open_blocks.pop(frame)
-        if block is None:
-            raise RuntimeError("cannot tell which 'with' block of this connection ends here; use its transaction()")
+    async def _exit(self, block: AbstractAsyncContextManager[AsyncTransaction], *error: Any) -> None:
         with suppress(GivenBackError):  # by the end of the unit, which has done everything
             await block.__aexit__(*error)
 

@@ -6,12 +6,12 @@ import asyncio
 import threading
 import weakref
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from contextvars import Context
 from inspect import isawaitable
 from time import monotonic
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from .._config.schema import Kind
 
@@ -45,15 +45,16 @@ def cannot_wait(error: BaseException | None) -> bool:
     return isinstance(error, GeneratorExit)
 
 
-class _Done:
-    """An awaitable that need not be waited for."""
+class _NoLoop:
+    """What a future asks when it is made."""
 
-    def __await__(self) -> Iterator[None]:
-        return _NOTHING
+    def get_debug(self) -> bool:
+        return False
 
 
-_NOTHING: Iterator[None] = iter(())
-_DONE = _Done()
+# To await a future that is done waits for nothing, needs no loop, and calls nothing in Python.
+_DONE: asyncio.Future[None] = asyncio.Future(loop=cast(Any, _NoLoop()))
+_DONE.set_result(None)
 
 
 class Lock(asyncio.Lock):

@@ -220,8 +220,14 @@ class Guard(_Base):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> _Exiting:
-        exit_block = partial(self._exit, frame) if self._in_unit else super().__exit__
-        exiting: _Exiting = cast(Any, exit_block(exc_type, exc, traceback))
+        exit_block: Callable[..., Any] = super().__exit__
+        if self._in_unit:
+            # Now: what the statement looked up, which has the block, is gone when its coroutine runs.
+            block = self._open_blocks.pop(frame)
+            if block is None:
+                raise RuntimeError("cannot tell which 'with' block of this connection ends here; use its transaction()")
+            exit_block = partial(self._exit, block)
+        exiting: _Exiting = exit_block(exc_type, exc, traceback)
         return exiting
 
     def _enter(self, frame: FrameType, runner: Runner, exit_: Exit | None) -> Guard:
@@ -230,10 +236,7 @@ class Guard(_Base):
         self._open_blocks.push(frame, runner, exit_, block)
         return self
 
-    def _exit(self, frame: FrameType, *error: Any) -> None:
-        block = self._open_blocks.pop(frame)
-        if block is None:
-            raise RuntimeError("cannot tell which 'with' block of this connection ends here; use its transaction()")
+    def _exit(self, block: AbstractContextManager[Transaction], *error: Any) -> None:
         with suppress(GivenBackError):  # by the end of the unit, which has done everything
             block.__exit__(*error)
 
