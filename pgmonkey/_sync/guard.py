@@ -114,7 +114,11 @@ class Guard(_Base):
         state = self.__dict__
         pgconn: PGconn | None = state.get("pgconn")
         prepared: Prepared | None = state.get("prepared")
-        if pgconn is None or prepared is None or pgconn.transaction_status in (_IDLE, _INTRANS):
+        if pgconn is None or prepared is None:
+            return
+        # In a pipeline the server tells its end, and with it the state of the transaction, only afterwards.
+        status, piped = pgconn.transaction_status, pgconn.pipeline_status != PipelineStatus.OFF
+        if status == _IDLE or (status == _INTRANS and not piped):
             return
         first = prepared.failure
         if isinstance(error, InFailedSqlTransaction):
