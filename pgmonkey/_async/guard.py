@@ -307,7 +307,7 @@ async def _stop(gen: PQGen[object], pgconn: PGconn, watcher: Watcher) -> None:
         await wait_for(cancelled, deadline - monotonic())
         if not cancelled.done():
             watcher.finish()
-    except psycopg.Error:
+    except Exception:  # of psycopg; or TypeError, where its generators (3.2) cannot go on after an interruption
         watcher.finish()
     except BaseException:  # interrupted again
         watcher.finish()

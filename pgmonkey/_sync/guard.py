@@ -309,7 +309,7 @@ def _stop(gen: PQGen[object], pgconn: PGconn, watcher: Watcher) -> None:
         wait_for(cancelled, deadline - monotonic())
         if not cancelled.done():
             watcher.finish()
-    except psycopg.Error:
+    except Exception:  # of psycopg; or TypeError, where its generators (3.2) cannot go on after an interruption
         watcher.finish()
     except BaseException:  # interrupted again
         watcher.finish()
