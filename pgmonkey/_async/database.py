@@ -28,7 +28,7 @@ from .._driver.transaction_mode import DEFAULT, TransactionMode
 from .._pool.cache import cache
 from .._pool.place import Label
 from .._pool.scopes import Ask, SessionValues, Shared, ask, enter, find, inside, is_asking
-from .fastpath import AsyncFastPath
+from .fastpath import AsyncFastPath, begin_anew, may_repeat
 from .guard import WITHOUT_VALUES, AsyncGuard
 from .handle import AsyncConnectionHandle, open_handle
 from .lease import AsyncLease
@@ -382,7 +382,17 @@ class AsyncDatabase(Generic[Row]):
     ) -> AsyncCursor[Any]:
         cursor = connection.cursor(row_factory=row_factory or connection.row_factory)
         outdated = declined is Declined.REFUSED
-        await cursor.execute(query, params, prepare=False if outdated else None)
+        try:
+            await cursor.execute(query, params, prepare=False if outdated else None)
+        except psycopg.Error as error:
+            # Lent cursors do this themselves, but for classes of the program and where the fast path is off.
+            state = connection.__dict__
+            pooled = state["pooled"]()
+            if pooled is None or not may_repeat(state["pool"], pooled, error):
+                raise
+            outdated = True
+            await begin_anew(connection)
+            await cursor.execute(query, params, prepare=False)
         if outdated:
             # It was: other connections, too, have it prepared for the old shape of the tables.
             (await self._pool()).forget_plans()

@@ -30,7 +30,7 @@ from .._driver.transaction_mode import DEFAULT, TransactionMode
 from .._pool.cache import cache
 from .._pool.place import Label
 from .._pool.scopes import Ask, SessionValues, Shared, ask, enter, find, inside, is_asking
-from .fastpath import FastPath
+from .fastpath import FastPath, begin_anew, may_repeat
 from .guard import WITHOUT_VALUES, Guard
 from .handle import ConnectionHandle, open_handle
 from .lease import Lease
@@ -378,7 +378,17 @@ class Database(Generic[Row]):
     ) -> Cursor[Any]:
         cursor = connection.cursor(row_factory=row_factory or connection.row_factory)
         outdated = declined is Declined.REFUSED
-        cursor.execute(query, params, prepare=False if outdated else None)
+        try:
+            cursor.execute(query, params, prepare=False if outdated else None)
+        except psycopg.Error as error:
+            # Lent cursors do this themselves, but for classes of the program and where the fast path is off.
+            state = connection.__dict__
+            pooled = state["pooled"]()
+            if pooled is None or not may_repeat(state["pool"], pooled, error):
+                raise
+            outdated = True
+            begin_anew(connection)
+            cursor.execute(query, params, prepare=False)
         if outdated:
             # It was: other connections, too, have it prepared for the old shape of the tables.
             (self._pool()).forget_plans()

@@ -27,7 +27,7 @@ def test_p10_p11_a_wrong_password_is_told_in_the_servers_words_and_is_not_shown(
     else:
         with started.client() as client:
             answer = client.get("/own", params={"who": "me", "sleep": 0})
-            assert answer.status_code == 500
+            assert answer.status_code == 503
             assert "hunter2" not in answer.text
     log = started.log.read_text()
     assert "password authentication failed for user" in log
