@@ -21,8 +21,8 @@ from ..configs import pools
 from .concurrency import Beside
 from .test_unit import Observer, rows
 
-pytestmark = pytest.mark.timeout(0)  # it takes as long as there are programs
 EXAMPLES = int(os.environ.get("PGMONKEY_EXAMPLES", "75"))
+pytestmark = pytest.mark.timeout(10 * EXAMPLES)  # seconds: ten a program, on a busy machine
 MANY = settings(
     max_examples=EXAMPLES,
     deadline=None,

@@ -14,14 +14,20 @@ from __future__ import annotations
 
 import builtins
 import itertools
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import psycopg
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
+
+from pgmonkey.embedded import Server
+
+from .conftest import SCHEMA
 
 GROUP: Any = getattr(builtins, "ExceptionGroup", None)  # of Python 3.11
 
@@ -48,8 +54,9 @@ ENDS = (
 )
 STATUSES = (200, 201, 302, 400, 409, 500)
 
+EXAMPLES = int(os.environ.get("PGMONKEY_EXAMPLES", "60"))
 EVERY_EXAMPLE = settings(
-    max_examples=int(os.environ.get("PGMONKEY_EXAMPLES", "60")),
+    max_examples=EXAMPLES,
     deadline=None,
     phases=set(Phase) - {Phase.explain},  # which takes a hundred requests more
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -175,3 +182,39 @@ class Account:
         self.pending, self.broken, self.closed, self.doomed = [], False, False, False
         if self.decision:
             self.decision = None  # what it would have kept is gone
+
+
+# -- what programs write to -------------------------------------------------------------------------------------------
+
+
+class TwoDatabases:
+    """Two databases, the configurations that name them, and an observer of each."""
+
+    def __init__(self, server: Server, name: str) -> None:
+        names = [f"grid_{name}_{number}_{os.getpid()}" for number in ("one", "two")]
+        for each in names:
+            server.create_database(each)
+        pool = {"min_size": 1, "max_size": 4, "timeout": 10}
+        pools = {"pool_settings": pool, "async_pool_settings": pool}
+        self.configs: list[dict[str, Any]] = [{**server.config(each), **pools} for each in names]
+        self.observers = [psycopg.connect(server.dsn(each), autocommit=True) for each in names]
+        for observer in self.observers:
+            observer.execute(SCHEMA)
+
+    def stored(self) -> list[int]:
+        """Return the rows that are there, and remove them."""
+        return sorted(row[0] for one in self.observers for row in one.execute("DELETE FROM t RETURNING a"))
+
+    def close(self) -> None:
+        for observer in self.observers:
+            observer.close()
+
+
+@contextmanager
+def unlogged() -> Iterator[None]:
+    """Log nothing: neither the exceptions that nobody handles, nor their tracebacks."""
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)

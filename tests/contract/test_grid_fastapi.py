@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
@@ -26,10 +24,21 @@ from starlette.routing import Host, Mount, Route, Router
 from fastapi_pgmonkey import PGMonkey
 from pgmonkey.embedded import Server
 
-from .conftest import SCHEMA, free_port
-from .grid import EVERY_EXAMPLE, GROUP, TOUCHES, Account, Crash, Part, Program, programs
+from .conftest import free_port
+from .grid import (
+    EVERY_EXAMPLE,
+    EXAMPLES,
+    GROUP,
+    Account,
+    Crash,
+    Part,
+    Program,
+    TwoDatabases,
+    programs,
+    unlogged,
+)
 
-pytestmark = pytest.mark.timeout(0)  # it takes as long as there are programs
+pytestmark = pytest.mark.timeout(10 * EXAMPLES)  # seconds: ten a program, on a busy machine
 
 INSERT = "INSERT INTO t VALUES (%s)"
 HOSTS = ("plain", "router", "route", "mounted", "in a middleware", "in a function", "in a router", "by host")
@@ -37,24 +46,16 @@ PROGRAMS = programs(
     others=("dependency", "handler", "handler of all", "handler of answers"),
     middlewares=("asgi", "base", "asgi inside", "base inside", "route"),
     order=("pgmonkey", "asgi", "base", "host"),
-    touches=[touch for touch in TOUCHES if touch != "close"],
 )
 Databases = tuple[PGMonkey[Any], PGMonkey[Any]]
 
 
-class Site:
+class Site(TwoDatabases):
     """A real server that serves one application after the other, over two databases."""
 
     def __init__(self, server: Server) -> None:
-        names = [f"grid_fastapi_{name}_{os.getpid()}" for name in ("one", "two")]
-        for name in names:
-            server.create_database(name)
-        pool = {"min_size": 1, "max_size": 4, "timeout": 10}
-        configs = [{**server.config(name), "pool_settings": pool, "async_pool_settings": pool} for name in names]
-        self.databases: Databases = (PGMonkey(configs[0]), PGMonkey(configs[1]))
-        self.observers = [psycopg.connect(server.dsn(name), autocommit=True) for name in names]
-        for observer in self.observers:
-            observer.execute(SCHEMA)
+        super().__init__(server, "fastapi")
+        self.databases: Databases = (PGMonkey(self.configs[0]), PGMonkey(self.configs[1]))
         self.app: Any = None
         port = free_port()
         self.server = uvicorn.Server(uvicorn.Config(self, port=port, log_level="critical"))
@@ -76,9 +77,6 @@ class Site:
         else:
             await self.app(scope, receive, send)
 
-    def stored(self) -> list[int]:
-        return sorted(row[0] for one in self.observers for row in one.execute("DELETE FROM t RETURNING a"))
-
     def open_transactions(self) -> int:
         query = (
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
@@ -90,16 +88,14 @@ class Site:
         self.client.close()
         self.server.should_exit = True
         self.thread.join(20)
-        for observer in self.observers:
-            observer.close()
+        self.close()
 
 
 @pytest.fixture(scope="module")
 def site(server: Server) -> Iterator[Site]:
     site = Site(server)
-    logging.disable(logging.CRITICAL)  # the exceptions that nobody handles, with their tracebacks
-    yield site
-    logging.disable(logging.NOTSET)
+    with unlogged():
+        yield site
     site.stop()
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import logging
-import os
 import sys
 import threading
 import traceback
@@ -25,10 +23,22 @@ from werkzeug.serving import make_server
 from flask_pgmonkey import PGMonkey
 from pgmonkey.embedded import Server
 
-from .conftest import SCHEMA
-from .grid import EVERY_EXAMPLE, GROUP, TOUCHES, WITH, Account, Crash, Part, Program, programs
+from .grid import (
+    EVERY_EXAMPLE,
+    EXAMPLES,
+    GROUP,
+    TOUCHES,
+    WITH,
+    Account,
+    Crash,
+    Part,
+    Program,
+    TwoDatabases,
+    programs,
+    unlogged,
+)
 
-pytestmark = pytest.mark.timeout(0)  # it takes as long as there are programs
+pytestmark = pytest.mark.timeout(10 * EXAMPLES)  # seconds: ten a program, on a busy machine
 
 
 def installed(name: str) -> Any:
@@ -48,18 +58,11 @@ PROGRAMS = programs(
 OTHER = "other"
 
 
-class Site:
+class Site(TwoDatabases):
     """A real server that serves one application after the other, over two databases."""
 
     def __init__(self, server: Server) -> None:
-        names = [f"grid_flask_{name}_{os.getpid()}" for name in ("one", "two")]
-        for name in names:
-            server.create_database(name)
-        pool = {"min_size": 1, "max_size": 4, "timeout": 10}
-        self.configs = [{**server.config(name), "pool_settings": pool} for name in names]
-        self.observers = [psycopg.connect(server.dsn(name), autocommit=True) for name in names]
-        for observer in self.observers:
-            observer.execute(SCHEMA)
+        super().__init__(server, "flask")
         self.app: Callable[..., Iterable[bytes]]
         self.server = make_server("127.0.0.1", 0, lambda environ, start: self.app(environ, start), threaded=True)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
@@ -69,22 +72,17 @@ class Site:
         self.app = app
         return self.client.get("/").status_code
 
-    def stored(self) -> list[int]:
-        return sorted(row[0] for one in self.observers for row in one.execute("DELETE FROM t RETURNING a"))
-
     def stop(self) -> None:
         self.client.close()
         self.server.shutdown()
-        for observer in self.observers:
-            observer.close()
+        self.close()
 
 
 @pytest.fixture(scope="module")
 def site(server: Server) -> Iterator[Site]:
     site = Site(server)
-    logging.disable(logging.CRITICAL)  # the exceptions that nobody handles, with their tracebacks
-    yield site
-    logging.disable(logging.NOTSET)
+    with unlogged():
+        yield site
     site.stop()
 
 

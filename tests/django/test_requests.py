@@ -14,7 +14,8 @@ import contextlib, logging, os, sys
 import psycopg
 from django.conf import settings
 from django.core.exceptions import PermissionDenied
-from django.db import IntegrityError, close_old_connections, connection, connections, transaction
+from django.db import IntegrityError, InternalError, OperationalError
+from django.db import close_old_connections, connection, connections, transaction
 from django.http import Http404, HttpResponse, HttpResponseRedirect, JsonResponse
 from django.template.response import TemplateResponse
 from django.test import Client
@@ -177,7 +178,7 @@ def failed(request):
 @view
 def save(request):
     write("a")
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(ValueError):
         Thing(pk="abc").save()
     return HttpResponse()
 @view
@@ -223,7 +224,7 @@ def hooks_lost(request):
 def killed(request):
     write("a")
     observer.execute("SELECT pg_terminate_backend(%s)", [connection.connection.info.backend_pid])
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(OperationalError):
         connection.cursor().execute("SELECT 1")
     return HttpResponse()
 @view
@@ -287,9 +288,9 @@ def failed(request):
     write("a")
     with contextlib.suppress(IntegrityError), transaction.atomic():
         write("a")
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(psycopg.errors.DivisionByZero):
         connection.connection.execute("SELECT 1 / %s", [0])  # by psycopg, of which Django sees nothing
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(InternalError):
         write("b")
     return HttpResponse()
 ask()

@@ -13,8 +13,6 @@ import pytest
 from pgmonkey._driver.lexer import tokens
 from pgmonkey._driver.sql import Effect, effect_of
 
-pytestmark = pytest.mark.timeout(900)  # each step of a long series is short
-
 PIECES = [
     *("'", "''", '"', '""', "$$", "$a$", "$ab$", "--", "/*", "*/", "\\", "\\'", "\n", "\r", " ", "\t", ";", ",", "."),
     *(

@@ -8,7 +8,7 @@ import pytest
 from .browsers import at_once
 from .conftest import GUNICORN, Programs
 
-TODOS = "SELECT task FROM todos ORDER BY task"
+TASKS = "SELECT task FROM todos ORDER BY task"
 
 
 @pytest.fixture(params=["restx", "restful"])
@@ -36,18 +36,18 @@ def test_what_is_refused_leaves_nothing(programs: Programs, client: httpx.Client
     assert seen == [201, 201, 409, 410, 423]
     assert client.post("/todos/", json={}).status_code == 400
     assert client.get("/todos/").json() == [{"task": "eat"}, {"task": "sleep"}]
-    assert programs.rows(TODOS) == [("eat",), ("sleep",)]
+    assert programs.rows(TASKS) == [("eat",), ("sleep",)]
     whole(programs, client)
 
 
 def test_an_exception_that_is_answered_with_a_success(programs: Programs, client: httpx.Client, package: str) -> None:
     assert add(client, "bad") == 200
     # What the resource did is undone; what a handler of Flask-RESTX did is decided by its own status.
-    assert programs.rows(TODOS) == ([("what the handler did",)] if package == "restx" else [])
+    assert programs.rows(TASKS) == ([("what the handler did",)] if package == "restx" else [])
     whole(programs, client)
 
 
 def test_the_same_task_at_once(programs: Programs, client: httpx.Client) -> None:
     assert sorted(at_once(8, lambda n: add(client, "eat"))) == [201] + [409] * 7
-    assert programs.rows(TODOS) == [("eat",)]
+    assert programs.rows(TASKS) == [("eat",)]
     whole(programs, client)

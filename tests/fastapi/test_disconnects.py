@@ -7,33 +7,18 @@ import psycopg
 import pytest
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import PlainTextResponse
-from fastapi.testclient import TestClient
 from psycopg import AsyncConnection, Connection
 
 from fastapi_pgmonkey import PGMonkey, RequestConnection, RequestDatabase, RequestSyncConnection
 from pgmonkey import CancelledUnitError
 
-Observer = psycopg.Connection[Any]
-INSERT = "INSERT INTO t VALUES (%s)"
+from .applications import INSERT, Observer, client, rows
 
 
 @pytest.fixture
 def db(config: dict[str, Any], observer: Observer) -> PGMonkey:
     observer.execute("CREATE TABLE t (a int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
     return PGMonkey(config, open_at_start="both")  # a statement must run when its client leaves
-
-
-@pytest.fixture
-def app(db: PGMonkey) -> FastAPI:
-    return FastAPI(lifespan=db.lifespan)
-
-
-def client(app: FastAPI) -> TestClient:
-    return TestClient(app, raise_server_exceptions=False)
-
-
-def rows(observer: Observer) -> list[int]:
-    return [row[0] for row in observer.execute("SELECT a FROM t ORDER BY a").fetchall()]
 
 
 @pytest.mark.parametrize("kind", ["async", "sync"])

@@ -18,29 +18,7 @@ from fastapi_pgmonkey import PGMonkey, RequestConnection, RequestDatabase, Reque
 from pgmonkey import AsyncDatabase
 
 from ..garbage import no_cycles
-
-Observer = psycopg.Connection[Any]
-INSERT = "INSERT INTO t VALUES (%s)"
-
-
-@pytest.fixture
-def db(config: dict[str, Any], observer: Observer) -> PGMonkey:
-    observer.execute("CREATE TABLE t (a int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
-    return PGMonkey(config)
-
-
-@pytest.fixture
-def app(db: PGMonkey) -> FastAPI:
-    return FastAPI(lifespan=db.lifespan)
-
-
-def client(app: FastAPI) -> TestClient:
-    return TestClient(app, raise_server_exceptions=False)
-
-
-def rows(observer: Observer) -> list[int]:
-    return [row[0] for row in observer.execute("SELECT a FROM t ORDER BY a").fetchall()]
-
+from .applications import INSERT, Observer, client, rows
 
 # -- handlers ---------------------------------------------------------------------------------------------------------
 

@@ -16,8 +16,6 @@ from pgmonkey import Database
 
 from ..configs import prepared
 
-pytestmark = pytest.mark.timeout(900)  # each step of a long series is short
-
 Observer = psycopg.Connection[Any]
 
 # Where the blocks are entered and left; that the pool survives is tested beside it.

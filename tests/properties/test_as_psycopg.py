@@ -34,13 +34,13 @@ from pgmonkey.embedded import Server
 
 from ..values import VALUES, outcome, small, texts
 
-pytestmark = pytest.mark.timeout(0)  # it takes as long as there are programs
 SQL: Any = sql.SQL
 templatelib: Any = None
 with suppress(ImportError):  # before Python 3.14
     templatelib = importlib.import_module("string.templatelib")
 
 COUNT = int(os.environ.get("PGMONKEY_PROPERTIES", "500"))
+pytestmark = pytest.mark.timeout(10 * COUNT)  # seconds: ten a program, on a busy machine
 TABLES = """
     CREATE TABLE t (a text); CREATE TABLE k (a int PRIMARY KEY); CREATE TABLE m (a timestamptz, b date);
     CREATE TABLE w (a text); CREATE SCHEMA other; CREATE VIEW other.k AS SELECT a FROM k
