@@ -43,6 +43,7 @@ def interrupted_at(number: int, function: Callable[[], None]) -> bool:
         return trace
 
     before = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # Python 3.12 has no events of bytecodes unless a frame has asked before
     sys.settrace(trace)
     try:
         function()
