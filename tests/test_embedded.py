@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import pwd
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psycopg
@@ -98,3 +103,118 @@ def test_as_root_the_server_runs_as_somebody_else() -> None:
     with Server() as server:
         assert server._process is not None
         assert Path(f"/proc/{server._process.pid}").stat().st_uid != 0
+
+
+# Becomes the server's account: puts links to a file of root's in the place of whatever root may be about to make or
+# read, in each folder that appears, until it is killed.
+ATTACKER = """
+import glob, os, sys
+user, group, canary, *patterns = sys.argv[1:]
+os.setgroups([])
+os.setgid(int(group))
+os.setuid(int(user))
+print("ready", flush=True)
+while True:
+    for pattern in patterns:
+        for folder in glob.glob(pattern):
+            for name in ("password", "server.log", "data", "sockets", "binaries"):
+                try:
+                    os.rename(f"{folder}/{name}", f"{folder}/{name}.gone")
+                except OSError:
+                    pass
+                try:
+                    os.symlink(canary, f"{folder}/{name}")
+                except OSError:
+                    pass
+"""
+
+
+@pytest.fixture
+def account() -> pwd.struct_passwd:
+    """The account that servers run as when root starts them."""
+    if os.geteuid() != 0:
+        pytest.skip("only root needs another account")
+    for name in ("postgres", "nobody"):
+        try:
+            return pwd.getpwnam(name)
+        except KeyError:
+            continue
+    pytest.skip("there is no such account")
+
+
+@pytest.fixture
+def outside() -> Iterator[Path]:
+    """A folder that other accounts can reach, unlike those of pytest."""
+    with tempfile.TemporaryDirectory(prefix="pgm-") as root:
+        Path(root).chmod(0o755)
+        yield Path(root)
+
+
+@pytest.mark.timeout(240)
+def test_the_servers_account_cannot_make_root_touch_its_files(account: pwd.struct_passwd, outside: Path) -> None:
+    canary, theirs = outside / "canary", outside / "theirs"
+    canary.write_text("root's own\n")
+    canary.chmod(0o600)
+    theirs.mkdir(mode=0o700)
+    os.chown(theirs, account.pw_uid, account.pw_gid)
+    before = canary.stat()
+    for folder in (None, outside / "new", theirs):
+        patterns = [f"{tempfile.gettempdir()}/pgmonkey-*", str(folder or "")]
+        attacker = subprocess.Popen(
+            [sys.executable, "-c", ATTACKER, str(account.pw_uid), str(account.pw_gid), str(canary), *patterns],
+            stdout=subprocess.PIPE,
+        )
+        try:
+            assert attacker.stdout is not None
+            attacker.stdout.readline()
+            for _ in range(3):
+                with suppress(EmbeddedError):  # the account may well break its own server
+                    with Server(folder) as server:
+                        assert server.password != "root's own"
+        finally:
+            attacker.kill()
+            attacker.communicate()
+        after = canary.stat()
+        assert canary.read_text() == "root's own\n"
+        assert (after.st_uid, after.st_mode, after.st_mtime) == (0, before.st_mode, before.st_mtime), folder
+
+
+def test_a_password_file_that_is_something_else_is_refused(outside: Path) -> None:
+    folder = outside / "cluster"
+    with Server(folder):
+        secret = folder / "password"
+        assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+    secret.unlink()
+    makers: list[Callable[[], None]] = [
+        lambda: secret.symlink_to("/etc/hostname"),
+        lambda: os.mkfifo(secret),
+        lambda: secret.mkdir(),
+    ]
+    for make in makers:
+        make()
+        with pytest.raises(EmbeddedError, match=f"cannot read the password of the cluster in {folder}"):
+            Server(folder).start()
+        secret.rmdir() if secret.is_dir() else secret.unlink()
+
+
+def test_the_server_gets_a_small_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_TOKEN", "hunter2")
+    with Server() as server:
+        assert server._process is not None
+        assert server._temporary is not None
+        environ = Path(f"/proc/{server._process.pid}/environ").read_bytes()
+        assert b"hunter2" not in environ
+        assert {each.partition(b"=")[0] for each in environ.split(b"\0")} <= {
+            *(b"", b"PATH", b"HOME", b"LC_ALL", b"TZ", b"TZDIR", b"LD_LIBRARY_PATH"),
+            *(b"PG_GRANDPARENT_PID", b"PGSYSCONFDIR", b"PGLOCALEDIR"),  # the server's own
+        }
+        assert stat.S_IMODE((server._temporary / "server.log").stat().st_mode) == 0o600
+
+
+def test_a_server_starts_whatever_the_umask(outside: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        with Server(outside / "cluster") as server:
+            assert server.version
+    finally:
+        os.umask(before)

@@ -15,7 +15,15 @@ from typing import Any
 
 import psycopg
 
-from pgmonkey.embedded import EmbeddedError, Server, _as_account, _free_port, _give_to_account, die_with_parent
+from pgmonkey.embedded import (
+    EmbeddedError,
+    Server,
+    _as_account,
+    _free_port,
+    _make_for_account,
+    _make_temporary,
+    die_with_parent,
+)
 
 
 class Cluster(Server):
@@ -62,11 +70,11 @@ class Cluster(Server):
     def follow(self, primary: Cluster) -> None:
         """Become a streaming standby of *primary*, from a fresh copy of it, and its synchronous one."""
         if self._temporary is None:
-            self._temporary = Path(tempfile.mkdtemp(prefix="pgmonkey-"))
-            _give_to_account(self._temporary)
+            self._temporary = _make_temporary()
             self._bin = primary._bin
             self.port = _free_port()
         shutil.rmtree(self.data, ignore_errors=True)
+        _make_for_account(self.data)
         self.password = primary.password
         address = f"host={primary.host} port={primary.port} user={primary.user} password={primary.password}"
         run = subprocess.run(
@@ -124,8 +132,9 @@ class PgBouncer:
             f"[databases]\n* = host={server.host} port={server.port}\n[pgbouncer]\n"
             + "".join(f"{key} = {value}\n" for key, value in settings.items())
         )
+        account = _as_account()
         for path in [self._folder, *self._folder.iterdir()]:
-            _give_to_account(path)
+            os.chown(path, account.get("user", -1), account.get("group", -1))
         self._log = open(self._folder / "log", "wb")
         self._process = subprocess.Popen(
             ["pgbouncer", str(self._folder / "pgbouncer.ini")],
