@@ -8,7 +8,8 @@ from asyncio import get_running_loop
 from collections.abc import Awaitable
 from contextlib import suppress
 from contextvars import Context
-from typing import Any, TypeAlias, TypeVar
+from time import monotonic
+from typing import Any, TypeAlias, TypeVar, cast
 
 import psycopg
 from psycopg import waiting
@@ -18,7 +19,7 @@ from psycopg.pq.abc import PGconn, PGresult
 from psycopg.waiting import Ready, Wait
 
 from .._driver.compat import GENERATORS
-from .._driver.deadlines import INTERVAL, limited, too_slow
+from .._driver.deadlines import INTERVAL, PRECISION, limited, patient, resumed, too_slow
 from .._driver.liveness import Arrived, make_poller
 from .._driver.wire import fetching, has_error, read_results
 from .._pool.forks import just_forked
@@ -80,9 +81,9 @@ class Watcher:
                 # A task that is cancelled when a pipeline is entered, but psycopg does not know, would leave it so.
                 return _returned(stop.value)
             # psycopg yields to the loop now and then where a generator never has to wait; other tasks get their turn.
-            return self.run_as_psycopg(_resumed(waits, Wait.R, stop), limit)
+            return self.run_as_psycopg(resumed(waits, Wait.R, stop), limit)
         if wanted != _READ:  # to write, which psycopg tries at once, and nearly always can
-            return self.run_as_psycopg(_resumed(waits, wanted), limit)
+            return self.run_as_psycopg(resumed(waits, wanted), limit)
         self._waits, self._context = waits, context
         return self._answered(limit)
 
@@ -99,10 +100,15 @@ class Watcher:
         self._forget()
         if get_running_loop() is self._loop:  # in another loop, the callback removes itself at the next answer
             self._stop()
+        options = {"interval": INTERVAL, **options}
         if limit is not None:
-            waits = limited(waits, self.pgconn, limit)
-        # Asked for anew: where the connection is closed, that is psycopg's error before anything else.
-        return await waiting.wait_async(waits, self.pgconn.socket, **{"interval": INTERVAL, **options})
+            deadline = monotonic() + limit
+            # Asked for anew each time: where the connection is closed, that is psycopg's error before anything else.
+            result, rest = await waiting.wait_async(patient(waits, deadline - INTERVAL), self.pgconn.socket, **options)
+            if rest is None:
+                return cast(T, result)
+            waits, options["interval"] = limited(rest, self.pgconn, deadline, limit), PRECISION
+        return await waiting.wait_async(waits, self.pgconn.socket, **options)
 
     def _fetch(self, answer: _Answer) -> None:
         """Read what has arrived.  Not a generator: resuming one costs more than the reading."""
@@ -216,15 +222,3 @@ def _ready(this: weakref.ref[Watcher], how: Ready) -> None:
 
 async def _returned(value: T) -> T:
     return value
-
-
-def _resumed(waits: PQGen[T], wanted: Wait, stop: StopIteration | None = None) -> PQGen[T]:
-    """Return a generator that continues *waits*, which waits for *wanted* or has ended with *stop*."""
-    try:
-        while stop is None:
-            ready = yield wanted
-            wanted = waits.send(ready)
-    except StopIteration as end:
-        stop = end
-    result: T = stop.value
-    return result

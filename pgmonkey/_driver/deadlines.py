@@ -10,6 +10,7 @@ import psycopg
 from psycopg.abc import PQGen, PQGenConn
 from psycopg.pq import TransactionStatus
 from psycopg.pq.abc import PGconn
+from psycopg.waiting import Wait
 
 from ..errors import CommandTimeoutError
 
@@ -17,6 +18,9 @@ T = TypeVar("T")
 
 INTERVAL = 0.1
 """Seconds after which a wait for the server looks at the clock, and a thread handles its signals."""
+
+PRECISION = 0.01
+"""The same in seconds when a deadline is nearer than `INTERVAL`."""
 
 connecting_until: ContextVar[float | None] = ContextVar("pgmonkey_connecting_until", default=None)
 """When a connection attempt of the current context must end, as `time.monotonic` tells; None is never."""
@@ -27,12 +31,35 @@ def too_slow(seconds: float) -> CommandTimeoutError:
     return CommandTimeoutError(f"the statement took longer than {seconds:g} s (command_timeout)")
 
 
-def limited(waits: PQGen[T], pgconn: PGconn, seconds: float) -> PQGen[T]:
-    """Return *waits*, raising `CommandTimeoutError` when a statement runs longer than *seconds*.
+def resumed(waits: PQGen[T], wanted: Wait, stop: StopIteration | None = None) -> PQGen[T]:
+    """Return a generator that continues *waits*, which waits for *wanted* or has ended with *stop*."""
+    try:
+        while stop is None:
+            ready = yield wanted
+            wanted = waits.send(ready)
+    except StopIteration as end:
+        stop = end
+    result: T = stop.value
+    return result
 
-    Waiting for notifications is not limited: no statement is running then.
+
+def patient(waits: PQGen[T], until: float) -> PQGen[tuple[T, None] | tuple[None, PQGen[T]]]:
+    """Return what *waits* returns; or, when it has not ended by *until*, a generator that continues it."""
+    try:
+        wanted = next(waits)
+        while monotonic() < until:
+            ready = yield wanted
+            wanted = waits.send(ready)
+    except StopIteration as stop:
+        return stop.value, None
+    return None, resumed(waits, wanted)
+
+
+def limited(waits: PQGen[T], pgconn: PGconn, deadline: float, seconds: float) -> PQGen[T]:
+    """Return *waits*, raising `CommandTimeoutError` when a statement has not ended by the *deadline*.
+
+    *seconds* is how long it was given.
     """
-    deadline = monotonic() + seconds
     try:
         wanted = next(waits)
         while True:

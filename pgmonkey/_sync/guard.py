@@ -79,11 +79,11 @@ class Guard(_Base):
         if prepared is not None:  # None while it connects
             prepared.expect(getattr(gen, "__name__", ""), first=self.pgconn.transaction_status == _IDLE)
         try:
-            options: dict[str, object] = {} if interval is None else {"interval": interval}
+            options: dict[str, Any] = {} if interval is None else {"interval": interval}
             if timeout != _NOT_GIVEN:
                 options["timeout"] = timeout
-            if options:
-                result: T = watcher.run_as_psycopg(gen, limit, **options)
+            if options:  # for notifications: no statement runs that could take too long
+                result: T = watcher.run_as_psycopg(gen, None, **options)
             else:
                 # The borrower's handlers run in the borrower's context.
                 result = watcher.run(gen, limit, copy_context() if self.has_handlers() else None)

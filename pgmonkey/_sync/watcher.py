@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from contextvars import Context
-from typing import Any, TypeVar
+from time import monotonic
+from typing import Any, TypeVar, cast
 
 import psycopg
 from psycopg import waiting
 from psycopg.abc import PQGen
 from psycopg.pq.abc import PGconn, PGresult
 
-from .._driver.deadlines import INTERVAL, limited
+from .._driver.deadlines import INTERVAL, PRECISION, limited, patient
 from .._driver.liveness import Arrived, make_poller
 from .._driver.wire import fetching, has_error, read_results
 
@@ -30,11 +31,13 @@ class Watcher:
         pgconn = self.pgconn
         results: list[PGresult] = []
         # Most answers come within the first interval and are read without a generator.
-        patience = INTERVAL if limit is None else min(limit, INTERVAL)
+        patience, deadline = INTERVAL, None
+        if limit is not None:
+            patience, deadline = min(limit, INTERVAL), monotonic() + limit
         if not pgconn.flush() and self.arrived(int(patience * 1000)) and read_results(pgconn, results):
             return results
         try:
-            results += self.run(fetching(pgconn), None if limit is None else limit - patience)
+            results += self.run_as_psycopg(fetching(pgconn), limit, deadline)
         except psycopg.OperationalError:
             if not has_error(results):
                 raise
@@ -42,15 +45,18 @@ class Watcher:
 
     def run(self, waits: PQGen[T], limit: float | None, context: Context | None = None) -> T:
         """Run *waits* to its end; raise `CommandTimeoutError` after *limit* seconds."""
-        if limit is not None:
-            waits = limited(waits, self.pgconn, limit)
-        return waiting.wait(waits, self.pgconn.socket, INTERVAL)
+        return self.run_as_psycopg(waits, limit)
 
-    def run_as_psycopg(self, waits: PQGen[T], limit: float | None, **options: Any) -> T:
-        """Run *waits* with the *options* of psycopg's ``wait()``."""
+    def run_as_psycopg(self, waits: PQGen[T], limit: float | None, deadline: float | None = None, **options: Any) -> T:
+        """Run *waits* with the *options* of psycopg's ``wait()``; *deadline* is the end of the *limit*."""
+        options = {"interval": INTERVAL, **options}
         if limit is not None:
-            waits = limited(waits, self.pgconn, limit)
-        return waiting.wait(waits, self.pgconn.socket, **{"interval": INTERVAL, **options})
+            deadline = monotonic() + limit if deadline is None else deadline
+            result, rest = waiting.wait(patient(waits, deadline - INTERVAL), self.pgconn.socket, **options)
+            if rest is None:
+                return cast(T, result)
+            waits, options["interval"] = limited(rest, self.pgconn, deadline, limit), PRECISION
+        return waiting.wait(waits, self.pgconn.socket, **options)
 
     def finish(self) -> None:
         """Close the connection."""

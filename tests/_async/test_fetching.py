@@ -153,6 +153,20 @@ async def test_a_connection_that_is_closed_is_an_error(config: dict[str, Any]) -
             if row == (3,):
                 await connection.close()
 
+    async def chunks(connection: AsyncConnection[Any]) -> None:
+        async with connection.cursor("portal") as cursor:
+            cursor.itersize = 10
+            await cursor.execute("SELECT generate_series(1, 1000)")
+            async for row in cursor:
+                if row == (3,):
+                    await connection.close()
+
+    async def copying(connection: AsyncConnection[Any]) -> None:
+        async with connection.cursor().copy("COPY (SELECT generate_series(1, 1000)) TO STDOUT") as copy:
+            async for row in copy.rows():
+                if row == ("3",):
+                    await connection.close()
+
     async def pipeline(connection: AsyncConnection[Any]) -> None:
         async with connection.pipeline():
             await connection.execute("SELECT 1")
@@ -162,7 +176,7 @@ async def test_a_connection_that_is_closed_is_an_error(config: dict[str, Any]) -
         await connection.close()
         await connection.set_autocommit(True)
 
-    for use in (closing, pipeline, autocommit):
+    for use in (closing, chunks, copying, pipeline, autocommit):
         found: list[type[BaseException]] = []
         with suppress(psycopg.Error):
             async with database.connection() as connection:

@@ -155,6 +155,20 @@ def test_a_connection_that_is_closed_is_an_error(config: dict[str, Any]) -> None
             if row == (3,):
                 connection.close()
 
+    def chunks(connection: Connection[Any]) -> None:
+        with connection.cursor("portal") as cursor:
+            cursor.itersize = 10
+            cursor.execute("SELECT generate_series(1, 1000)")
+            for row in cursor:
+                if row == (3,):
+                    connection.close()
+
+    def copying(connection: Connection[Any]) -> None:
+        with connection.cursor().copy("COPY (SELECT generate_series(1, 1000)) TO STDOUT") as copy:
+            for row in copy.rows():
+                if row == ("3",):
+                    connection.close()
+
     def pipeline(connection: Connection[Any]) -> None:
         with connection.pipeline():
             connection.execute("SELECT 1")
@@ -164,7 +178,7 @@ def test_a_connection_that_is_closed_is_an_error(config: dict[str, Any]) -> None
         connection.close()
         connection.set_autocommit(True)
 
-    for use in (closing, pipeline, autocommit):
+    for use in (closing, chunks, copying, pipeline, autocommit):
         found: list[type[BaseException]] = []
         with suppress(psycopg.Error):
             with database.connection() as connection:
