@@ -97,8 +97,24 @@ class AsyncConnector:
                 await pooled.connection.execute("SELECT 1")
             if settings.check is not None:
                 await settings.check(pooled.connection)
+                await self._expect_idle(pooled, "check")
         finally:
             state["command_timeout"] = self._blueprint.command_timeout
+
+    async def reset(self, pooled: AsyncPooledConnection) -> None:
+        """Call the `reset` function of the settings, if there is one; raise what it raises."""
+        reset = self._blueprint.settings.reset
+        if reset is not None:
+            await reset(pooled.connection)
+            await self._expect_idle(pooled, "reset")
+
+    async def _expect_idle(self, pooled: AsyncPooledConnection, hook: str) -> None:
+        """Raise `psycopg.ProgrammingError` where the function called *hook* has left a transaction open."""
+        connection = pooled.connection
+        if connection.pgconn.transaction_status != TransactionStatus.IDLE:
+            raise psycopg.ProgrammingError(f"the {hook!r} function left a transaction open, or the connection closed")
+        if not connection.autocommit:
+            await connection.set_autocommit(True)  # the pool's own mode; borrowers get theirs when it is lent
 
     async def _connect(self) -> AsyncAnyConnection:
         credentials = self._current_credentials()

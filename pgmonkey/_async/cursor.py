@@ -13,7 +13,7 @@ from psycopg.rows import tuple_row
 from .._driver.begin import begin_statement
 from .._driver.cursors import convert, fast_class, plan_for, set_result
 from .._driver.sql import Statement, is_one_plain
-from .fastpath import Lent, begin_anew, execute_plan, execute_text, may_repeat
+from .fastpath import Lent, begin_anew, execute_plan, execute_text, forget_plans, may_repeat
 from .psycopg_types import AsyncAnyCursor
 
 
@@ -56,7 +56,7 @@ async def _execute(
         return self
     await begin_anew(connection)
     await AsyncCursor.execute(self, query, params, prepare=False, binary=binary)
-    connection.__dict__["pool"].forget_plans()  # the others, too, have it prepared for the old shape of the tables
+    forget_plans(connection.__dict__["pool"])  # the others, too, have it prepared for the old shape of the tables
     return self
 
 

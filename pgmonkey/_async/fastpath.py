@@ -35,6 +35,8 @@ _FATAL, _NO_PIPELINE = int(ExecStatus.FATAL_ERROR), int(PipelineStatus.OFF)
 
 Lent: TypeAlias = "Callable[[], AsyncPooledConnection | None]"
 """What a lent connection knows of what it was lent over; returns None when that was lost."""
+WeakPool: TypeAlias = "Callable[[], AsyncPool | None]"
+"""What a lent connection knows of its pool, which it must not keep."""
 
 
 async def execute_plan(pooled: AsyncPooledConnection, plan: Plan, begin: Begin | None) -> PGresult:
@@ -76,7 +78,7 @@ async def execute_text(pooled: AsyncPooledConnection, query: PostgresQuery, begi
     return results if begin is None else results[len(begin) :]
 
 
-def may_repeat(pool: AsyncPool, pooled: AsyncPooledConnection, error: psycopg.Error) -> bool:
+def may_repeat(pool: WeakPool, pooled: AsyncPooledConnection, error: psycopg.Error) -> bool:
     """Tell whether the statement that raised *error* may be executed once more.
 
     It may when the server did nothing because what was prepared is outdated.  Where other work was done before, that is
@@ -86,8 +88,15 @@ def may_repeat(pool: AsyncPool, pooled: AsyncPooledConnection, error: psycopg.Er
     outdated = pooled.prepared.reused and pooled.pgconn.pipeline_status == _NO_PIPELINE and is_refused(error)
     # A value that does not fit (class 22) is rather the caller's fault.
     if outdated and not first and not str(error.sqlstate).startswith("22"):
-        pool.forget_plans()
+        forget_plans(pool)
     return outdated and first
+
+
+def forget_plans(pool: WeakPool) -> None:
+    """Have every connection of *pool* prepare its statements anew."""
+    found = pool()
+    if found is not None:
+        found.forget_plans()
 
 
 async def begin_anew(connection: AsyncAnyConnection) -> None:
@@ -229,7 +238,7 @@ class AsyncFastPath:
                 plan.busy = True
                 return plan, result
             except psycopg.Error as error:
-                if not may_repeat(self.pool, pooled, error):
+                if not may_repeat(self.pool.weak, pooled, error):
                     raise
         finally:
             lock.release()

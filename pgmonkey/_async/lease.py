@@ -89,7 +89,7 @@ class AsyncLease:
         )
         state = connection.__dict__
         # Weak: the lease alone has the connection, whoever refers to what was lent.
-        state["pooled"], state["pool"] = pooled.weak, self.pool
+        state["pooled"], state["pool"] = pooled.weak, self.pool.weak
         state["fast_cursor"] = fast_cursor
         if self.row_factory is not None:
             state["row_factory"] = self.row_factory
@@ -208,12 +208,11 @@ class AsyncLease:
 
         What they raise is no error of the borrower, whose work is done.
         """
-        reset = self.pool.blueprint.settings.reset
         try:
             if pooled.prepared.bare and pooled.pgconn.status == ConnStatus.OK:
                 await self.pool.configure(pooled)
-            if reset is not None and pooled.pgconn.status == ConnStatus.OK:
-                await reset(pooled.connection)
+            if pooled.pgconn.status == ConnStatus.OK:
+                await self.pool.reset(pooled)
         except Exception as failure:
             logger.warning("%s: closing a connection that was given back: %r", self.pool.name, failure)
             pooled.close()

@@ -10,6 +10,7 @@ import logging
 import sys
 from time import monotonic
 from types import FrameType
+from weakref import ref
 
 from .._config.blueprint import Blueprint
 from .._pool.ledger import Ledger
@@ -33,12 +34,16 @@ class AsyncPool(Ledger[AsyncPooledConnection, Waiter[AsyncPooledConnection]]):
 
     def __init__(self, blueprint: Blueprint) -> None:
         super().__init__(blueprint, Queue, AsyncUpkeep(self, blueprint.settings))
+        self.weak = ref(self)
+        """For what a borrower may keep: a connection that was given back must not keep the pool open."""
         self.loop = current_loop()
         """The event loop that its connections belong to; None in threads, which share them."""
         self._connector = AsyncConnector(blueprint, self.observe)
         self._checks = self._connector.checks
         self.configure = self._connector.configure
         """Makes a connection that was cleaned what every borrower is to find."""
+        self.reset = self._connector.reset
+        """Calls the program's `reset` function on a connection that was given back."""
 
     async def borrow(self, timeout: float | None = None, label: Label | None = None) -> AsyncPooledConnection:
         """Return a live connection that is the caller's until `give_back`.
@@ -142,6 +147,21 @@ class AsyncPool(Ledger[AsyncPooledConnection, Waiter[AsyncPooledConnection]]):
             return False
         await self._connect(pooled, None)
         self.give_back(pooled)
+        return True
+
+    async def renew(self) -> bool:
+        """Replace one idle connection that expires soon; tell whether there was one."""
+        old = self._expiring()
+        if old is None:
+            return False
+        new = self._find_room()
+        if new is None:  # the old one has the last place
+            self._retire(old)
+            new = self._find_room()
+        if new is not None:
+            await self._connect(new, None)
+            self.give_back(new)
+        self._retire(old)
         return True
 
     async def open(self) -> None:

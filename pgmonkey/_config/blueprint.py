@@ -7,9 +7,12 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
+from inspect import iscoroutinefunction
 from typing import Any
 
-from .schema import CREDENTIALS, Config, Kind, PoolSettings, libpq_keywords
+from ..errors import ConfigError
+from .schema import CREDENTIALS, HOOKS, Config, Kind, PoolSettings, libpq_keywords
 
 # Used when neither the file nor the environment sets them, in seconds; tcp_user_timeout is in milliseconds.  By default
 # psycopg gives up a connection attempt after 130 seconds, and Linux notices a dead peer after a quarter of an hour when
@@ -53,6 +56,8 @@ def blueprint(config: Config, kind: Kind) -> Blueprint:
     is_async = kind in ("async", "async_pool")
     single = kind in ("normal", "async")
     settings = config.async_pool_settings if is_async else config.pool_settings
+    if not is_async:
+        _refuse_coroutine_functions(config, settings)
     if single:
         settings = replace(settings, min_size=1, max_size=1, max_lifetime=math.inf, max_idle=math.inf)
     arguments = dict(config.arguments)
@@ -89,6 +94,19 @@ def blueprint(config: Config, kind: Kind) -> Blueprint:
         pgbouncer=behind_pgbouncer,
         transaction_settings=transaction_settings,
     )
+
+
+def _refuse_coroutine_functions(config: Config, settings: PoolSettings) -> None:
+    """Raise `ConfigError` for what nobody would await in threads: as a `check`, it would let everything pass."""
+    for name in HOOKS:
+        function = getattr(settings, name)
+        while isinstance(function, partial):
+            function = function.func
+        if iscoroutinefunction(function) or iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
+            raise ConfigError(
+                f"{config.source}: pool_settings.{name}: a coroutine function is never awaited in a pool for threads; "
+                "move it to async_pool_settings"
+            )
 
 
 def _credentials(config: Config) -> dict[str, object]:

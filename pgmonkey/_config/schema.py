@@ -132,6 +132,8 @@ _WHOLE_NUMBERS = (
     "keepalives_count",
     "tcp_user_timeout",
 )
+HOOKS = ("configure", "check", "reset", "reconnect_failed")
+"""Functions that a pool calls; of async pools, coroutine functions."""
 _MAY_BE_ZERO = ("reconnect_timeout", "open_timeout", "leak_detection_threshold")
 # libpq tries several hosts in turn, written with commas ("Specifying Multiple Hosts" in its manual).
 _LISTS = ("host", "hostaddr", "port")

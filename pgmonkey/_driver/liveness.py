@@ -61,5 +61,7 @@ def is_lost_server(error: psycopg.Error, pgconn: PGconn) -> bool:
     """Tell whether *error*, of *pgconn*, means that the server is going away, is lost, or is no longer the primary."""
     if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
         return pgconn.status == pq.ConnStatus.OK and pgconn.parameter_status(b"in_hot_standby") == b"on"
+    # An ordinary ERROR with such a code is somebody else's: of a foreign server, or of a function that raises it.
+    fatal = (error.diag.severity_nonlocalized or error.diag.severity) in ("FATAL", "PANIC")
     sqlstate = error.sqlstate or ""
-    return sqlstate in _GOING_AWAY or sqlstate.startswith("08")
+    return fatal and (sqlstate in _GOING_AWAY or sqlstate.startswith("08"))

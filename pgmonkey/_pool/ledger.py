@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -34,7 +35,7 @@ from .._config.blueprint import Blueprint
 from .._driver.liveness import is_alive, is_lost_server
 from ..errors import PoolClosedError, PoolFullError, PoolTimeoutError
 from . import forks
-from .pooled import Pooled, Ticket
+from .pooled import EARLY, Pooled, Ticket
 
 logger = logging.getLogger("pgmonkey")
 
@@ -45,6 +46,8 @@ W = TypeVar("W", bound="Waiter[Any]")
 _IDLE, _NO_PIPELINE = int(pq.TransactionStatus.IDLE), int(pq.PipelineStatus.OFF)
 # Seconds between two looks at what may have been left undone, however many wait.
 _LOOK_EVERY = 0.2
+# Minimum of seconds between two looks at connections that are lent and should be replaced.
+_RENEWAL_GRAIN = 0.02
 _COUNTS = (
     *("usage_ms", "requests_num", "requests_queued", "requests_wait_ms", "requests_errors", "returns_bad"),
     *("connections_num", "connections_ms", "connections_errors", "connections_lost"),
@@ -343,6 +346,26 @@ class Ledger(Generic[P, W]):
                 break
             self._drop(longest)
         return len(self._tickets) > settings.min_size
+
+    def _expiring(self) -> P | None:
+        """Return an idle connection that is to be replaced before it expires."""
+        now = monotonic()
+        return next((pooled for pooled in list(self._idle) if pooled.renew_at <= now), None)
+
+    def _retire(self, pooled: P) -> None:
+        """Close what has been replaced, now or, if it was lent meanwhile, when it comes back."""
+        pooled.expires = 0.0
+        with suppress(ValueError):  # it is lent
+            self._idle.remove(pooled)
+            self._drop(pooled)
+
+    def renewal_in(self) -> float:
+        """Return the seconds until a connection is to be replaced; infinity when none is."""
+        now = monotonic()
+        # One that is lent then is looked at again, as it may come back before it expires.
+        again = max(self._settings.max_lifetime * EARLY / 8, _RENEWAL_GRAIN)
+        ages = (pooled.renew_at - now for pooled in self._connected())
+        return min((left if left > 0 else again for left in ages), default=math.inf)
 
     def forget_plans(self) -> None:
         """Have every connection prepare its statements anew: the tables have changed."""

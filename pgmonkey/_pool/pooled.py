@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import weakref
 from collections.abc import Callable
 from time import monotonic
@@ -36,6 +37,11 @@ class Watching(Protocol):
         ...
 
 
+# Shares of max_lifetime: how much sooner a connection may expire, so that those which were made at once do not end at
+# once (as psycopg_pool), and how long before that it is replaced in the background, so that no borrower misses it.
+_JITTER = 0.05
+EARLY = 0.05
+
 C = TypeVar("C", bound=AnyConnection)
 W = TypeVar("W", bound=Watching)
 
@@ -57,8 +63,8 @@ class Pooled(Generic[C, W]):
 
     __slots__ = (
         *("__weakref__", "arrived", "autocommit", "begin", "borrowed_at", "connected", "connection", "expires"),
-        *("frame", "idle_since", "label", "lent_at", "pgconn", "plans", "prepared", "reported", "ticket"),
-        *("unconfigured", "watcher", "weak"),
+        *("frame", "idle_since", "label", "lent_at", "pgconn", "plans", "prepared", "renew_at", "reported"),
+        *("ticket", "unconfigured", "watcher", "weak"),
     )
 
     connection: C
@@ -92,7 +98,11 @@ class Pooled(Generic[C, W]):
         """A copy of the connection as it was before `configure` was called."""
         self.plans = Plans(connection, self.prepared)
         self.arrived = watcher.arrived  # looked up once: the ledger asks at each borrow
-        self.expires = monotonic() + max_lifetime
+        self.borrowed_at = monotonic()
+        lifetime = max_lifetime * random.uniform(1 - _JITTER, 1)  # noqa: S311
+        self.expires = monotonic() + lifetime
+        self.renew_at = monotonic() + lifetime * (1 - EARLY)
+        """When upkeep replaces it, if it is idle then."""
         self.connected = True
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from time import monotonic
 
@@ -44,13 +45,13 @@ class Schedule:
         """Note that all connections could be made."""
         self._failing_since, self.pause = None, 0.0
 
-    def next_look(self, *, surplus: bool) -> float | None:
-        """Return the seconds until the next look; None when there is no work.
+    def next_look(self, *, surplus: bool) -> float:
+        """Return the seconds until the next look; infinity when there is no work.
 
         *surplus*: there are more connections than ``min_size``.
         """
         settings, threshold = self._settings, self._settings.leak_detection_threshold
         if not surplus and not threshold:
-            return None
-        delay = min(_LOOK_EVERY, settings.max_idle / 4, settings.max_lifetime / 4)
+            return math.inf
+        delay = min(_LOOK_EVERY, settings.max_idle / 4)
         return min(delay, threshold / 2) if threshold else delay

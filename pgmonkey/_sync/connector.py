@@ -99,8 +99,24 @@ class Connector:
                 pooled.connection.execute("SELECT 1")
             if settings.check is not None:
                 settings.check(pooled.connection)
+                self._expect_idle(pooled, "check")
         finally:
             state["command_timeout"] = self._blueprint.command_timeout
+
+    def reset(self, pooled: PooledConnection) -> None:
+        """Call the `reset` function of the settings, if there is one; raise what it raises."""
+        reset = self._blueprint.settings.reset
+        if reset is not None:
+            reset(pooled.connection)
+            self._expect_idle(pooled, "reset")
+
+    def _expect_idle(self, pooled: PooledConnection, hook: str) -> None:
+        """Raise `psycopg.ProgrammingError` where the function called *hook* has left a transaction open."""
+        connection = pooled.connection
+        if connection.pgconn.transaction_status != TransactionStatus.IDLE:
+            raise psycopg.ProgrammingError(f"the {hook!r} function left a transaction open, or the connection closed")
+        if not connection.autocommit:
+            connection.set_autocommit(True)  # the pool's own mode; borrowers get theirs when it is lent
 
     def _connect(self) -> AnyConnection:
         credentials = self._current_credentials()

@@ -37,6 +37,8 @@ _FATAL, _NO_PIPELINE = int(ExecStatus.FATAL_ERROR), int(PipelineStatus.OFF)
 
 Lent: TypeAlias = "Callable[[], PooledConnection | None]"
 """What a lent connection knows of what it was lent over; returns None when that was lost."""
+WeakPool: TypeAlias = "Callable[[], Pool | None]"
+"""What a lent connection knows of its pool, which it must not keep."""
 
 
 def execute_plan(pooled: PooledConnection, plan: Plan, begin: Begin | None) -> PGresult:
@@ -78,7 +80,7 @@ def execute_text(pooled: PooledConnection, query: PostgresQuery, begin: Begin | 
     return results if begin is None else results[len(begin) :]
 
 
-def may_repeat(pool: Pool, pooled: PooledConnection, error: psycopg.Error) -> bool:
+def may_repeat(pool: WeakPool, pooled: PooledConnection, error: psycopg.Error) -> bool:
     """Tell whether the statement that raised *error* may be executed once more.
 
     It may when the server did nothing because what was prepared is outdated.  Where other work was done before, that is
@@ -88,8 +90,15 @@ def may_repeat(pool: Pool, pooled: PooledConnection, error: psycopg.Error) -> bo
     outdated = pooled.prepared.reused and pooled.pgconn.pipeline_status == _NO_PIPELINE and is_refused(error)
     # A value that does not fit (class 22) is rather the caller's fault.
     if outdated and not first and not str(error.sqlstate).startswith("22"):
-        pool.forget_plans()
+        forget_plans(pool)
     return outdated and first
+
+
+def forget_plans(pool: WeakPool) -> None:
+    """Have every connection of *pool* prepare its statements anew."""
+    found = pool()
+    if found is not None:
+        found.forget_plans()
 
 
 def begin_anew(connection: AnyConnection) -> None:
@@ -229,7 +238,7 @@ class FastPath:
                 plan.busy = True
                 return plan, result
             except psycopg.Error as error:
-                if not may_repeat(self.pool, pooled, error):
+                if not may_repeat(self.pool.weak, pooled, error):
                     raise
         finally:
             lock.release()

@@ -12,6 +12,7 @@ import logging
 import sys
 from time import monotonic
 from types import FrameType
+from weakref import ref
 
 from .._config.blueprint import Blueprint
 from .._pool.ledger import Ledger
@@ -35,12 +36,16 @@ class Pool(Ledger[PooledConnection, Waiter[PooledConnection]]):
 
     def __init__(self, blueprint: Blueprint) -> None:
         super().__init__(blueprint, Queue, Upkeep(self, blueprint.settings))
+        self.weak = ref(self)
+        """For what a borrower may keep: a connection that was given back must not keep the pool open."""
         self.loop = current_loop()
         """The event loop that its connections belong to; None in threads, which share them."""
         self._connector = Connector(blueprint, self.observe)
         self._checks = self._connector.checks
         self.configure = self._connector.configure
         """Makes a connection that was cleaned what every borrower is to find."""
+        self.reset = self._connector.reset
+        """Calls the program's `reset` function on a connection that was given back."""
 
     def borrow(self, timeout: float | None = None, label: Label | None = None) -> PooledConnection:
         """Return a live connection that is the caller's until `give_back`.
@@ -144,6 +149,21 @@ class Pool(Ledger[PooledConnection, Waiter[PooledConnection]]):
             return False
         self._connect(pooled, None)
         self.give_back(pooled)
+        return True
+
+    def renew(self) -> bool:
+        """Replace one idle connection that expires soon; tell whether there was one."""
+        old = self._expiring()
+        if old is None:
+            return False
+        new = self._find_room()
+        if new is None:  # the old one has the last place
+            self._retire(old)
+            new = self._find_room()
+        if new is not None:
+            self._connect(new, None)
+            self.give_back(new)
+        self._retire(old)
         return True
 
     def open(self) -> None:

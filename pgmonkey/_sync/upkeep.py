@@ -7,13 +7,16 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from math import isfinite, isinf
 from time import monotonic
 from typing import Protocol
 
 from .._config.schema import PoolSettings
 from .._pool.schedule import Schedule
 from .connector import PooledConnection
-from .waiting import Ticker
+from .waiting import Ticker, ask
 
 logger = logging.getLogger("pgmonkey")
 
@@ -43,11 +46,23 @@ class Kept(Protocol):
         """Make a connection if there are fewer than ``min_size``; tell whether one was made."""
         ...
 
+    def renew(self) -> bool:
+        """Replace one idle connection that expires soon; tell whether there was one."""
+        ...
+
+    def renewal_in(self) -> float:
+        """Return the seconds until a connection is to be replaced; infinity when none is."""
+        ...
+
+
+# Maximum of seconds between two looks: a timer takes no number that is too large.
+_LONGEST = 3600.0
+
 
 class Upkeep:
     """Keeps one pool in order for as long as there is something to do.
 
-    A settled pool has no upkeep thread, which a fork would have to mind, and no timer.
+    A settled pool sleeps until its first connection is to be replaced; a single connection has no upkeep.
     """
 
     def __init__(self, pool: Kept, settings: PoolSettings) -> None:
@@ -66,14 +81,17 @@ class Upkeep:
         """Begin, if there is something to do; *hurry* ends the pause after a failure, because an attempt succeeded."""
         # Told to the run that is going on, which may have looked before the connection was lost.
         self._wanted = True
-        ticker = self._ticker
+        ticker, settings = self._ticker, self._settings
         if ticker is None:
             pool = self._pool()
             if pool is None or pool.close_reason:
                 return
-            if self._settings.leak_detection_threshold or not pool.at_min_size:
-                self._ticker = Ticker(self._run)
-        elif hurry and self._schedule.pause:
+            if settings.leak_detection_threshold or isfinite(settings.max_lifetime) or not pool.at_min_size:
+                try:
+                    self._ticker = Ticker(self._run)
+                except RuntimeError as error:  # no thread can be started: too many run, or the process ends
+                    logger.warning("%s: no upkeep for now: %s", pool.name, error)
+        elif hurry or not self._schedule.pause:
             self._schedule.pause = 0.0
             ticker.hurry()
 
@@ -84,7 +102,20 @@ class Upkeep:
             ticker.stop()
 
     def _run(self) -> float | None:
-        """Do what is to be done; return the seconds until the next time, or None when all is well."""
+        """Do what is to be done; return the seconds until the next time, or None when there is nothing to do."""
+        try:
+            return self._look_after()
+        except Exception as error:
+            # Of the program's own functions, such as a label or a log handler.
+            with suppress(Exception):
+                logger.error("upkeep failed, trying again: %r", error, exc_info=True)
+            self._schedule.failed()
+            return self._schedule.retry_after()
+        except BaseException:
+            self._ticker = None  # the thread or task ends, so the next `start` makes another
+            raise
+
+    def _look_after(self) -> float | None:
         self._wanted = False
         pool = self._pool()
         if pool is None:
@@ -92,16 +123,17 @@ class Upkeep:
         surplus = pool.shrink()
         self._report_leaks(pool)
         try:
-            while pool.grow():
-                pass  # one at a time: a server that is coming back is not stormed
+            # One at a time: a server that is coming back is not stormed.
+            while pool.grow() or pool.renew():
+                pass
         except Exception as error:
             return None if pool.close_reason else self._failed(pool, error)
         self._schedule.succeeded()
-        delay = self._schedule.next_look(surplus=surplus)
-        if delay is None:
+        delay = min(self._schedule.next_look(surplus=surplus), pool.renewal_in())
+        if isinf(delay):
             self._ticker = None
         # Asked last: a `start` that comes now finds either a run that asks afterwards, or no ticker and makes one.
-        return 0.0 if self._wanted else delay
+        return 0.0 if self._wanted else None if isinf(delay) else min(delay, _LONGEST)
 
     def _failed(self, pool: Kept, error: Exception) -> float:
         name = pool.name
@@ -111,8 +143,14 @@ class Upkeep:
         elif expired:
             logger.error("%s: cannot connect for %g s: %s", name, self._settings.reconnect_timeout, error)
             if self._settings.reconnect_failed is not None:
-                self._settings.reconnect_failed(pool)
+                self._tell(self._settings.reconnect_failed, pool)
         return self._schedule.retry_after()
+
+    def _tell(self, function: Callable[..., object], pool: Kept) -> None:
+        try:
+            ask(partial(function, pool))
+        except Exception as error:
+            logger.warning("%s: 'reconnect_failed' raised %r", pool.name, error)
 
     def _report_leaks(self, pool: Kept) -> None:
         threshold = self._settings.leak_detection_threshold

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import weakref
@@ -11,7 +12,8 @@ from concurrent.futures import Future, wait
 from contextlib import suppress
 from operator import methodcaller
 from queue import Empty, SimpleQueue
-from typing import Generic, TypeVar
+from types import MethodType
+from typing import Generic, TypeVar, cast
 
 from .._config.schema import Kind
 
@@ -126,32 +128,99 @@ Queue = deque
 
 
 class Ticker:
-    """Call a method of an object again and again in a daemon thread, until it returns None or the object is gone."""
+    """Call a method of an object again and again in a daemon thread, until it returns None or the object is gone.
+
+    There is no such thread while the process forks: Python warns of forks in processes with threads.
+    """
 
     def __init__(self, method: Callable[[], float | None]) -> None:
         self._method = weakref.WeakMethod(method)
         self._stopped = False
-        # As in `Waiter`, not an event.
-        self._wakes: SimpleQueue[None] = SimpleQueue()
-        threading.Thread(target=self._run, name="pgmonkey-upkeep", daemon=True).start()
+        self._due = 0.0
+        self._worker = _Worker(self._run, method)
+        _tickers.add(self)
 
-    def _run(self) -> None:
-        delay: float | None = 0.0
-        while delay is not None:
+    def _run(self, worker: _Worker) -> None:
+        while not self._stopped:
             # Not sleep(): it can be hurried and stopped.
             with suppress(Empty):
-                self._wakes.get(timeout=delay)
+                worker.wakes.get(timeout=max(0.0, self._due - time.monotonic()))
+                while True:  # one look serves all
+                    worker.wakes.get_nowait()
             method = self._method()
-            if method is None or self._stopped:
+            if worker.ended:
+                return  # with the method still due
+            delay = None if method is None or self._stopped else method()
+            if delay is None:
+                self._stopped = True
                 return
-            delay = method()
+            self._due = time.monotonic() + delay
             del method  # or this thread would keep the pool alive while it sleeps
 
     def hurry(self) -> None:
         """Call now what is due later."""
-        self._wakes.put(None)
+        self._due = 0.0
+        self._worker.wakes.put(None)
 
     def stop(self) -> None:
         """Stop for good."""
         self._stopped = True
-        self._wakes.put(None)
+        self._worker.wakes.put(None)
+
+    def pause(self) -> None:
+        """End the thread until `resume` is called; where it is at work, it may go on for a moment."""
+        self._worker.end()
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        method = self._method()
+        if method is not None and not self._stopped:
+            self._worker = _Worker(self._run, method, self._worker)
+
+
+class _Worker:
+    """A thread of a ticker.  It begins when the one *before* it has ended, and wakes when *method*'s object is gone."""
+
+    def __init__(
+        self, run: Callable[[_Worker], None], method: Callable[..., object], before: _Worker | None = None
+    ) -> None:
+        # As in `Waiter`, not an event.
+        self.wakes: SimpleQueue[object] = SimpleQueue()
+        self.ended = False
+        # The method of a queue, in C, cannot be interrupted.
+        self._forgotten = weakref.ref(cast(MethodType, method).__self__, self.wakes.put)
+        self._run = run
+        self._before = before
+        self._thread = threading.Thread(target=self._work, name="pgmonkey-upkeep", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        if self._before is not None:
+            self._before._thread.join()
+            self._before = None
+        self._run(self)
+
+    def end(self) -> None:
+        self.ended = True
+        self.wakes.put(None)
+        if self._thread is not threading.current_thread():
+            self._thread.join(_PAUSE)
+
+
+# Seconds that a fork waits for a thread that is at work.
+_PAUSE = 0.05
+_tickers: weakref.WeakSet[Ticker] = weakref.WeakSet()
+
+
+def _before_fork() -> None:
+    for ticker in list(_tickers):
+        ticker.pause()
+
+
+def _after_fork_in_parent() -> None:
+    for ticker in list(_tickers):
+        ticker.resume()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which cannot fork
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent)

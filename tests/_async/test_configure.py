@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -279,6 +280,50 @@ async def test_what_reset_refuses_is_closed(
     assert observer.execute("SELECT count(*) FROM t").fetchone() == (2,)
     assert caplog.text.count("closing a connection that was given back") == 3
     assert database.stats()["pool_available"] == 0
+    await database.close()
+
+
+async def test_what_reset_leaves_open_is_closed(config: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    async def reset(connection: AsyncConnection[Any]) -> None:
+        await connection.set_autocommit(False)
+        await connection.execute("SELECT 1")
+        if leaving != "open":
+            await connection.commit()
+
+    leaving = "open"
+    database: AsyncDatabase[Any] = AsyncDatabase(pools(config, max_size=1, reset=reset, check_on_checkout=True))
+    async with database.connection():
+        pass
+    assert "the 'reset' function left a transaction open" in caplog.text
+    leaving = "nothing"
+    for _ in range(2):
+        async with database.connection() as connection:
+            assert connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+            pid = connection.info.backend_pid
+    assert await database.fetch_value("SELECT pg_backend_pid()") == pid
+    await database.close()
+
+
+@pytest.mark.parametrize("how", ["open", "failed", "closed"])
+async def test_what_check_leaves_open_is_not_lent(how: str, config: dict[str, Any]) -> None:
+    refused: list[int] = []
+
+    async def check(connection: AsyncConnection[Any]) -> None:
+        if refused:
+            return
+        refused.append(connection.info.backend_pid)
+        await connection.set_autocommit(False)
+        await connection.execute("SELECT 1")
+        if how == "failed":
+            with suppress(psycopg.Error):
+                await connection.execute("SELECT 1 / 0")
+        elif how == "closed":
+            await connection.close()
+
+    database: AsyncDatabase[Any] = AsyncDatabase(pools(config, max_size=1, check=check))
+    async with database.connection() as connection:
+        assert connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+        assert connection.info.backend_pid not in refused
     await database.close()
 
 

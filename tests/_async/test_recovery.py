@@ -95,8 +95,8 @@ async def test_a_shutdown_of_the_server_replaces_all_connections(config: dict[st
     database = AsyncDatabase(pools(config, min_size=2))
     async with database.connection() as first, database.connection() as second:
         pids = {first.info.backend_pid, second.info.backend_pid}
-    with pytest.raises(psycopg.errors.AdminShutdown):
-        await database.execute("DO $$ BEGIN RAISE 'going down' USING ERRCODE = 'admin_shutdown'; END $$")
+    with pytest.raises(psycopg.errors.AdminShutdown):  # which the server says with FATAL, as at its end
+        await database.execute("SELECT pg_terminate_backend(pg_backend_pid()), pg_sleep(5)")
     async with database.connection() as first, database.connection() as second:
         assert not pids & {first.info.backend_pid, second.info.backend_pid}
     await database.close()

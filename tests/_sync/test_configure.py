@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -281,6 +282,50 @@ def test_what_reset_refuses_is_closed(
     assert observer.execute("SELECT count(*) FROM t").fetchone() == (2,)
     assert caplog.text.count("closing a connection that was given back") == 3
     assert database.stats()["pool_available"] == 0
+    database.close()
+
+
+def test_what_reset_leaves_open_is_closed(config: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    def reset(connection: Connection[Any]) -> None:
+        connection.set_autocommit(False)
+        connection.execute("SELECT 1")
+        if leaving != "open":
+            connection.commit()
+
+    leaving = "open"
+    database: Database[Any] = Database(pools(config, max_size=1, reset=reset, check_on_checkout=True))
+    with database.connection():
+        pass
+    assert "the 'reset' function left a transaction open" in caplog.text
+    leaving = "nothing"
+    for _ in range(2):
+        with database.connection() as connection:
+            assert connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+            pid = connection.info.backend_pid
+    assert database.fetch_value("SELECT pg_backend_pid()") == pid
+    database.close()
+
+
+@pytest.mark.parametrize("how", ["open", "failed", "closed"])
+def test_what_check_leaves_open_is_not_lent(how: str, config: dict[str, Any]) -> None:
+    refused: list[int] = []
+
+    def check(connection: Connection[Any]) -> None:
+        if refused:
+            return
+        refused.append(connection.info.backend_pid)
+        connection.set_autocommit(False)
+        connection.execute("SELECT 1")
+        if how == "failed":
+            with suppress(psycopg.Error):
+                connection.execute("SELECT 1 / 0")
+        elif how == "closed":
+            connection.close()
+
+    database: Database[Any] = Database(pools(config, max_size=1, check=check))
+    with database.connection() as connection:
+        assert connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+        assert connection.info.backend_pid not in refused
     database.close()
 
 

@@ -97,8 +97,8 @@ def test_a_shutdown_of_the_server_replaces_all_connections(config: dict[str, Any
     database = Database(pools(config, min_size=2))
     with database.connection() as first, database.connection() as second:
         pids = {first.info.backend_pid, second.info.backend_pid}
-    with pytest.raises(psycopg.errors.AdminShutdown):
-        database.execute("DO $$ BEGIN RAISE 'going down' USING ERRCODE = 'admin_shutdown'; END $$")
+    with pytest.raises(psycopg.errors.AdminShutdown):  # which the server says with FATAL, as at its end
+        database.execute("SELECT pg_terminate_backend(pg_backend_pid()), pg_sleep(5)")
     with database.connection() as first, database.connection() as second:
         assert not pids & {first.info.backend_pid, second.info.backend_pid}
     database.close()

@@ -45,7 +45,7 @@ print("ok")
 
 @pytest.mark.parametrize("leave", ["os._exit(0)", "sys.exit(0)"])
 def test_a_forked_child_has_connections_of_its_own(leave: str, config: dict[str, Any]) -> None:
-    # Python 3.12 warns of fork() in a process with threads, such as the one that may be filling the pool still.
+    # Python 3.12 warns of fork() in a process with threads, such as the one that may be connecting at this moment.
     flags = ("-W", "ignore::DeprecationWarning")
     assert run(FORK.replace("LEAVE", leave), config, flags=flags) == "ok\n"
 
@@ -127,3 +127,32 @@ print("ok")
 def test_what_a_forked_child_forgets_goes_on_in_the_parent(config: dict[str, Any]) -> None:
     """The pool ends what a forgotten connection is doing, but here it is the parent's."""
     assert run(FORGOTTEN, config, flags=("-W", "ignore::DeprecationWarning")) == "ok\n"
+
+
+SETTLED = """
+import os, threading, time
+from pgmonkey import Database
+CONFIG["pool_settings"] = {"min_size": 2, "max_size": 2, "max_lifetime": 4}
+database = Database(CONFIG)
+database.connect()
+while database.stats()["pool_available"] < 2:
+    time.sleep(0.01)
+time.sleep(0.1)
+pids = lambda: set(database.fetch_all("SELECT pid FROM pg_stat_activity WHERE datname = current_database()"))
+for _ in range(20):
+    child = os.fork()
+    if child == 0:
+        assert threading.active_count() == 1
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+first = pids()
+assert [thread.name for thread in threading.enumerate()][1:] == ["pgmonkey-upkeep"]
+time.sleep(5)
+assert len(pids() - first) == 2, "upkeep goes on in the parent"
+print("ok")
+"""
+
+
+def test_a_fork_finds_no_thread_of_a_settled_pool(config: dict[str, Any]) -> None:
+    """Of threads Python 3.12 would warn, as they may hold locks."""
+    assert run(SETTLED, config, flags=("-W", "error")) == "ok\n"

@@ -1,0 +1,161 @@
+"""What a pool does in the background: it replaces what expires, tries again, and survives the program's functions."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+
+from pgmonkey import AsyncDatabase
+from pgmonkey._async.waiting import sleep
+from pgmonkey.embedded import Server
+
+from ..configs import pools
+
+Backends = Callable[[], list[tuple[int, str]]]
+Observer = psycopg.Connection[Any]
+
+
+async def until(what: Callable[[], bool], seconds: float = 5) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        await sleep(0.005)
+
+
+async def test_connections_are_replaced_one_by_one_before_they_expire(
+    config: dict[str, Any], observer: Observer, backends: Backends
+) -> None:
+    """Nobody asks for them: a borrower would find none that is too old."""
+    lifetime, size = 3.0, 6
+    database = AsyncDatabase(pools(config, min_size=size, max_size=size, max_lifetime=lifetime))
+    await database.connect()
+    await until(lambda: len(backends()) == size)
+    first, fewest = {pid for pid, _ in backends()}, size
+    ages: dict[int, float] = {}
+    look = (
+        "SELECT pid, extract(epoch FROM clock_timestamp() - backend_start)::float FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+    )
+    deadline = time.monotonic() + 3 * lifetime
+    while len(now := dict(observer.execute(look).fetchall())) and first & now.keys():
+        fewest = min(fewest, len(now))
+        ages.update(now)
+        assert time.monotonic() < deadline
+        await sleep(0.005)
+    ended = [ages[pid] for pid in first]
+    assert fewest >= size - 1
+    assert 0.85 * lifetime < min(ended)
+    assert max(ended) < 1.1 * lifetime
+    assert max(ended) - min(ended) > 0.01 * lifetime, "they do not end together"
+    assert database.stats()["requests_num"] == 1
+    assert database.stats()["connections_lost"] == 0
+    await database.close()
+
+
+async def test_a_connection_that_is_lent_when_it_expires_is_replaced_when_it_comes_back(
+    config: dict[str, Any], backends: Backends
+) -> None:
+    database = AsyncDatabase(pools(config, min_size=1, max_size=1, max_lifetime=0.4))
+    asked = 2  # for the first connection, and for this block's
+    async with database.connection() as connection:
+        pid = connection.info.backend_pid
+        await sleep(0.6)
+        assert [pid for pid, _ in backends()] == [pid]
+        await connection.execute("SELECT 1")
+    await until(lambda: [pid for pid, _ in backends()] not in ([pid], []))
+    assert database.stats()["requests_num"] == asked
+    await database.close()
+
+
+async def test_reconnect_failed_is_awaited_and_may_raise(
+    config: dict[str, Any], server: Server, dbname: str, backends: Backends, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is called again after each `reconnect_timeout`; whatever it does, the pool is filled when that works."""
+    told: list[object] = []
+
+    async def reconnect_failed(pool: Any) -> None:
+        await sleep(0)
+        told.append(pool.name)
+        if len(told) == 1:
+            raise ZeroDivisionError
+        raise psycopg.OperationalError("no")
+
+    settings = pools(config, min_size=2, reconnect_timeout=0.3, reconnect_failed=reconnect_failed, name="mine")
+    database = AsyncDatabase(settings)
+    await database.connect()
+    await until(lambda: len(backends()) == 2)
+    allow = f"ALTER DATABASE {dbname} ALLOW_CONNECTIONS"
+    with psycopg.connect(server.dsn(), autocommit=True) as admin:
+        admin.execute(f"{allow} false".encode())
+        async with database.connection() as connection:
+            await connection.close()
+        await until(lambda: len(told) == 2)
+        assert told == ["pool 'mine'"] * 2
+        assert "'reconnect_failed' raised ZeroDivisionError" in caplog.text
+        admin.execute(f"{allow} true".encode())
+    await until(lambda: len(backends()) == 2, 8)
+    await database.close()
+
+
+class Failing(logging.Handler):
+    """A log handler that cannot write."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        raise OSError("disk full")
+
+
+async def test_a_log_handler_that_raises_does_not_end_upkeep(config: dict[str, Any], backends: Backends) -> None:
+    database = AsyncDatabase(pools(config, min_size=1, max_size=3, max_idle=0.3, leak_detection_threshold=0.1))
+    handler = Failing()
+    logging.getLogger("pgmonkey").addHandler(handler)
+    try:
+        async with database.connection(), database.connection():
+            await sleep(0.3)
+    finally:
+        logging.getLogger("pgmonkey").removeHandler(handler)
+    await until(lambda: len(backends()) == 1)
+    await database.close()
+
+
+ORDINARY = ["08000", "08003", "08006", "08001", "08P01", "57P01", "57P02", "57P03"]
+
+
+@pytest.mark.parametrize("code", ORDINARY)
+async def test_an_ordinary_error_replaces_no_connection(code: str, config: dict[str, Any]) -> None:
+    """A function, or postgres_fdw with its foreign server away, may raise what else ends connections."""
+    database = AsyncDatabase(pools(config, min_size=2))
+    async with database.connection() as first, database.connection() as second:
+        pids = {first.info.backend_pid, second.info.backend_pid}
+    raising = f"DO $$ BEGIN RAISE 'far away' USING ERRCODE = '{code}'; END $$"
+    with pytest.raises(psycopg.Error) as caught:
+        await database.execute(raising)
+    assert caught.value.sqlstate == code
+    with pytest.raises(psycopg.Error):
+        async with database.transaction() as connection:
+            await connection.execute(raising.encode())
+    async with database.connection() as first, database.connection() as second:
+        assert pids == {first.info.backend_pid, second.info.backend_pid}
+    assert database.stats()["connections_num"] == 2
+    await database.close()
+
+
+async def test_a_foreign_server_that_is_away_replaces_no_connection(config: dict[str, Any]) -> None:
+    database = AsyncDatabase(pools(config, min_size=2))
+    if await database.fetch_value("SELECT 1 FROM pg_available_extensions WHERE name = 'postgres_fdw'") is None:
+        pytest.skip("this server has no postgres_fdw")
+    await database.execute("CREATE EXTENSION postgres_fdw")
+    await database.execute("CREATE SERVER away FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '127.0.0.1', port '1')")
+    await database.execute("CREATE USER MAPPING FOR CURRENT_USER SERVER away")
+    await database.execute("CREATE FOREIGN TABLE far (a int) SERVER away")
+    async with database.connection(), database.connection():
+        made = database.stats()["connections_num"]
+    for _ in range(8):
+        with pytest.raises(psycopg.OperationalError, match="server"):
+            await database.fetch_all("SELECT * FROM far")
+    assert database.stats()["connections_num"] == made
+    await database.close()
