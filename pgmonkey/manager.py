@@ -9,7 +9,7 @@ from ._async.handle import AsyncConnectionHandle
 from ._async.handle import open_handle as open_async_handle
 from ._config.schema import KINDS, Config, Kind
 from ._config.source import Origin, Path, Sources
-from ._pool.cache import Key, cache
+from ._pool.cache import Holder, Key, cache
 from ._sync.handle import ConnectionHandle, open_handle
 from .errors import ConfigError
 
@@ -44,6 +44,7 @@ class PGConnectionManager:
 
     def __init__(self) -> None:
         self._sources = Sources()
+        self._holder = Holder()
 
     @overload
     def get_database_connection(self, config: Path, kind: SyncKind, **options: Unpack[Options]) -> ConnectionHandle: ...
@@ -100,7 +101,7 @@ class PGConnectionManager:
     @property
     def cache_info(self) -> CacheInfo:
         """How many connections and pools this manager holds, and the type of each by a short key."""
-        held = cache.held_by(self)
+        held = cache.held_by(self._holder)
         # The digest alone would not tell apart the kinds of one configuration, nor the pools of two event loops.
         return {
             "size": len(held),
@@ -114,7 +115,7 @@ class PGConnectionManager:
         """
         # Files are read again at the next call, even if their signature is the same.
         self._sources.clear()
-        cache.release(self)
+        cache.release(self._holder)
 
     async def clear_cache_async(self) -> None:
         """Do as `clear_cache`, which waits for nothing and so may be called inside an event loop too."""
@@ -133,8 +134,8 @@ class PGConnectionManager:
             raise ConfigError(f"{config.source}: {kind!r} is not a connection type; use one of {', '.join(KINDS)}")
         if kind in ("async", "async_pool"):
             # A coroutine: its body runs, and looks for the event loop, when the caller awaits it.
-            return open_async_handle(config, kind, self, fresh=force_reload)
-        return open_handle(config, kind, self, fresh=force_reload)
+            return open_async_handle(config, kind, self._holder, fresh=force_reload)
+        return open_handle(config, kind, self._holder, fresh=force_reload)
 
 
 def _suffix(key: Key) -> str:

@@ -25,7 +25,7 @@ from .._driver.plan import Declined, Read, read_all, read_count, read_one, read_
 from .._driver.prepared import is_refused
 from .._driver.sql import Params, Statement, returns_rows, text_of
 from .._driver.transaction_mode import DEFAULT, TransactionMode
-from .._pool.cache import cache
+from .._pool.cache import Holder, cache
 from .._pool.place import Label
 from .._pool.scopes import Ask, SessionValues, Shared, ask, enter, find, inside, is_asking
 from .fastpath import AsyncFastPath, begin_anew, may_repeat
@@ -89,7 +89,8 @@ class AsyncDatabase(Generic[Row]):
         row_factory: AsyncRowFactory[Any] | None = None,
         session_values: Callable[[], SessionValues | None] | None = None,
     ) -> None:
-        self._sources = Sources()  # also what the cache knows as the holder: unlike this, it is never equal to another
+        self._sources = Sources()
+        self._holder = Holder()
         self._origin = config, resolve_env, allow_sensitive_defaults
         # Checked now: a wrong configuration is an error of the program's start, not of its first request.
         self.timeout = blueprint(self._sources.config(*self._origin), POOL_KIND).settings.timeout
@@ -115,7 +116,7 @@ class AsyncDatabase(Generic[Row]):
         """Do as `close`, where nothing can be awaited."""
         self._handle = self._fast = None
         self._sources.clear()
-        cache.release(self._sources)
+        cache.release(self._holder)
 
     disconnect = close
 
@@ -133,7 +134,7 @@ class AsyncDatabase(Generic[Row]):
         handle = self._handle
         # Closed meanwhile, or another event loop runs: then the cache has, or makes, another handle.
         if handle is None or not handle.usable_here:
-            handle = await open_handle(self._sources.config(*self._origin), POOL_KIND, self._sources)
+            handle = await open_handle(self._sources.config(*self._origin), POOL_KIND, self._holder)
             self._fast = handle.fast_path(self._row_factory)
             self._handle = handle
         return handle

@@ -19,7 +19,7 @@ from psycopg.abc import AdaptContext
 from .._config.blueprint import blueprint
 from .._config.schema import Config, Kind
 from .._driver.psycopg_types import RowFactory
-from .._pool.cache import Key, cache
+from .._pool.cache import Holder, Key, cache
 from .._pool.open_blocks import Exit, OpenBlocks, Runner, by_frame, current_exit, current_runner
 from .._pool.place import Label
 from ..errors import PgmonkeyError, ServerUnavailableError
@@ -249,7 +249,7 @@ class _Nested:
             await self._stack.__aexit__(type(error), error, error.__traceback__)
 
 
-async def open_handle(config: Config, kind: Kind, holder: object, *, fresh: bool = False) -> AsyncConnectionHandle:
+async def open_handle(config: Config, kind: Kind, holder: Holder, *, fresh: bool = False) -> AsyncConnectionHandle:
     """Return the one handle of the process for *config* and *kind*, opened; *holder* keeps it from being closed.
 
     With *fresh*, a new handle replaces the cached one.  Raises `ServerUnavailableError` when there is no server.

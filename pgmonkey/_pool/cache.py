@@ -47,6 +47,13 @@ class Handle(Protocol):
 H = TypeVar("H", bound=Handle)
 
 
+class Holder:
+    """A manager or a database: what it has asked for lives as long as it does, or as anybody else refers to that."""
+
+    def __init__(self) -> None:
+        self.held: dict[_Entry, Handle] = {}
+
+
 class _Entry:
     successor: _Entry | None = None
     """What has replaced it, which is decided in one step, by ``setdefault``; its other holders still use it."""
@@ -55,29 +62,41 @@ class _Entry:
 
     def __init__(self, key: Key, handle: Handle) -> None:
         self.key = key
-        self.handle = handle
-        # Weak: a manager that was dropped without a release must not keep the handle from closing.
-        self.holders: weakref.WeakSet[object] = weakref.WeakSet()
+        # Weak: a handle that nobody can reach any more closes its connections as it goes.
+        self.handle: Callable[[], Handle | None] = weakref.ref(handle)
+        self._holders: dict[weakref.ref[Holder], None] = {}
+        self._used_by_others = False
+        """Whether a holder has gone without a release: the handle may be in use by whom it was given to."""
         # Returns the last holder, which most often is the next to ask.
         self.latest: Callable[[], object] = lambda: None
 
-    def hold(self, holder: object) -> None:
-        self.holders.add(holder)
-        self.latest = weakref.ref(holder)
+    def hold(self, holder: Holder) -> None:
+        self._forget_the_gone()
+        reference = weakref.ref(holder)
+        self._holders[reference] = None
+        self.latest = reference
 
-    def release(self, holder: object) -> None:
+    def release(self, holder: Holder) -> None:
         """Strike *holder* off, and note whether it was the last one."""
-        if holder in self.holders:
+        reference = weakref.ref(holder)
+        if reference in self._holders:
+            self._forget_the_gone()
             # Noted first if possible: a release that is interrupted and called again finds nobody to strike off.
-            self.closing = len(self.holders) == 1
-            self.holders.discard(holder)
+            self.closing = not self._used_by_others and len(self._holders) == 1
+            self._holders.pop(reference, None)
             self.latest = lambda: None
             # Another one may have come meanwhile; it has asked for `closing` after it came.
-            self.closing = not self.holders
+            self.closing = not self._used_by_others and not self._holders
+
+    def _forget_the_gone(self) -> None:
+        for reference in list(self._holders):
+            if reference() is None:
+                self._used_by_others = True
+                self._holders.pop(reference, None)
 
 
 class Cache:
-    """Handles by key, each with its holders; a handle is closed when its last holder releases it."""
+    """Handles by key.  One is closed when its last holder releases it, or when nobody refers to it any more."""
 
     def __init__(self) -> None:
         self._entries: dict[Key, _Entry] = {}
@@ -85,42 +104,58 @@ class Cache:
         self._open: dict[_Entry, None] = {}
 
     def acquire(
-        self, key: Key, make: Callable[[Config, Kind], H], config: Config, holder: object, *, fresh: bool = False
+        self, key: Key, make: Callable[[Config, Kind], H], config: Config, holder: Holder, *, fresh: bool = False
     ) -> H:
         """Return the one handle for *key*, made by *make* from *config* if need be, and note that *holder* holds it.
 
         With *fresh*, a new handle replaces it; the old one closes when its other holders release it or ask again.
         """
         entry = self._entries.get(key)
+        handle: Handle | None
         # When the last holder asks again, nothing changes.
-        if fresh or entry is None or entry.latest() is not holder or not entry.handle.usable_here:
-            entry = self._hold(key, make, config, holder, fresh)
-        return entry.handle  # type: ignore[return-value]  # one *make* for each kind, and the kind is part of the key
+        if (
+            fresh
+            or entry is None
+            or entry.latest() is not holder
+            or (handle := entry.handle()) is None
+            or not handle.usable_here
+        ):
+            handle = self._hold(key, make, config, holder, fresh)
+        return handle  # type: ignore[return-value]  # one *make* for each kind, and the kind is part of the key
 
     def _hold(
-        self, key: Key, make: Callable[[Config, Kind], Handle], config: Config, holder: object, fresh: bool
-    ) -> _Entry:
+        self, key: Key, make: Callable[[Config, Kind], Handle], config: Config, holder: Holder, fresh: bool
+    ) -> Handle:
         while True:
             entry = self._entries.get(key)
             while entry is not None and entry.successor is not None:
                 entry = entry.successor
-            if fresh or entry is None or entry.closing or not entry.handle.usable_here:
-                entry = self._replace(entry, _Entry(key, make(config, key[1])))
+            handle = None if fresh or entry is None or entry.closing else entry.handle()
+            if entry is None or handle is None or not handle.usable_here:
+                made = make(config, key[1])
+                entry = self._replace(entry, _Entry(key, made))
+                handle = entry.handle()
+            if handle is None:
+                continue  # another caller was faster, and is gone
+            holder.held[entry] = handle
             entry.hold(holder)
             if not entry.closing:
                 break
             self._let_go(entry, holder)  # its last holder has released it at this moment
-        for old in list(self._open):
-            if old.key == key and old is not entry:
+        for old, held in list(holder.held.items()):
+            if old is not entry and (old.key == key or held.orphaned):
                 self._let_go(old, holder)
-        return entry
+        return handle
 
     def _replace(self, old: _Entry | None, new: _Entry) -> _Entry:
         """Put *new* in the place of *old*; return that, or what another caller was faster to put there."""
-        # A closed event loop does not tell the cache; a new handle is the occasion to look.
+        # Neither a closed event loop nor a forgotten handle tells the cache; a new handle is the occasion to look.
         for entry in list(self._open):
-            if entry.handle.orphaned:
-                entry.handle.terminate()
+            handle = entry.handle()
+            if handle is None:
+                self._forget(entry)
+            elif handle.orphaned:
+                handle.terminate()
                 self._forget(entry)
         self._open[new] = None
         if old is None:
@@ -132,20 +167,24 @@ class Cache:
             del self._open[new]
         return current
 
-    def release(self, holder: object, key: Key | None = None) -> None:
+    def release(self, holder: Holder, key: Key | None = None) -> None:
         """Release what *holder* holds of *key*, or everything it holds; close handles without a holder.
 
         Interrupted half-way, it can be called again.
         """
-        for entry in list(self._open):
+        for entry in list(holder.held):
             if key is None or entry.key == key:
                 self._let_go(entry, holder)
 
-    def _let_go(self, entry: _Entry, holder: object) -> None:
+    def _let_go(self, entry: _Entry, holder: Holder) -> None:
         entry.release(holder)
         if entry.closing:
-            entry.handle.close()
+            handle = entry.handle()
+            if handle is not None:
+                handle.close()
             self._forget(entry)
+        # Last: whoever is interrupted before finds it again.
+        holder.held.pop(entry, None)
 
     def _forget(self, entry: _Entry) -> None:
         self._open.pop(entry, None)
@@ -154,15 +193,17 @@ class Cache:
             if found is not None and found is not entry:  # which has replaced it between the two steps
                 self._entries.setdefault(entry.key, found)
 
-    def held_by(self, holder: object) -> list[tuple[Key, Handle]]:
+    def held_by(self, holder: Holder) -> list[tuple[Key, Handle]]:
         """Return the keys and handles that *holder* holds, without replaced ones."""
-        entries = [entry for entry in list(self._open) if entry.successor is None and holder in entry.holders]
-        return [(entry.key, entry.handle) for entry in entries]
+        held = list(holder.held.items())
+        return [(entry.key, handle) for entry, handle in held if entry.successor is None and entry in self._open]
 
     def close(self) -> None:
         """Close every connection, at the end of the process."""
         for entry in list(self._open):
-            entry.handle.terminate()
+            handle = entry.handle()
+            if handle is not None:
+                handle.terminate()
             self._forget(entry)
 
 

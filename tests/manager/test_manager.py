@@ -115,13 +115,92 @@ def test_a_pool_that_was_closed_is_not_found_again(config: dict[str, Any]) -> No
     manager.clear_cache()
 
 
-def test_a_manager_that_is_gone_keeps_nobody_from_closing(config: dict[str, Any]) -> None:
+def test_a_manager_that_is_gone_leaves_its_pool_to_who_uses_it(config: dict[str, Any], backends: Backends) -> None:
+    """Without a variable for the manager, nobody else's `clear_cache` closes what it has given."""
     pool = PGConnectionManager().get_database_connection_from_dict(config, "pool")
-    gc.collect()
-    manager = PGConnectionManager()
-    assert manager.get_database_connection_from_dict(config, "pool") is pool, "still cached"
+    for _ in range(2):
+        manager = PGConnectionManager()
+        assert manager.get_database_connection_from_dict(config, "pool") is pool, "still cached"
+        manager.clear_cache()
+        assert not pool.closed
+        with pool as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+    del pool, connection
+    wait_until(lambda: backends() == [])
+    pool = manager.get_database_connection_from_dict(config, "pool")
     manager.clear_cache()
-    assert pool.closed
+    assert pool.closed, "it is another one, which only this manager has given"
+
+
+@pytest.mark.parametrize("kind", ["normal", "pool"])
+def test_a_block_keeps_what_nobody_else_does(kind: Any, config: dict[str, Any], backends: Backends) -> None:
+    with PGConnectionManager().get_database_connection_from_dict(config, kind) as connection:
+        gc.collect()
+        PGConnectionManager().get_database_connection_from_dict(config, kind)
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+    wait_until(lambda: backends() == [])
+
+
+async def test_a_block_of_tasks_keeps_what_nobody_else_does(config: dict[str, Any], backends: Backends) -> None:
+    async with await PGConnectionManager().get_database_connection_from_dict(config, "async_pool") as connection:
+        gc.collect()
+        await connection.execute("SELECT 1")
+    while backends():
+        await asyncio.sleep(0.01)
+
+
+def test_what_nobody_can_reach_is_closed(config: dict[str, Any], backends: Backends) -> None:
+    """At once, without the garbage collector; what a borrower has kept does not keep its pool."""
+    kept: list[object] = []
+    config["pool_settings"] = {"min_size": 2, "max_size": 2}
+
+    def use(database: Database[Any]) -> None:
+        database.fetch_value("SELECT 1")
+        with database.connection() as connection:
+            kept.append(connection)
+            kept.append(connection.execute("SELECT 1"))
+        with database.transaction():
+            database.fetch_value("SELECT 1")
+        kept.append(database.stream("SELECT 1"))
+
+    gc.disable()
+    try:
+        for number in range(10):
+            settings = {**config["connection_settings"], "application_name": f"app {number}"}
+            use(Database({**config, "connection_settings": settings}))
+            kept.pop()
+        wait_until(lambda: backends() == [])
+    finally:
+        gc.enable()
+    with_upkeep = [thread for thread in threading.enumerate() if thread.name == "pgmonkey-upkeep"]
+    wait_until(lambda: not any(thread.is_alive() for thread in with_upkeep))
+    PGConnectionManager().get_database_connection_from_dict(config, "pool")
+    assert len(cache._open) == 1, "the forgotten ones are forgotten here, too"
+
+
+def test_another_users_database_stays_open(config: dict[str, Any]) -> None:
+    """Of two that share a pool, the one that is dropped takes nothing away, and the last one that closes closes."""
+    one, other = Database(config), Database(config)
+    pid = one.fetch_value("SELECT pg_backend_pid()")
+    assert other.fetch_value("SELECT pg_backend_pid()") == pid
+    del one
+    gc.collect()
+    assert other.fetch_value("SELECT pg_backend_pid()") == pid
+    third = Database(config)
+    assert third.fetch_value("SELECT pg_backend_pid()") == pid
+    third.close()
+    assert other.fetch_value("SELECT pg_backend_pid()") == pid
+    other.close()
+
+
+def test_event_loops_that_are_over_leave_nothing(config: dict[str, Any], backends: Backends) -> None:
+    database = AsyncDatabase(config)
+    for _ in range(4):
+        assert asyncio.run(database.fetch_value("SELECT 1")) == 1
+    assert len(database._holder.held) == 1
+    del database
+    gc.collect()
+    wait_until(lambda: backends() == [])
 
 
 def test_force_reload_puts_a_fresh_connection_in_place(config: dict[str, Any]) -> None:
