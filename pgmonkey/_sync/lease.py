@@ -17,7 +17,7 @@ from psycopg.pq.abc import PGresult
 from .._driver.begin import Begin, set_command
 from .._driver.cancel import hang_up, request_cancel
 from .._driver.failure import Failure
-from .._driver.lending import lend, route_notices, take_back
+from .._driver.lending import GIVEN_BACK, lend, route_notices, take_back
 from .._driver.psycopg_types import RowFactory
 from .._driver.sql import Effect
 from .._pool.forks import just_forked
@@ -45,6 +45,13 @@ _LOCK_TIMEOUT = 0.75
 # connection is closed, and the server rolls back.
 _ROLLBACK_TIMEOUT = 5.0
 _INTERRUPTED_TIMEOUT = 0.75
+
+
+class _Ended(GivenBackError):
+    """The end of a lease has begun."""
+
+    def __init__(self) -> None:
+        super().__init__(GIVEN_BACK)
 
 
 class Lease:
@@ -168,6 +175,8 @@ class Lease:
         reset = self.pool.blueprint.settings.reset
         try:
             try:
+                if self.lent is not None:
+                    self._let_end(self.lent, pooled, error)
                 if (
                     pooled.pgconn.transaction_status == _IDLE
                     and reset is None
@@ -198,6 +207,18 @@ class Lease:
             # Upkeep needs a running loop, which a coroutine that is being closed may not have.
             if self.pool.give_back(pooled) and not cannot_wait(error):
                 self.pool.replenish()
+
+    def _let_end(self, lent: AnyConnection, pooled: PooledConnection, error: BaseException | None) -> None:
+        """Refuse what another task or thread executes from now on; wait for the end of what it is executing.
+
+        Otherwise that would be acknowledged, and lost: it would come behind the COMMIT, or there would be none.
+        """
+        state, lock = lent.__dict__, pooled.connection.lock
+        if "refusal" not in state:
+            state["refusal"] = _Ended
+        # Statements look at the refusal while they have the lock.
+        if lock.locked() and not cannot_wait(error) and acquire(lock, _LOCK_TIMEOUT):
+            lock.release()
 
     def refuse(self, error: psycopg.Error) -> None:
         """Let every statement from now on raise *error*."""

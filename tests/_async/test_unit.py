@@ -10,8 +10,11 @@ import pytest
 from psycopg import IsolationLevel
 from psycopg.errors import DeadlockDetected, SerializationFailure
 
-from pgmonkey import AsyncDatabase, CancelledUnitError, PoolTimeoutError
+from pgmonkey import AsyncDatabase, CancelledUnitError, GivenBackError, PoolTimeoutError
 from pgmonkey._driver import prepared as bookkeeping
+
+from ..configs import pools
+from .concurrency import Beside, Event
 
 Observer = psycopg.Connection[Any]
 
@@ -77,6 +80,32 @@ async def test_commit_is_forbidden_in_a_unit_of_work(database: AsyncDatabase, ob
         await connection.commit()
     await unit.finish(ZeroDivisionError())
     assert rows(observer) == []
+
+
+async def test_nothing_is_executed_behind_the_commit(config: dict[str, Any], observer: Observer) -> None:
+    """By a task or thread that has the connection still: it would be acknowledged and lost."""
+    observer.execute("CREATE TABLE t (a int)")
+    committed, tried = Event(), Event()
+
+    async def reset(_: object) -> None:
+        committed.set()
+        await tried.wait()
+
+    database: AsyncDatabase[Any] = AsyncDatabase(pools(config, max_size=1, reset=reset))
+
+    async def late() -> None:
+        await committed.wait()
+        try:
+            await connection.execute("INSERT INTO t VALUES (2)")
+        finally:
+            tried.set()
+
+    async with database.transaction() as connection:
+        await connection.execute("INSERT INTO t VALUES (1)")
+        beside = Beside(late)
+    assert isinstance(await beside.end(), GivenBackError)
+    assert rows(observer) == [1]
+    await database.close()
 
 
 async def test_closing_the_connection_of_a_unit_of_work_is_no_success(

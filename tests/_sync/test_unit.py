@@ -12,8 +12,11 @@ import pytest
 from psycopg import IsolationLevel
 from psycopg.errors import DeadlockDetected, SerializationFailure
 
-from pgmonkey import CancelledUnitError, Database, PoolTimeoutError
+from pgmonkey import CancelledUnitError, Database, GivenBackError, PoolTimeoutError
 from pgmonkey._driver import prepared as bookkeeping
+
+from ..configs import pools
+from .concurrency import Beside, Event
 
 Observer = psycopg.Connection[Any]
 
@@ -75,6 +78,32 @@ def test_commit_is_forbidden_in_a_unit_of_work(database: Database, observer: Obs
         connection.commit()
     unit.finish(ZeroDivisionError())
     assert rows(observer) == []
+
+
+def test_nothing_is_executed_behind_the_commit(config: dict[str, Any], observer: Observer) -> None:
+    """By a task or thread that has the connection still: it would be acknowledged and lost."""
+    observer.execute("CREATE TABLE t (a int)")
+    committed, tried = Event(), Event()
+
+    def reset(_: object) -> None:
+        committed.set()
+        tried.wait()
+
+    database: Database[Any] = Database(pools(config, max_size=1, reset=reset))
+
+    def late() -> None:
+        committed.wait()
+        try:
+            connection.execute("INSERT INTO t VALUES (2)")
+        finally:
+            tried.set()
+
+    with database.transaction() as connection:
+        connection.execute("INSERT INTO t VALUES (1)")
+        beside = Beside(late)
+    assert isinstance(beside.end(), GivenBackError)
+    assert rows(observer) == [1]
+    database.close()
 
 
 def test_closing_the_connection_of_a_unit_of_work_is_no_success(database: Database, observer: Observer) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.adapt import Dumper
 from psycopg.errors import QueryCanceled
 
 from pgmonkey import AsyncDatabase, CancelledUnitError, Database, GivenBackError, PoolTimeoutError
@@ -218,3 +219,32 @@ def test_a_cancel_never_hits_the_next_borrower(config: dict[str, Any], first_rea
     assert failures == []
     stats = database.stats()
     assert stats["pool_size"] == stats["pool_available"] == 1
+
+
+def test_a_block_waits_for_the_first_statement_of_another_thread(config: dict[str, Any], observer: Observer) -> None:
+    """Which has begun, but not reached the server: the block must not take the transaction for unused."""
+    observer.execute("CREATE TABLE t (a int)")
+    begun = threading.Event()
+
+    class Slow(Dumper):
+        oid = 23
+
+        def dump(self, obj: int) -> bytes:
+            if threading.current_thread() is not threading.main_thread():
+                begun.set()
+                time.sleep(0.2)
+            return str(obj).encode()
+
+    config = prepared(config)
+    config["pool_settings"]["configure"] = lambda connection: connection.adapters.register_dumper(int, Slow)
+    database = Database(config)
+    for number in range(8):
+        with database.transaction() as connection:
+            connection.execute("INSERT INTO t VALUES (%s)", [number])
+    with ThreadPoolExecutor(1) as executor:
+        with database.transaction() as connection:
+            late = executor.submit(connection.execute, "INSERT INTO t VALUES (%s)", [8])
+            assert begun.wait(10)
+        late.result()
+    assert observer.execute("SELECT count(*) FROM t").fetchone() == (9,)
+    database.close()
