@@ -4,6 +4,7 @@ from ._async.database import AsyncDatabase
 from ._async.handle import AsyncConnectionHandle
 from ._async.lease import AsyncLease
 from ._async.unit import AsyncUnitOfWork
+from ._config.document import Origin
 from ._config.redaction import redact_config
 from ._config.source import load_config
 from ._driver.sql import Params, Statement
@@ -40,6 +41,7 @@ __all__ = [
     "EnvInterpolationError",
     "GivenBackError",
     "Lease",
+    "Origin",
     "PGConnectionManager",
     "Params",
     "PgmonkeyError",

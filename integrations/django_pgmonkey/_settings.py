@@ -48,6 +48,8 @@ def for_libpq(settings: ConnectionParams) -> ConnectionParams:
             continue
         if isinstance(value, list):
             value = ",".join(map(str, value))
+        elif hasattr(value, "get_secret_value"):  # pydantic's SecretStr
+            value = value.get_secret_value()
         elif isinstance(value, bool) and key != "autocommit":
             value = int(value)  # libpq's switches are 0 and 1
         result[key] = value
@@ -63,7 +65,7 @@ def _reader(path: str, allow_sensitive_defaults: bool, keyword: str) -> Callable
 
     def read() -> str:
         config = load_config(path, resolve_env=True, allow_sensitive_defaults=allow_sensitive_defaults)
-        return str(config["connection_settings"][keyword])
+        return str(for_libpq(config["connection_settings"])[keyword])
 
     return read
 
@@ -97,9 +99,9 @@ class Settings:
 
     @property
     def path(self) -> str | None:
-        """The path of the YAML file; None when ``config`` is a mapping or missing."""
+        """The path of the YAML file; None when ``config`` is a mapping, a URL or missing."""
         config = self.options.get("config")
-        return os.fspath(config) if isinstance(config, (str, os.PathLike)) else None
+        return os.fspath(config) if isinstance(config, (str, os.PathLike)) and "://" not in str(config) else None
 
     def _load(self) -> Config:
         options = self.options
@@ -158,10 +160,11 @@ class Settings:
         if self.path is None or not options.get("resolve_env"):
             return {}
         names = {"user": "USER", "password": "PASSWORD"}
+        own = for_libpq(self.yaml["connection_settings"])
         return {
             keyword: _reader(self.path, options.get("allow_sensitive_defaults", False), keyword)
             for keyword, name in names.items()
-            if keyword in self.yaml["connection_settings"] and not self.settings[name] and keyword not in options
+            if keyword in own and not self.settings[name] and keyword not in options
         }
 
     def connection_settings(self) -> ConnectionParams:

@@ -17,7 +17,7 @@ from django.db.utils import Error
 if TYPE_CHECKING:
     from ._wrapper import PooledWrapper
 
-_SECRETS = ("password", "sslpassword")
+_SECRETS = ("password", "sslpassword", "conninfo")
 # Without the connections that the server keeps for superusers.
 _ALLOWED = "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
 
@@ -64,8 +64,9 @@ class DatabaseValidation(BaseDatabaseValidation):
         # Not load_config(), which resolves the references: only a password that is in the file counts.
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
         values = values.get("connection_settings") or {}
-        files = [value["from_file"] for value in values.values() if isinstance(value, dict) and "from_file" in value]
-        if any(isinstance(values.get(key), str) and not values[key].startswith("${") for key in _SECRETS):
+        named = [value["from_file"] for value in values.values() if isinstance(value, dict) and "from_file" in value]
+        files = [os.path.join(os.path.dirname(path), file) for file in named]
+        if any(isinstance(values.get(key), (str, int, float)) and "${" not in str(values[key]) for key in _SECRETS):
             files.append(path)
         for file in files:
             if os.stat(file).st_mode & stat.S_IROTH:

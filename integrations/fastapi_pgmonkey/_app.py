@@ -1,7 +1,6 @@
 """The FastAPI integration: `PGMonkey`, with its lifespan and its dependencies."""
 
 import logging
-import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Generic, Literal, TypedDict, cast, overload
@@ -14,7 +13,7 @@ from psycopg import Error
 from psycopg.rows import BaseRowFactory, Row, TupleRow
 from starlette.requests import HTTPConnection
 
-from pgmonkey import AsyncDatabase, Database, PGConnectionManager
+from pgmonkey import AsyncDatabase, Database, Origin, PGConnectionManager
 
 from ._compat import check
 from ._dependencies import dependencies_of
@@ -25,7 +24,6 @@ from ._threads import Threads
 from ._types import Transaction
 
 Pools = Literal["async", "sync", "both"]
-Config = str | os.PathLike[str] | Mapping[str, object]
 SessionValues = Callable[[HTTPConnection], Mapping[str, object] | None]
 
 
@@ -44,7 +42,7 @@ _READY_WITHIN = 2.0  # seconds: orchestrators give up on a probe after a few
 class PGMonkey(Generic[Row]):
     """PostgreSQL in a FastAPI application.
 
-    *config* is the path of a YAML file, or a mapping.  *row_factory* is psycopg's; rows are tuples by default.
+    *config* is the path of a YAML file, a URL, or a mapping.  *row_factory* is psycopg's; rows are tuples by default.
 
     With ``transaction="request"``, a request is one transaction, begun by its first query.  It is committed before the
     response leaves when the status is below 400, and rolled back otherwise; a COMMIT that fails is an exception for the
@@ -61,7 +59,7 @@ class PGMonkey(Generic[Row]):
     @overload
     def __init__(
         self: "PGMonkey[TupleRow]",
-        config: Config,
+        config: Origin,
         *,
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
@@ -74,7 +72,7 @@ class PGMonkey(Generic[Row]):
     @overload
     def __init__(
         self,
-        config: Config,
+        config: Origin,
         *,
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
@@ -86,7 +84,7 @@ class PGMonkey(Generic[Row]):
 
     def __init__(
         self,
-        config: Config,
+        config: Origin,
         *,
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,

@@ -21,7 +21,7 @@ from ._unavailable import UNAVAILABLE, answer_unavailable, health_blueprint
 class PGMonkey(BoundDatabase[Row]):
     """PostgreSQL in a Flask application.
 
-    Reads from ``app.config``: ``PGMONKEY_CONFIG`` (path of a YAML file, relative to the application's root, or a
+    Reads from ``app.config``: ``PGMONKEY_CONFIG`` (path of a YAML file, relative to the application's root, a URL, or a
     mapping), ``PGMONKEY_RESOLVE_ENV``, ``PGMONKEY_ALLOW_SENSITIVE_DEFAULTS``, ``PGMONKEY_TRANSACTION``, and
     ``PGMONKEY_BINDS``, which names further databases: ``{"reports": "reports.yaml"}`` is ``db["reports"]``.
 

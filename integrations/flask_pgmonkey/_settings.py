@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from flask import Flask
 
-from pgmonkey import ConfigError
+from pgmonkey import ConfigError, Origin
 
 Scope = Literal["request", "statement"]
 
 _BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+# How pydantic's SecretStr and PostgresDsn give their texts.
+_TEXTS = ("get_secret_value", "unicode_string")
 _KEYS = ("config", "resolve_env", "allow_sensitive_defaults", "transaction")
 
 
@@ -21,7 +23,7 @@ _KEYS = ("config", "resolve_env", "allow_sensitive_defaults", "transaction")
 class Settings:
     """How one database of an application is set up."""
 
-    config: str | Mapping[str, object]
+    config: Origin
     resolve_env: bool
     allow_sensitive_defaults: bool
     scope: Scope
@@ -34,9 +36,13 @@ def read(app: Flask) -> dict[str | None, Settings]:
     config = app.config.get("PGMONKEY_CONFIG")
     binds = app.config.get("PGMONKEY_BINDS") or {}
     if not isinstance(binds, Mapping):
-        raise ConfigError(f"{app.name}: PGMONKEY_BINDS: expected a mapping of names to configurations, got {binds!r}")
+        raise ConfigError(
+            f"{app.name}: PGMONKEY_BINDS: expected a mapping of names to configurations, got {type(binds).__name__}"
+        )
     if config is None and not binds:
-        raise ConfigError(f"{app.name}: PGMONKEY_CONFIG is not set; give the path of the YAML file, or a mapping")
+        raise ConfigError(
+            f"{app.name}: PGMONKEY_CONFIG is not set; give the path of the YAML file, a URL, or a mapping"
+        )
     settings: dict[str | None, Settings] = {}
     if config is not None:
         settings[None] = _settings(app, "PGMONKEY_CONFIG", {"config": config}, common)
@@ -60,11 +66,13 @@ def _settings(app: Flask, where: str, own: Mapping[str, object], common: Mapping
     unknown = [key for key in own if key not in _KEYS]
     if unknown:
         raise ConfigError(f"{app.name}: {where}: unknown key {unknown[0]!r}; there are {', '.join(_KEYS)}")
-    config = own["config"]
+    config: Any = own["config"]
     if isinstance(config, (str, os.PathLike)):
-        config = os.path.join(app.root_path, config)
-    elif not isinstance(config, Mapping):
-        raise ConfigError(f"{app.name}: {where}: expected the path of a YAML file, or a mapping, got {config!r}")
+        if "://" not in str(config):
+            config = os.path.join(app.root_path, config)
+    elif not isinstance(config, Mapping) and not any(hasattr(config, name) for name in _TEXTS):
+        found = type(config).__name__  # not the value, which may be a secret
+        raise ConfigError(f"{app.name}: {where}: expected the path of a YAML file, a URL, or a mapping, got {found}")
 
     def value(key: str) -> tuple[str, object]:
         if key in own:

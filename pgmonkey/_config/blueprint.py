@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,12 +10,16 @@ from functools import partial
 from inspect import iscoroutinefunction
 from typing import Any
 
+from psycopg import pq
+from psycopg.conninfo import make_conninfo
+
 from ..errors import ConfigError
+from .redaction import Unpicklable
 from .schema import CREDENTIALS, HOOKS, Config, Kind, PoolSettings, libpq_keywords
 
-# Used when neither the file nor the environment sets them, in seconds; tcp_user_timeout is in milliseconds.  By default
-# psycopg gives up a connection attempt after 130 seconds, and Linux notices a dead peer after a quarter of an hour when
-# data is unacknowledged, and after more than two hours when the connection is idle.
+# Used when neither the configuration, nor the environment, nor a service file sets them, in seconds; tcp_user_timeout
+# is in milliseconds.  By default psycopg gives up a connection attempt after 130 seconds, and Linux notices a dead peer
+# after a quarter of an hour when data is unacknowledged, and after more than two hours when the connection is idle.
 _TIMEOUTS = {
     "connect_timeout": "10",
     "keepalives_idle": "30",
@@ -29,7 +32,7 @@ _OPTION_SPECIAL = re.compile(r"([\\\s])")
 
 
 @dataclass(frozen=True)
-class Blueprint:
+class Blueprint(Unpicklable):
     """How to connect, and how to pool the connections.
 
     ``connect`` holds the arguments of psycopg's ``connect()``, ``max_size`` is in connections, ``command_timeout`` in
@@ -64,10 +67,11 @@ def blueprint(config: Config, kind: Kind) -> Blueprint:
     behind_pgbouncer = arguments.pop("pgbouncer", False)
     command_timeout = arguments.pop("command_timeout", None)
     connect: dict[str, object] = dict(config.connect)
+    elsewhere = _said_elsewhere(config.connect)
     # An older libpq, or one for another system, refuses keywords that it does not know.
     for keyword in libpq_keywords().intersection(_TIMEOUTS):
-        if keyword != "connect_timeout" or "PGCONNECT_TIMEOUT" not in os.environ:
-            connect.setdefault(keyword, _TIMEOUTS[keyword])
+        # Given also where it is libpq's to find: psycopg waits for a connection itself, and asks no service file.
+        connect.setdefault(keyword, elsewhere.get(keyword) or _TIMEOUTS[keyword])
     parameters = config.async_settings if is_async else config.sync_settings
     transaction_settings = b""
     if behind_pgbouncer:
@@ -75,7 +79,9 @@ def blueprint(config: Config, kind: Kind) -> Blueprint:
         # Unless the file asks for it, no statement is prepared: PgBouncer before 1.21 does not follow them.
         connect.setdefault("prepare_threshold", None)
     elif parameters:
-        connect["options"] = startup_options(config.connect.get("options", ""), parameters)
+        # Given to libpq, they replace those that it would find.
+        options = config.connect.get("options") or elsewhere.get("options", "")
+        connect["options"] = startup_options(options, parameters)
     connect.update(arguments)
     connect.update(settings.kwargs)
     # Not for connect(): the pool keeps its connections in autocommit, and lends them in the mode that is asked for.
@@ -107,6 +113,17 @@ def _refuse_coroutine_functions(config: Config, settings: PoolSettings) -> None:
                 f"{config.source}: pool_settings.{name}: a coroutine function is never awaited in a pool for threads; "
                 "move it to async_pool_settings"
             )
+
+
+def _said_elsewhere(connect: Mapping[str, str]) -> dict[str, str]:
+    """Return the keywords and values that libpq takes from the environment and from a service file."""
+    service = {key: connect[key] for key in ("service", "servicefile") if key in connect}
+    options = pq.Conninfo.get_defaults()
+    if service:
+        # libpq looks the service up, and then refuses to connect before it has looked at a host.
+        text = make_conninfo(**service, sslmode="pgmonkey only asks")
+        options = pq.PGconn.connect_start(text.encode()).info
+    return {option.keyword.decode(): option.val.decode() for option in options if option.val and not option.compiled}
 
 
 def _credentials(config: Config) -> dict[str, object]:

@@ -1,24 +1,61 @@
 """Read a YAML file into plain values and note the line of each key.
 
-Only the types of YAML's core schema are built: no tag makes Python construct an object.  Duplicate keys are refused,
-and aliases may not grow the document without bound.
+No tag makes Python construct an object.  Duplicate keys are refused, and aliases may not grow the document without
+bound.  A scalar without quotes is a number or a boolean only when it is written as this program writes that value;
+anything else stays the text that it is, because YAML 1.1 reads 0123456 as 42798, 12:30:45 as 45045, and "no" as false.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
 
 import yaml
 
 from ..errors import ConfigError
 from .redaction import redact_text
 
+
+class Secret(Protocol):
+    """What keeps its value out of its repr, as pydantic's SecretStr does."""
+
+    def get_secret_value(self) -> str:
+        """Return the value."""
+
+
+class Url(Protocol):
+    """A URL that is an object, such as pydantic's PostgresDsn."""
+
+    def unicode_string(self) -> str:
+        """Return the URL."""
+
+
+Path: TypeAlias = str | os.PathLike[str] | Secret | Url
+"""The path of a YAML file, or a URL."""
+Origin: TypeAlias = Path | Mapping[str, object]
+"""What a configuration is made from: a YAML file, a URL, or a mapping with the contents of a file."""
+
+_URL = re.compile(r"\s*postgres(?:ql)?(?:\+[a-z0-9_]+)?://", re.IGNORECASE)
+_MAX_BYTES = 64 * 1024
 # libyaml parses faster, but not every build of PyYAML contains it.
 _Loader: type[yaml.SafeLoader | yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _COLLECTIONS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 _MERGE = "tag:yaml.org,2002:merge"
+_NULL = "tag:yaml.org,2002:null"
+_STRING = "tag:yaml.org,2002:str"
+_SCALARS = (
+    *(_STRING, "tag:yaml.org,2002:int", "tag:yaml.org,2002:float", "tag:yaml.org,2002:bool"),
+    *("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:value"),
+)
+# Of what YAML takes for a number, only this can be as Python writes it.
+_PLAIN_INTEGER = re.compile(r"(?:0|-?[1-9][0-9]{0,15})\Z")
+_DECIMAL = re.compile(r"-?[0-9]{1,8}\.[0-9]{1,8}\Z")
+_BOOLEANS = {"true": True, "false": False}
 # Counted after aliases are expanded: nine lines of aliases to aliases make a billion values ("billion laughs"), and an
 # alias inside its own anchor never ends.
 _MAX_NODES = 10_000
@@ -32,28 +69,47 @@ class Document:
     source: str
     values: dict[str, object]
     lines: dict[str, int] = field(default_factory=dict)
+    folder: str = ""
+    """The folder of the file, which relative paths in it start from."""
+    resolved: bool = False
+    """Whether references were replaced, so that a ``${`` that is left is meant."""
 
     def where(self, path: str) -> str:
         """Return ``file:line: path`` for a dotted *path*, with the line of the nearest key above it that has one."""
         nearest = path
         while nearest and nearest not in self.lines:
-            nearest = nearest.rpartition(".")[0]
+            nearest = nearest[: max(nearest.rfind("."), nearest.rfind("["), 0)]
         location = f"{self.source}:{self.lines[nearest]}" if nearest else self.source
         return f"{location}: {path}" if path else location
 
 
-def read_document(path: str | os.PathLike[str] | Mapping[str, object]) -> Document:
-    """Read the YAML file at *path*, or take a mapping for its contents.
+def is_url(text: str) -> bool:
+    """Tell whether *text* is the URL of a database rather than a path."""
+    return _URL.match(text) is not None
+
+
+def location(origin: object) -> str:
+    """Return the path or URL that *origin* is; raise `ConfigError` for what is neither."""
+    text = plain(origin)
+    if not isinstance(text, (str, os.PathLike)):
+        raise ConfigError(f"expected the path of a file, a URL or a mapping, not {type(origin).__name__}")
+    return os.fspath(text)
+
+
+def read_document(origin: Origin) -> Document:
+    """Read the YAML file at *origin*, or take a mapping for its contents, or a URL for all of it.
 
     Raises `ConfigError` when the file cannot be read, is not plain YAML, or holds no sections.
     """
-    if isinstance(path, Mapping):
-        return Document("configuration", dict(path))
-    source = os.fspath(path)
+    if isinstance(origin, Mapping):
+        return Document("configuration", dict(origin))
+    source = location(origin)
+    if is_url(source):
+        return Document("URL", {"connection_settings": {"conninfo": source}})
     text = _read(source)
     try:
         loader = _Loader(text)
-        builder = _Builder(loader, source)
+        builder = _Builder(source)
         try:
             node = loader.get_single_node()
             values = None if node is None else builder.build(node, "", 0)
@@ -65,7 +121,37 @@ def read_document(path: str | os.PathLike[str] | Mapping[str, object]) -> Docume
         raise ConfigError(f"{source}: empty; 'pgmonkey pgconfig create' writes a template")
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: expected sections such as 'connection_settings:', found {describe_type(values)}")
-    return Document(source, values, builder.lines)
+    return Document(source, values, builder.lines, os.path.dirname(source))
+
+
+def plain(value: object) -> object:
+    """Return the text of a secret, a URL or an address that is an object; other values as they are."""
+    if isinstance(value, type):
+        return value
+    for method in ("get_secret_value", "unicode_string"):
+        if hasattr(value, method):
+            return getattr(value, method)()
+    return str(value) if type(value).__module__ == "ipaddress" else value
+
+
+def read_regular(path: str) -> bytes:
+    """Return the content of the file at *path*; raise OSError for what is no regular file of at most 64 KiB."""
+    # Without waiting, because opening a FIFO may never end, and looked at first, because opening a device may act.
+    _check_regular(os.stat(path))
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with open(descriptor, "rb") as stream:
+        _check_regular(os.fstat(descriptor))
+        content = stream.read(_MAX_BYTES + 1)
+    if len(content) > _MAX_BYTES:
+        raise OSError(errno.EFBIG, f"larger than {_MAX_BYTES // 1024} KiB")
+    return content
+
+
+def _check_regular(status: os.stat_result) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
 
 
 def describe_type(value: object) -> str:
@@ -77,15 +163,11 @@ def describe_type(value: object) -> str:
 def _read(source: str) -> str:
     if "://" in source:
         # Nothing of it is shown: a password that is not percent-encoded has no certain end.
-        raise ConfigError(
-            "a URL was given where the path of a YAML file is expected; write it into that file, as "
-            "connection_settings: {conninfo: '${DATABASE_URL}'}, and pass resolve_env=True"
-        )
+        raise ConfigError("a URL of another kind was given as the configuration; it begins with postgresql://")
     shown = redact_text(source)
     try:
-        with open(source, "rb") as stream:
-            # Not PyYAML's detection, which takes UTF-16 too.  Editors on Windows put a byte order mark in front.
-            return stream.read().decode("utf-8-sig")
+        # Not PyYAML's detection, which takes UTF-16 too.  Editors on Windows put a byte order mark in front.
+        return read_regular(source).decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{shown}: cannot read the configuration file: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
@@ -107,8 +189,7 @@ def _explain(source: str, text: str, error: yaml.YAMLError) -> str:
 class _Builder:
     """Builds values from nodes.  PyYAML's own constructor forgets the lines and lets the last of equal keys win."""
 
-    def __init__(self, loader: yaml.constructor.SafeConstructor, source: str) -> None:
-        self._loader = loader
+    def __init__(self, source: str) -> None:
         self._source = source
         self._nodes = 0
         self.lines: dict[str, int] = {}
@@ -157,12 +238,18 @@ class _Builder:
             yield built
 
     def _scalar(self, node: yaml.ScalarNode) -> object:
-        try:
-            return self._loader.construct_object(node)
-        except yaml.constructor.ConstructorError:
-            raise self._not_allowed(node) from None
-        except ValueError as error:  # looks like a number or a date and is none, such as 2026-02-30
-            raise self._error(node, str(error)) from None
+        text: str = node.value
+        if node.tag == _NULL:
+            return None
+        if node.tag not in _SCALARS:
+            raise self._not_allowed(node)
+        if node.tag == _STRING:
+            return text
+        if _PLAIN_INTEGER.match(text):
+            return int(text)
+        if _DECIMAL.match(text) and str(float(text)) == text:
+            return float(text)
+        return _BOOLEANS.get(text, text)
 
     def _not_allowed(self, node: yaml.Node) -> ConfigError:
         return self._error(node, f"the tag {node.tag!r} is not allowed; use plain values")

@@ -4,17 +4,34 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
+from urllib.parse import unquote
+
+from .keywords import KEYWORDS
 
 REDACTED = "***REDACTED***"
 
-_SENSITIVE = frozenset({"sslkey", "sslcert", "sslrootcert", "conninfo", "dsn"})
+_SENSITIVE = frozenset({"conninfo", "dsn", *(name for name, keyword in KEYWORDS.items() if keyword.hidden)})
 _SENSITIVE_PARTS = ("password", "passwd", "token", "secret", "credential")
-# Up to the last '@' before the path: a password that was not percent-encoded may contain '@' and ':'.
-_URL_USERINFO = re.compile(r"(?P<head>[A-Za-z][A-Za-z0-9+.-]*://)[^/\s@]*:[^/\s]*@")
-_URL_SECRET = re.compile(r"(?P<head>[?&](?:ssl)?password=)[^&\s]*", re.IGNORECASE)
+# Up to the line's last '@': a password that was not percent-encoded may contain '@', ':', '/', '?' and blanks.
+_URL_USERINFO = re.compile(r"(?P<head>[A-Za-z][A-Za-z0-9+.-]*://)[^:@\n]*:.*@")
+_URL_PARAMETER = re.compile(r"(?P<head>[?&](?P<key>[^=&\s]+)=)[^&\n]+")
 # libpq allows spaces around '=', and quotes with backslash escapes around the value ("Connection Strings").
-_DSN_SECRET = re.compile(r"(?P<head>\b(?:ssl)?password\s*=\s*)('(?:[^'\\]|\\.)*'|\S+)", re.IGNORECASE)
+_DSN_SECRET = re.compile(
+    rf"(?P<head>\b(?:\w*(?:{'|'.join(_SENSITIVE_PARTS)})\w*|{'|'.join(sorted(_SENSITIVE))})\s*=\s*)"
+    r"(?:'(?:[^'\\]|\\.)*(?:'|\Z)|(?:[^\s\\]|\\.)+)",
+    re.IGNORECASE,
+)
+
+
+class Unpicklable:
+    """What holds secrets, and so refuses to be pickled: they would be in clear wherever the bytes go."""
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{type(self).__name__} cannot be pickled or copied: its configuration holds secrets; "
+            "pass the path of the configuration file on instead"
+        )
 
 
 def is_sensitive(key: str) -> bool:
@@ -26,22 +43,30 @@ def is_sensitive(key: str) -> bool:
 def redact_config(config: object) -> Any:
     """Return a deep copy of *config* that is safe to log.
 
-    Masked are ``sslkey``, ``sslcert``, ``sslrootcert``, ``conninfo``, ``dsn``, every key that contains ``password``,
-    ``passwd``, ``token``, ``secret`` or ``credential``, and passwords inside URLs and connection strings anywhere.
-    Empty strings and None are left as they are, and so is a reference such as ``from_env: NAME``.
+    Masked are ``conninfo``, ``dsn``, libpq's ``password``, ``passfile``, ``sslkey``, ``sslcert``, ``sslrootcert``,
+    ``sslpassword``, ``sslkeylogfile``, ``scram_client_key``, ``scram_server_key`` and ``oauth_client_secret``, every
+    key that contains ``password``, ``passwd``, ``token``, ``secret`` or ``credential``, and passwords inside URLs and
+    connection strings anywhere.  Empty strings and None are left as they are, and so is a reference such as
+    ``from_env: NAME``.
     """
     if isinstance(config, Mapping):
         return {key: _redact_value(key, value) for key, value in config.items()}
     if isinstance(config, (list, tuple)):
         return [redact_config(item) for item in config]
-    return redact_text(config) if isinstance(config, str) else config
+    # Of pydantic's types a secret shows nothing of itself, but a URL does.
+    text = config.unicode_string() if hasattr(config, "unicode_string") else config
+    return redact_text(text) if isinstance(text, str) else text
 
 
 def redact_text(text: str) -> str:
-    """Return *text* with the passwords inside URLs and connection strings masked."""
+    """Return *text* with the secrets inside URLs and connection strings masked."""
     text = _URL_USERINFO.sub(rf"\g<head>{REDACTED}@", text)
-    text = _URL_SECRET.sub(rf"\g<head>{REDACTED}", text)
+    text = _URL_PARAMETER.sub(_redact_parameter, text)
     return _DSN_SECRET.sub(rf"\g<head>{REDACTED}", text)
+
+
+def _redact_parameter(match: re.Match[str]) -> str:
+    return match["head"] + REDACTED if is_sensitive(unquote(match["key"])) else match[0]
 
 
 def _redact_value(key: object, value: object) -> object:

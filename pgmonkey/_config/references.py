@@ -6,12 +6,14 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from urllib.parse import quote
 
 from ..errors import EnvInterpolationError
+from .document import Document, is_url, read_regular
 from .redaction import is_sensitive
 
-# The brace is optional to find the references that lack it.
-_REFERENCE = re.compile(r"\$\{([^}]*)(\}?)")
+# "$${" stands for a "${" that is no reference.  The closing brace is optional to find the references that lack it.
+_REFERENCE = re.compile(r"(?<!\$)(?:((?:\$\$)+)\{|((?:\$\$)*)\$\{([^}]*)(\}?))")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
@@ -44,20 +46,20 @@ def file_signature(path: str | os.PathLike[str]) -> tuple[int, int, int]:
 
 
 def resolve_references(
-    config: Mapping[str, object], *, source: str, allow_sensitive_defaults: bool, dependencies: Dependencies
+    document: Document, *, allow_sensitive_defaults: bool, dependencies: Dependencies
 ) -> dict[str, object]:
-    """Return a copy of *config* with every ``${VAR}``, ``${VAR:-default}``, ``from_env`` and ``from_file`` replaced.
+    """Return the values with every ``${VAR}``, ``${VAR:-default}``, ``from_env`` and ``from_file`` replaced.
 
-    *source* names the file in errors; *dependencies* collects what was read.  A replaced value is not resolved again.
-    Raises `EnvInterpolationError` where a reference cannot be resolved.
+    *dependencies* collects what was read.  A replaced value is not resolved again.  Raises `EnvInterpolationError`
+    where a reference cannot be resolved.
     """
-    resolver = _Resolver(source, allow_sensitive_defaults, dependencies)
-    return {key: resolver.resolve(value, str(key)) for key, value in config.items()}
+    resolver = _Resolver(document, allow_sensitive_defaults, dependencies)
+    return {key: resolver.resolve(value, str(key)) for key, value in document.values.items()}
 
 
 class _Resolver:
-    def __init__(self, source: str, allow_sensitive_defaults: bool, dependencies: Dependencies) -> None:
-        self._source = source
+    def __init__(self, document: Document, allow_sensitive_defaults: bool, dependencies: Dependencies) -> None:
+        self._document = document
         self._allow = allow_sensitive_defaults
         self._dependencies = dependencies
 
@@ -69,41 +71,68 @@ class _Resolver:
         if isinstance(value, list):
             return [self.resolve(item, f"{path}[{i}]") for i, item in enumerate(value)]
         if isinstance(value, str) and "${" in value:
-            return _REFERENCE.sub(lambda match: self._inline(match, path), value)
+            return self._text(value, path)
         return value
 
     def _error(self, path: str, problem: str) -> EnvInterpolationError:
-        return EnvInterpolationError(f"{self._source}: {path}: {problem}")
+        return EnvInterpolationError(f"{self._document.where(path)}: {problem}")
 
-    def _environ(self, name: str) -> str | None:
+    def _environ(self, name: str, path: str) -> str | None:
         value = os.environ.get(name)
         self._dependencies.environ[name] = value
+        try:
+            (value or "").encode()
+        except UnicodeEncodeError:
+            raise self._error(path, f"environment variable {name} is not UTF-8 text; encode it as UTF-8") from None
         return value
 
-    def _inline(self, match: re.Match[str], path: str) -> str:
-        body, closing = match.groups()
+    def _text(self, text: str, path: str) -> str:
+        result = ""
+        end = 0
+        for match in _REFERENCE.finditer(text):
+            result += text[end : match.start()]
+            end = match.end()
+            escaped, dollars, body, closing = match.groups()
+            if escaped:
+                result += escaped[::2] + "{"
+                continue
+            result += dollars[::2]
+            value = self._inline(body, bool(closing), path, result)
+            result += _fitting(value, result, text[end:]) if _is_conninfo(path) else value
+        return result + text[end:]
+
+    def _inline(self, body: str, closed: bool, path: str, before: str) -> str:
+        sensitive = any(is_sensitive(part) for part in re.split(r"[.\[]", path))
         name, separator, default = body.partition(":-")
-        if not closing:
-            raise self._error(path, "'${' without a closing '}'; write ${VAR} or ${VAR:-default}")
-        if not _NAME.match(name):
-            raise self._error(path, f"'${{{name}}}' is not a variable reference; write ${{VAR}} or ${{VAR:-default}}")
-        if "${" in default:
-            raise self._error(path, f"the default of ${{{name}}} holds another reference; references cannot be nested")
-        value = self._environ(name)
-        if value is not None:
-            return value  # also when empty, unlike in a shell, where ':-' gives the default then
-        if not separator:
+        if not closed:
             raise self._error(
-                path, f"environment variable {name} is not set; set it, or give a default: ${{{name}:-default}}"
+                path, "'${' without a closing '}'; write ${VAR} or ${VAR:-default}, or $${ for '${' itself"
             )
-        # A default would put the secret into the file, and hide that the variable is missing in production.
-        if not self._allow and any(is_sensitive(part) for part in re.split(r"[.\[]", path)):
+        if not _NAME.match(name):
+            shown = "what '${...}' holds" if sensitive else f"'${{{name}}}'"
             raise self._error(
                 path,
-                f"a default is not allowed for a sensitive key; set {name} in the environment, "
+                f"{shown} is not a variable reference; write ${{VAR}} or ${{VAR:-default}}, or $${{ for '${{' itself",
+            )
+        if "${" in default:
+            raise self._error(path, f"the default of ${{{name}}} holds another reference; references cannot be nested")
+        # Also when the variable is set: a default would put the secret into the file, and hide in production that the
+        # variable is missing.
+        if separator and sensitive and not self._allow:
+            raise self._error(
+                path,
+                f"a default is not allowed for a sensitive key; write ${{{name}}} and set {name} in the environment, "
                 "or opt in with allow_sensitive_defaults=True (--allow-sensitive-defaults)",
             )
-        return default
+        value = self._environ(name, path)
+        if separator:
+            return value or default  # set to nothing is as good as not set, as in a shell and in Compose
+        cure = "set it" if sensitive else f"set it, or give a default: ${{{name}:-default}}"
+        if value is None:
+            raise self._error(path, f"environment variable {name} is not set; {cure}")
+        if not value and _says_where(path, before):
+            raise self._error(path, f"environment variable {name} is set to nothing; {cure}")
+        return value
 
     def _reference(self, value: Mapping[object, object], path: str) -> str:
         if len(value) != 1:
@@ -115,19 +144,60 @@ class _Resolver:
             return self._file(target, path)
         if not _NAME.match(target):
             raise self._error(path, f"{target!r} is not the name of an environment variable")
-        found = self._environ(target)
+        found = self._environ(target, path)
         if found is None:
-            raise self._error(path, f"environment variable {target} is not set (from_env)")
+            raise self._error(path, f"environment variable {target} is not set (from_env); set it")
+        if not found and _says_where(path, ""):
+            raise self._error(path, f"environment variable {target} is set to nothing (from_env); set it")
         return found
 
     def _file(self, name: str, path: str) -> str:
+        name = os.path.join(self._document.folder, name)
         # The signature is taken before the read: a change in between is then noticed at the next call.
         self._dependencies.files[name] = file_signature(name)
         try:
-            with open(name, encoding="utf-8", newline="") as stream:
-                text = stream.read()
+            text = read_regular(name).decode("utf-8-sig")  # editors on Windows put a byte order mark in front
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text, or not a valid path"
             raise self._error(path, f"cannot read the secret file {name!r} (from_file): {reason}") from None
         # Editors and `echo` end the file with a newline; any other white space may belong to the secret.
         return re.sub(r"\r?\n\Z", "", text)
+
+
+# Where to connect, and as whom: set to nothing, libpq would take another database than the one that is meant.
+_WHERE = ("dbname", "host", "hostaddr", "port", "user", "service", "conninfo")
+
+
+def _is_conninfo(path: str) -> bool:
+    return path == "connection_settings.conninfo"
+
+
+def _says_where(path: str, before: str) -> bool:
+    """Tell whether the value at *path*, of which *before* is resolved, must not be empty here."""
+    section, _, key = path.partition(".")
+    if section != "connection_settings" or key.partition("[")[0] not in _WHERE:
+        return False
+    if key != "conninfo" or not before:
+        return True
+    if is_url(before):
+        place = before.partition("://")[2]
+        return "?" not in place and not re.fullmatch(r"[^:@/]*:", place)  # not a parameter, nor the password
+    keyword = re.search(r"(\w+)\s*=\s*'?\Z", before)
+    return keyword is not None and keyword[1] in _WHERE
+
+
+def _fitting(value: str, before: str, after: str) -> str:
+    """Return *value* as it has to be written in a connection string or URL, between *before* and *after*."""
+    if is_url(before):
+        place = before.partition("://")[2]
+        if "?" in place and not re.search(r"[?&][^=&]*=[^&]*\Z", place):
+            return value  # whole parameters
+        in_host = "/" not in place and "?" not in place and "@" not in re.split("[/?]", after)[0]
+        return quote(value, safe="[]:," if in_host else "")
+    assigned = re.search(r"=\s*('(?:[^'\\]|\\.)*|(?:[^\s'\\]|\\.)*)\Z", before)
+    if assigned is None:
+        return value  # a whole URL, or keywords with their values
+    if not value:
+        return "" if assigned[1] else "''"
+    # A backslash escapes in quotes and without ("Connection Strings" in libpq's manual).
+    return re.sub(r"([\\'\s])", r"\\\1", value)

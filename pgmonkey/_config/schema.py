@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,8 +22,9 @@ from psycopg import ProgrammingError, capabilities, pq
 from psycopg.conninfo import conninfo_to_dict
 
 from ..errors import ConfigError
-from .document import Document, describe_type
-from .redaction import is_sensitive, redact_text
+from .document import Document, describe_type, plain
+from .keywords import KEYWORDS, PLAIN, Keyword
+from .redaction import Unpicklable, is_sensitive, redact_text
 
 logger = logging.getLogger("pgmonkey")
 
@@ -74,7 +76,7 @@ class PoolSettings:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Unpicklable):
     """A checked configuration, ready to connect with.
 
     ``connect`` holds libpq's keywords as text, ``arguments`` the other arguments of psycopg's ``connect()`` and
@@ -105,38 +107,75 @@ def libpq_keywords() -> frozenset[str]:
     return frozenset(option.keyword.decode() for option in pq.Conninfo.get_defaults())
 
 
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return the words of a message that suggest the one of *known* that is closest to *word*; none without one."""
     close = get_close_matches(word.lower(), sorted(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 # The arguments of psycopg.connect() beside libpq's keywords.  The last three cannot be written in YAML.
-_ARGUMENTS = ("autocommit", "prepare_threshold", "row_factory", "cursor_factory", "context")
+ARGUMENTS = ("autocommit", "prepare_threshold", "row_factory", "cursor_factory", "context")
 # pgmonkey's own keys, which psycopg does not know.
 OURS = ("command_timeout", "pgbouncer")
 # Keywords that may change while a pool is open: each new connection is made with their current values.
 CREDENTIALS = ("user", "password", "passfile", "sslcert", "sslkey", "sslpassword")
-# libpq checks these only when it connects, where the error could not name the line of the file.
-_CHOICES = {
-    "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
-    "target_session_attrs": ("any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
-    "load_balance_hosts": ("disable", "random"),
-    "channel_binding": ("disable", "prefer", "require"),
-    "gssencmode": ("disable", "prefer", "require"),
-}
-_WHOLE_NUMBERS = (
-    "connect_timeout",
-    "keepalives",
-    "keepalives_idle",
-    "keepalives_interval",
-    "keepalives_count",
-    "tcp_user_timeout",
-)
 HOOKS = ("configure", "check", "reset", "reconnect_failed")
 """Functions that a pool calls; of async pools, coroutine functions."""
 _MAY_BE_ZERO = ("reconnect_timeout", "open_timeout", "leak_detection_threshold")
-# libpq tries several hosts in turn, written with commas ("Specifying Multiple Hosts" in its manual).
-_LISTS = ("host", "hostaddr", "port")
+_BOOLEANS = ("autocommit", "pgbouncer", "open", "close_returns", "check_on_checkout", "clean_on_return")
+_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+# How alike an unknown section and a known one are that is taken for a slip, so that app_settings is not.
+_SLIP = 0.88
+
+
+def normalised(values: Mapping[str, object]) -> dict[str, object]:
+    """Return *values* with texts for what a program may give as objects, and booleans where words such as "on" stand.
+
+    A resolved reference, or a parameter of a URL, is text always.
+    """
+    return {
+        name: {key: _normal(name, str(key), value) for key, value in section.items()}
+        if name in _SECTIONS and isinstance(section, Mapping)
+        else section
+        for name, section in values.items()
+    }
+
+
+def _normal(section: str, key: str, value: object) -> object:
+    if isinstance(value, (list, tuple)):
+        return [_normal(section, key, item) for item in value]
+    value = plain(value)
+    keyword = KEYWORDS.get(key, PLAIN) if section == "connection_settings" else PLAIN
+    if keyword.kind == "path" and isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if section in ("sync_settings", "async_settings"):
+        return value
+    if key in _BOOLEANS or keyword.kind == "switch":
+        return _WORDS.get(str(value).strip().lower(), value) if isinstance(value, (str, int)) else value
+    if section == "connection_settings" and isinstance(value, bool) and key in libpq_keywords():
+        return str(value).lower()  # "password: true" is a text like others
+    if key == "kwargs" and isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
+    return value
+
+
+def _problem(keyword: Keyword, text: str) -> str | None:
+    """Return what is wrong with the value *text*, which libpq would tell only when it connects."""
+    if keyword.choices and text not in keyword.choices:
+        return f"is not one of {', '.join(keyword.choices)}"
+    parts = [part.strip() for part in text.split(",")] if keyword.plural else [text.strip()]
+    numbers = all((part.isascii() and part.isdecimal()) or (not part and len(parts) > 1) for part in parts)
+    if keyword.kind == "switch" and not numbers:
+        return "is neither true nor false"
+    if (
+        keyword.kind == "number"
+        and keyword.plural
+        and not (numbers and all(0 < int(part or 1) < 65536 for part in parts))
+    ):
+        return "is not a port (1 to 65535)"
+    if keyword.kind == "number" and not numbers:
+        return "is not a whole number of at least 0"
+    return None
 
 
 class _Checker:
@@ -145,12 +184,16 @@ class _Checker:
 
     def config(self) -> Config:
         values = self._document.values
-        # Unknown sections are refused, unknown keys only logged: a newer libpq may know the key.
-        for name in values:
+        # Only logged, unless it is a slip: the file may have sections for others, and a newer libpq may know a key.
+        for name in map(str, values):
             if name not in _SECTIONS:
-                raise self._error(str(name), f"unknown section{_did_you_mean(str(name), _SECTIONS)}")
+                if get_close_matches(name.lower(), _SECTIONS, n=1, cutoff=_SLIP):
+                    raise self._error(name, f"unknown section{did_you_mean(name, _SECTIONS)}")
+                logger.warning(
+                    "%s: unknown section ignored%s", self._document.where(name), did_you_mean(name, _SECTIONS)
+                )
         if values.get("connection_settings") is None:
-            raise self._error("", "the section 'connection_settings' is missing")
+            raise self._error("", "the section 'connection_settings' is missing; it says how to connect")
         kind = values.get("connection_type", "normal")
         if kind not in KINDS:
             raise self._error("connection_type", f"{kind!r} is not one of {', '.join(KINDS)}")
@@ -181,7 +224,7 @@ class _Checker:
         return section
 
     def _unknown(self, path: str, key: str, known: Iterable[str]) -> None:
-        logger.warning("%s: unknown key ignored%s", self._document.where(path), _did_you_mean(key, known))
+        logger.warning("%s: unknown key ignored%s", self._document.where(path), did_you_mean(key, known))
 
     def _connection(self, section: Mapping[str, object]) -> tuple[dict[str, str], dict[str, object]]:
         known = libpq_keywords()
@@ -201,10 +244,10 @@ class _Checker:
                 arguments[key] = value
             elif key in known:
                 connect[key] = self._keyword(path, key, value)
-            elif key in _ARGUMENTS or key in OURS:
+            elif key in ARGUMENTS or key in OURS:
                 arguments[key] = self._argument(path, key, value)
             else:
-                self._unknown(path, key, known | {*_ARGUMENTS, *OURS})
+                self._unknown(path, key, known | {*ARGUMENTS, *OURS})
         return connect, arguments
 
     def _check_pgbouncer(
@@ -231,39 +274,61 @@ class _Checker:
             )
 
     def _conninfo(self, path: str, value: object) -> dict[str, str]:
-        if not isinstance(value, str):
-            raise self._error(path, f"expected a connection string or URL, found {describe_type(value)}")
+        text = self._text(path, "conninfo", value)
         try:
-            return {key: str(item) for key, item in conninfo_to_dict(value).items() if item is not None}
+            parts = {key: str(item) for key, item in conninfo_to_dict(text).items() if item is not None}
         except ProgrammingError:  # libpq's message quotes the string, and with it a password
-            raise self._error(path, "not a valid connection string or URL") from None
+            cure = "pass resolve_env=True (--resolve-env) to resolve the reference in it"
+            shown = f"; {cure}" if self._is_literal(text) else ""
+            raise self._error(path, f"not a valid connection string or URL{shown}") from None
+        for key, part in parts.items():
+            problem = _problem(KEYWORDS.get(key, PLAIN), part) if part else None
+            if problem and "${" not in part:
+                raise self._error(
+                    path,
+                    f"its {key} {problem}; in a URL, ':', '/' and '@' of a password are written as %3A, %2F and %40",
+                )
+        return parts
 
     def _keyword(self, path: str, key: str, value: object) -> str:
-        if isinstance(value, list) and key in _LISTS:
+        keyword = KEYWORDS.get(key, PLAIN)
+        if isinstance(value, list) and keyword.plural:
             return ",".join(self._keyword(f"{path}[{i}]", key, item) for i, item in enumerate(value))
+        text = self._text(path, key, int(value) if isinstance(value, bool) else value)  # libpq's switches are 0 and 1
+        if self._is_literal(text):
+            return text
+        problem = _problem(keyword, text)
+        if problem:
+            raise self._error(path, f"{'the value' if keyword.hidden else repr(text)} {problem}")
+        return text.strip() if keyword.kind == "number" else text
+
+    def _text(self, path: str, key: str, value: object) -> str:
+        """Return *value* as text that libpq can be given."""
         if isinstance(value, Mapping) and ("from_env" in value or "from_file" in value):
             raise self._error(path, "a from_env or from_file reference needs resolve_env=True (--resolve-env)")
-        if isinstance(value, bool):
-            value = int(value)  # libpq's switches, such as keepalives, are 0 and 1
         if not isinstance(value, (str, int, float)):
             raise self._error(path, f"expected text or a number, found {describe_type(value)}")
         text = str(value)
-        if "\0" in text:
-            shown = "the value" if is_sensitive(key) else repr(redact_text(text))
-            raise self._error(path, f"{shown} holds a NUL character")
-        if "${" in text:
+        self._check_characters(path, key, text)
+        if self._is_literal(text):
             logger.warning(
                 "%s: '${' is taken literally; pass resolve_env=True (--resolve-env) to resolve references",
                 self._document.where(path),
             )
-            return text
-        if key in _CHOICES and text not in _CHOICES[key]:
-            raise self._error(path, f"{text!r} is not one of {', '.join(_CHOICES[key])}")
-        if key in _WHOLE_NUMBERS and not text.strip().isdecimal():
-            raise self._error(path, f"{text!r} is not a whole number of at least 0")
-        if key == "port" and not all(part.isdecimal() and 0 < int(part) < 65536 for part in text.split(",")):
-            raise self._error(path, f"{text!r} is not a port (1 to 65535)")
         return text
+
+    def _is_literal(self, text: str) -> bool:
+        """Tell whether *text* holds a reference that nobody has asked to resolve."""
+        return "${" in text and not self._document.resolved
+
+    def _check_characters(self, path: str, key: str, text: str) -> None:
+        shown = "the value" if is_sensitive(key) else repr(redact_text(text))
+        if "\0" in text:
+            raise self._error(path, f"{shown} holds a NUL character")
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # bytes in the environment that are not UTF-8, or half of a surrogate pair
+            raise self._error(path, f"{shown} holds what is not a character in UTF-8; encode it as UTF-8") from None
 
     def _argument(self, path: str, key: str, value: object) -> object:
         if key == "command_timeout":
@@ -287,10 +352,10 @@ class _Checker:
             items = value if isinstance(value, list) else [value]
             if any(not isinstance(item, (str, int, float)) for item in items):
                 raise self._error(path, f"expected text, a number or a boolean, found {describe_type(value)}")
-            # Booleans and lists as PostgreSQL writes them: on, off, and commas as in search_path.
-            texts = ["on" if item is True else "off" if item is False else str(item) for item in items]
-            if any("\0" in text for text in texts):
-                raise self._error(path, "the value holds a NUL character")
+            # Booleans and lists as PostgreSQL takes them: true, false, and commas as in search_path.
+            texts = [str(item).lower() if isinstance(item, bool) else str(item) for item in items]
+            for text in texts:
+                self._check_characters(path, key, text)
             # The server ignores the case of names: of two spellings the last replaces the other.
             settings[key.lower()] = ", ".join(texts)
         return settings
@@ -318,8 +383,6 @@ class _Checker:
 
     def _pool_value(self, path: str, key: str, value: object) -> object:
         if key in ("min_size", "max_size", "max_waiting", "num_workers"):
-            if isinstance(value, str) and value.strip().isdecimal():
-                value = int(value)  # a resolved ${VAR} is text
             return self._whole_number(path, value, least=1 if key in ("max_size", "num_workers") else 0)
         if key in ("timeout", "max_lifetime", "max_idle", *_MAY_BE_ZERO):
             return self._seconds(path, key, value)
@@ -339,10 +402,12 @@ class _Checker:
 
     def _boolean(self, path: str, value: object) -> bool:
         if not isinstance(value, bool):
-            raise self._error(path, f"{value!r} is not true or false")
+            raise self._error(path, f"{value!r} is neither true nor false")
         return value
 
     def _whole_number(self, path: str, value: object, *, least: int) -> int:
+        if isinstance(value, str) and value.strip().isdecimal() and len(value) < 20:
+            value = int(value)  # a resolved ${VAR} is text
         if not isinstance(value, int) or isinstance(value, bool) or value < least:  # bool is a subclass of int
             raise self._error(path, f"{value!r} is not a whole number of at least {least}")
         return value

@@ -10,19 +10,19 @@ from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError
-from .document import Document, read_document
+from .document import Document, Origin, Path, is_url, location, read_document
+from .redaction import Unpicklable
 from .references import Dependencies, file_signature, resolve_references
-from .schema import Config, check
+from .schema import Config, check, normalised
+from .urls import with_url_apart
 
-Path = str | os.PathLike[str]
-# The path of a YAML file, or a mapping with its contents.
-Origin = Path | Mapping[str, object]
+__all__ = ["Origin", "Path", "Source", "Sources", "load_config"]
 
 _LEGACY_WRAPPER = "postgresql"
 
 
 def load_config(path: Origin, *, resolve_env: bool = False, allow_sensitive_defaults: bool = False) -> dict[str, Any]:
-    """Return the checked configuration at *path*, a file or a mapping; *resolve_env* resolves its references.
+    """Return the checked configuration at *path*: a file, a URL or a mapping; *resolve_env* resolves its references.
 
     The result holds secrets: log ``redact_config(...)`` of it instead.  Raises `ConfigError` and, where a reference
     cannot be resolved, `EnvInterpolationError`.
@@ -35,7 +35,10 @@ def load_config(path: Origin, *, resolve_env: bool = False, allow_sensitive_defa
 def _prepare(
     document: Document, resolve_env: bool, allow_sensitive_defaults: bool, dependencies: Dependencies
 ) -> Document:
-    """Unwrap the old top-level ``postgresql:`` and resolve references; *dependencies* collects what was read."""
+    """Return the sections with references resolved and the parameters of a URL in their places.
+
+    Unwraps the old top-level ``postgresql:``; *dependencies* collects what was read.
+    """
     values: Mapping[str, object] = document.values
     lines = document.lines
     if _LEGACY_WRAPPER in values:
@@ -53,14 +56,16 @@ def _prepare(
         values = inner
         prefix = f"{_LEGACY_WRAPPER}."
         lines = {path.removeprefix(prefix): line for path, line in lines.items()}
+    prepared = Document(document.source, dict(values), lines, document.folder, resolve_env)
     if resolve_env:
-        values = resolve_references(
-            values,
-            source=document.source,
-            allow_sensitive_defaults=allow_sensitive_defaults,
-            dependencies=dependencies,
+        prepared.values = resolve_references(
+            prepared, allow_sensitive_defaults=allow_sensitive_defaults, dependencies=dependencies
         )
-    return Document(document.source, dict(values), lines)
+    try:
+        prepared.values = normalised(with_url_apart(normalised(prepared.values)))
+    except ValueError as error:
+        raise ConfigError(f"{prepared.where('connection_settings.conninfo')}: {error}") from None
+    return prepared
 
 
 class _Loaded(NamedTuple):
@@ -69,12 +74,12 @@ class _Loaded(NamedTuple):
     dependencies: Dependencies | None  # None without references, which spares each cached call a check
 
 
-class Source:
+class Source(Unpicklable):
     """One configuration, read again only when its file, or what it refers to, has changed."""
 
     def __init__(self, origin: Origin, resolve_env: bool = False, allow_sensitive_defaults: bool = False) -> None:
         self._origin = origin
-        self._file = None if isinstance(origin, Mapping) else origin
+        self._file = origin if isinstance(origin, str) and not is_url(origin) else None
         self._options = (resolve_env, allow_sensitive_defaults)
         self._loaded: _Loaded | None = None
 
@@ -99,7 +104,7 @@ class Source:
         return config
 
 
-class Sources:
+class Sources(Unpicklable):
     """The configurations that one manager was asked for; files are remembered by path."""
 
     def __init__(self) -> None:
@@ -112,8 +117,7 @@ class Sources:
             if isinstance(origin, Mapping):
                 # Not remembered: the program may change a mapping at any time, and that leaves no trace.
                 return Source(origin, resolve_env, allow_sensitive_defaults).config()
-            if not isinstance(origin, os.PathLike):
-                raise ConfigError(f"expected the path of a file or a mapping, not {type(origin).__name__}")
+            origin = location(origin)
         key = (os.fspath(origin), resolve_env, allow_sensitive_defaults)
         # setdefault() is atomic: of two threads that come at once, both get the same source.
         source = self._sources.get(key) or self._sources.setdefault(key, Source(*key))

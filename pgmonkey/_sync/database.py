@@ -50,10 +50,11 @@ _MAX_RETURNING = 1000
 class Database(Generic[Row]):
     """A database described by one configuration, used through a pool.
 
-    *config* is the path of a YAML file or a mapping; it is checked here, and nothing is connected before the first use.
-    *row_factory* is psycopg's; rows are tuples by default.  *session_values* returns configuration parameters to be set
-    until the end of a transaction, for row-level security: ``{"app.tenant": 42}``.  It is called before a transaction
-    begins and before each query method in it, and may itself use the query methods, which then do not call it again.
+    *config* is the path of a YAML file, a URL or a mapping; it is checked here, and nothing is connected before the
+    first use.  *row_factory* is psycopg's; rows are tuples by default.  *session_values* returns configuration
+    parameters to be set until the end of a transaction, for row-level security: ``{"app.tenant": 42}``.  It is called
+    before a transaction begins and before each query method in it, and may itself use the query methods, which then do
+    not call it again.
 
     A query method (`fetch_one`, `fetch_all`, `fetch_value`, `execute`) runs one statement.  Outside a transaction it
     borrows a connection for that statement, which is its own transaction (autocommit), and takes one round trip.

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from textwrap import indent
 from typing import cast
 
 from .._config.blueprint import startup_options
-from .._config.document import read_document
+from .._config.document import is_url, read_document
 from .._config.redaction import is_sensitive
 from .._config.schema import OURS, Config, Kind
+from .._config.source import load_config
+from ..errors import ConfigError
 
 # Settings that psycopg_pool does not have, or that the code gives in another way (kwargs, open, check).
 _NOT_IN_THE_POOL = (
@@ -19,6 +22,8 @@ _NOT_IN_THE_POOL = (
 )
 # References are valid here, because the configuration was resolved before: no need for the strict pattern.
 _REFERENCE = re.compile(r"\$\{([^}:]*)(?::-([^}]*))?\}")
+# A URL is not written into the code, because it may hold a password.
+_URL_FROM = 'os.environ["DATABASE_URL"]'
 _SYNC = """\
 with {handle} as conn:
     with conn.cursor() as cur:
@@ -43,11 +48,12 @@ if __name__ == "__main__":
 
 def pgmonkey_code(path: str, kind: Kind, flags: Mapping[str, bool]) -> str:
     """Return code that connects to the configuration at *path* with pgmonkey."""
-    arguments = ", ".join([repr(path), repr(kind), *(f"{name}={value}" for name, value in flags.items())])
+    config, imports = (_URL_FROM, "import os\n\n") if is_url(path) else (repr(path), "")
+    arguments = ", ".join([config, repr(kind), *(f"{name}={value}" for name, value in flags.items())])
     name = "pool" if kind.endswith("pool") else "connection"
     if kind in ("normal", "pool"):
         return (
-            "from pgmonkey import PGConnectionManager\n\n"
+            f"{imports}from pgmonkey import PGConnectionManager\n\n"
             "manager = PGConnectionManager()\n"
             f"{name} = manager.get_database_connection({arguments})\n\n" + _SYNC.format(handle=name)
         )
@@ -55,7 +61,8 @@ def pgmonkey_code(path: str, kind: Kind, flags: Mapping[str, bool]) -> str:
         "manager = PGConnectionManager()\n"
         f"{name} = await manager.get_database_connection({arguments})\n" + _ASYNC.format(handle=name)
     ) + "await manager.clear_cache_async()\n"
-    return "import asyncio\n\nfrom pgmonkey import PGConnectionManager\n\n" + _MAIN.format(body=indent(body, "    "))
+    imports = "import asyncio\n" + (imports or "\n")
+    return f"{imports}from pgmonkey import PGConnectionManager\n\n" + _MAIN.format(body=indent(body, "    "))
 
 
 def psycopg_code(path: str, kind: Kind, config: Config, *, resolve_env: bool) -> str:
@@ -93,6 +100,11 @@ class _Settings:
             document = cast("dict[str, object]", document["postgresql"])
             self._in_file = 'document["postgresql"]["connection_settings"]'
         raw = cast("dict[str, object]", document["connection_settings"])
+        self._path = path
+        self._conninfo = raw.get("conninfo")
+        self._keys = frozenset(raw)
+        loaded = load_config(path, resolve_env=resolve_env, allow_sensitive_defaults=True)["connection_settings"]
+        self._is_url = is_url(str(loaded.get("conninfo", "")))
         arguments = {key: value for key, value in config.arguments.items() if key not in OURS}
         behind_pgbouncer = config.arguments.get("pgbouncer", False)
         if behind_pgbouncer:
@@ -107,7 +119,7 @@ class _Settings:
             values["options"] = repr(startup_options(config.connect.get("options", ""), parameters))
         lines = "".join(f"    {key!r}: {value},\n" for key, value in values.items())
         reading = ""
-        if self.third_party:  # that is yaml, for a secret in the file
+        if "import yaml" in self.third_party:  # for a secret in the file
             reading = f'with open({path!r}, encoding="utf-8") as file:\n    document = yaml.safe_load(file)\n'
         self.code = f"{reading}settings = {{\n{lines}}}\n"
 
@@ -136,15 +148,40 @@ class _Settings:
             self._need(self.imports, "import os" if kind == "from_env" else "from pathlib import Path")
             if kind == "from_env":
                 return f"os.environ[{target!r}]"
+            target = os.path.join(os.path.dirname(self._path), str(target))
             # Without the newline at the end, as pgmonkey reads it.
             return f'Path({target!r}).read_text(encoding="utf-8").removesuffix("\\n")'
         if resolve_env and isinstance(value, str) and "${" in value:
             self._need(self.imports, "import os")
             return self._interpolated(value)
-        if is_sensitive(key) or key == "conninfo":
+        if is_sensitive(key) and isinstance(self._conninfo, str) and key not in self._keys:
+            return self._part(key, self._conninfo, resolve_env)
+        if is_sensitive(key):
             self._need(self.third_party, "import yaml")
             return f"{self._in_file}[{key!r}]"
         return repr(value)
+
+    def _part(self, key: str, conninfo: str, resolve_env: bool) -> str:
+        """Return the expression for the secret *key* that is a part of a connection string."""
+        if is_url(self._path):
+            self._need(self.imports, "import os")
+            source = _URL_FROM
+        elif resolve_env and "${" in conninfo:
+            if not _REFERENCE.fullmatch(conninfo):
+                raise ConfigError(
+                    f"{self._path}: code for psycopg needs 'conninfo' to be one reference, or separate keys"
+                )
+            self._need(self.imports, "import os")
+            source = self._interpolated(conninfo)
+        else:
+            self._need(self.third_party, "import yaml")
+            source = f"{self._in_file}['conninfo']"
+        if key == "password" and self._is_url:
+            # Not psycopg's function, which refuses the parameters that only pgmonkey knows.
+            self._need(self.imports, "from urllib.parse import unquote, urlsplit")
+            return f'unquote(urlsplit({source}).password or "")'
+        self._need(self.third_party, "from psycopg.conninfo import conninfo_to_dict")
+        return f"conninfo_to_dict({source})[{key!r}]"
 
     @staticmethod
     def _interpolated(text: str) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
+from .._config.document import is_url
 from .._config.schema import KINDS, Config, Kind
 from ..errors import ConfigError
 from ..manager import AsyncKind, PGConnectionManager, SyncKind
@@ -51,7 +52,7 @@ def add_commands(groups: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def _add_file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--connconfig", "--filepath", dest="path", type=Path, required=True, help="path of the configuration file"
+        "--connconfig", "--filepath", dest="path", required=True, help="path of the configuration file, or a URL"
     )
 
 
@@ -68,15 +69,18 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _create(options: argparse.Namespace) -> int:
+    if is_url(options.path):
+        raise ConfigError("a URL was given as the file to write; give a path")
+    path = Path(options.path)
     template = resources.files("pgmonkey").joinpath("cli/template.yaml").read_text(encoding="utf-8")
     try:
-        options.path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         # Private, because the user will write a password into it; "x" leaves an existing file alone.
-        with open(options.path, "x", encoding="utf-8", opener=_open_private) as stream:
+        with open(path, "x", encoding="utf-8", opener=_open_private) as stream:
             stream.write(template)
     except FileExistsError:
-        raise ConfigError(f"{options.path}: the file exists already and was left as it is") from None
-    print(f"{options.path}: written; edit it, then: pgmonkey pgconfig test --connconfig {options.path}")
+        raise ConfigError(f"{path}: the file exists already and was left as it is") from None
+    print(f"{path}: written; edit it, then: pgmonkey pgconfig test --connconfig {path}")
     return 0
 
 
@@ -104,7 +108,7 @@ def _test(options: argparse.Namespace) -> int:
         info, held = _connect(options, manager, kind)
     elapsed = (perf_counter() - started) * 1000
     held_text = f", {held} connections held at once" if held > 1 else ""
-    print(f"{options.path}: {kind}: connected to {info} in {elapsed:.0f} ms{held_text}")
+    print(f"{config.source}: {kind}: connected to {info} in {elapsed:.0f} ms{held_text}")
     return 0
 
 
@@ -144,7 +148,7 @@ async def _connect_async(options: argparse.Namespace, manager: PGConnectionManag
 def _generate_code(options: argparse.Namespace) -> int:
     config = _load(options, PGConnectionManager())
     kind: Kind = options.connection_type or config.kind
-    path = str(options.path)
+    path: str = options.path
     if options.library == "pgmonkey":
         code = _codegen.pgmonkey_code(path, kind, _flags(options))
     else:

@@ -64,6 +64,8 @@ def test_create_writes_a_private_file_that_loads(option: str, tmp_path: Path) ->
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     config = yaml.safe_load(path.read_text())
     assert config["connection_type"] == "normal"
+    assert config["sync_settings"] == config["async_settings"]
+    assert config["pool_settings"] == config["async_pool_settings"]
     loaded = programs.run(code=f"import pgmonkey; pgmonkey.load_config({str(path)!r})", folder=tmp_path)
     assert (loaded.returncode, loaded.stderr) == (0, "")
 
@@ -122,6 +124,9 @@ def test_references_are_resolved_only_when_asked(config: dict[str, Any], config_
     assert "--resolve-env" in unresolved.stderr
     failed(pgmonkey(*command, "--resolve-env"), "sensitive", "--allow-sensitive-defaults")
     assert pgmonkey(*command, "--resolve-env", "--allow-sensitive-defaults").returncode == 0
+    failed(pgmonkey(*command, "--resolve-env", env={"PGM_PASSWORD": password}), "--allow-sensitive-defaults")
+    config["connection_settings"]["password"] = "${PGM_PASSWORD}"
+    config_file.write_text(yaml.safe_dump(config))
     assert pgmonkey(*command, "--resolve-env", env={"PGM_PASSWORD": password}).returncode == 0
 
 
@@ -162,6 +167,40 @@ def test_generated_code_is_nothing_but_code_and_runs(
     finished = programs.run(code=printed.stdout, folder=tmp_path, environ=environ, flags=flags)
     assert (finished.returncode, finished.stderr) == (0, "")
     assert "PostgreSQL" in finished.stdout
+
+
+@pytest.mark.parametrize("library", ["pgmonkey", "psycopg"])
+@pytest.mark.parametrize("given", ["URL", "reference", "in the file"])
+def test_generated_code_for_a_url_reads_it_when_it_runs(
+    library: str, given: str, config: dict[str, Any], tmp_path: Path
+) -> None:
+    own = config["connection_settings"]
+    url = "postgresql+psycopg://{user}:{password}@{host}:{port}/{dbname}?pool_max_size=2".format(**own)
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        yaml.safe_dump({"connection_settings": {"conninfo": url if "file" in given else "${DATABASE_URL}"}})
+    )
+    environ = {**os.environ, "DATABASE_URL": url}
+    arguments = ["--connconfig", url if given == "URL" else path, "--connection-type", "pool", "--library", library]
+    command = ["pgconfig", "generate-code", *arguments, *(["--resolve-env"] if given == "reference" else [])]
+    printed = programs.run(module="pgmonkey", arguments=command, folder=tmp_path, environ=environ)
+    assert (printed.returncode, printed.stderr) == (0, "")
+    assert own["password"] not in printed.stdout
+    finished = programs.run(code=printed.stdout, folder=tmp_path, environ=environ)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert "PostgreSQL" in finished.stdout
+
+
+def test_a_url_is_a_configuration_and_never_shown(config: dict[str, Any]) -> None:
+    own = config["connection_settings"]
+    url = "postgres://{user}:{password}@{host}:{port}/{dbname}".format(**own)
+    finished = pgmonkey("pgconfig", "test", "--connconfig", url, "--connection-type", "pool")
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert finished.stdout.startswith("URL: pool: connected to")
+    assert own["password"] not in finished.stdout
+    failed(pgmonkey("pgconfig", "test", "--connconfig", f"postgresql://u:{SECRET}@127.0.0.1:1/d"), "port 1 failed")
+    failed(pgmonkey("pgconfig", "test", "--connconfig", f"postgresql://u:@{SECRET}@127.0.0.1:1/d"), "more than one '@'")
+    failed(pgmonkey("pgconfig", "create", "--connconfig", f"postgresql://u:{SECRET}@h/d"), "give a path")
 
 
 def test_generated_code_holds_no_literal_secret(config_file: Path, config: dict[str, Any]) -> None:

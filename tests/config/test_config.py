@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import ipaddress
 import logging
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import pytest
 
-from pgmonkey import ConfigError, EnvInterpolationError, PGConnectionManager, load_config
+from pgmonkey import AsyncDatabase, ConfigError, Database, EnvInterpolationError, PGConnectionManager, load_config
+from pgmonkey._config.blueprint import blueprint
 
 GOOD = "connection_settings:\n  host: db.example\n  password: hunter2\n"
 
@@ -39,7 +44,7 @@ MALFORMED: list[tuple[str, str | bytes, list[str]]] = [
     ("unknown section", GOOD + "pool_setings: {}\n", [":4", "unknown section", "did you mean 'pool_settings'"]),
     ("command_timeout", GOOD + "  command_timeout: 0\n", [":4", "connection_settings.command_timeout", "seconds"]),
     ("command_timeout text", GOOD + "  command_timeout: soon\n", ["'soon'", "seconds"]),
-    ("pgbouncer", GOOD + "  pgbouncer: 1.21\n", [":4", "true or false"]),
+    ("pgbouncer", GOOD + "  pgbouncer: 1.21\n", [":4", "neither true nor false"]),
     ("pgbouncer options", GOOD + "  pgbouncer: true\n  options: -c a=b\n", [":5", "options", "sync_settings"]),
     (
         "pgbouncer autocommit",
@@ -48,7 +53,7 @@ MALFORMED: list[tuple[str, str | bytes, list[str]]] = [
     ),
     ("leak threshold", GOOD + "pool_settings: {leak_detection_threshold: -1}\n", ["seconds"]),
     ("open_timeout", GOOD + "pool_settings: {open_timeout: .inf}\n", ["seconds"]),
-    ("clean_on_return", GOOD + "pool_settings: {clean_on_return: maybe}\n", ["true or false"]),
+    ("clean_on_return", GOOD + "pool_settings: {clean_on_return: maybe}\n", ["neither true nor false"]),
     ("no connection_settings", "pool_settings: {}\n", ["connection_settings", "missing"]),
     ("section is a list", "connection_settings: [a]\n", [":1", "a list"]),
     ("section is text", GOOD + "pool_settings: big\n", [":4", "pool_settings", "text"]),
@@ -57,12 +62,19 @@ MALFORMED: list[tuple[str, str | bytes, list[str]]] = [
     ("negative size", GOOD + "pool_settings:\n  min_size: -1\n", [":5", "pool_settings.min_size", "-1"]),
     ("min larger than max", GOOD + "pool_settings: {min_size: 9, max_size: 3}\n", ["min_size (9)", "max_size (3)"]),
     ("size is text", GOOD + "pool_settings: {max_size: many}\n", ["pool_settings.max_size", "'many'"]),
-    ("size is true", GOOD + "pool_settings: {max_size: yes}\n", ["pool_settings.max_size", "True"]),
+    ("size is true", GOOD + "pool_settings: {max_size: true}\n", ["pool_settings.max_size", "True"]),
+    ("size is yes", GOOD + "pool_settings: {max_size: yes}\n", ["pool_settings.max_size", "'yes'"]),
+    ("size in hexadecimal", GOOD + "pool_settings: {max_size: 0x10}\n", ["pool_settings.max_size", "'0x10'"]),
+    ("seconds in base 60", GOOD + "pool_settings: {timeout: 1:30}\n", ["pool_settings.timeout", "'1:30'"]),
     ("size zero", GOOD + "pool_settings: {max_size: 0}\n", ["pool_settings.max_size", "at least 1"]),
     ("timeout negative", GOOD + "pool_settings: {timeout: -5}\n", ["pool_settings.timeout", "seconds"]),
     ("timeout nan", GOOD + "pool_settings: {timeout: .nan}\n", ["pool_settings.timeout", "seconds"]),
     ("timeout infinite", GOOD + "pool_settings: {timeout: .inf}\n", ["pool_settings.timeout", "seconds"]),
-    ("flag is text", GOOD + "pool_settings: {check_on_checkout: maybe}\n", ["check_on_checkout", "true or false"]),
+    (
+        "flag is text",
+        GOOD + "pool_settings: {check_on_checkout: maybe}\n",
+        ["check_on_checkout", "neither true nor false"],
+    ),
     ("function by name", GOOD + "pool_settings: {configure: os.system}\n", ["configure", "only Python"]),
     ("port", "connection_settings: {port: 99999}\n", ["connection_settings.port", "'99999'", "65535"]),
     ("port is text", "connection_settings: {port: http}\n", ["connection_settings.port", "'http'"]),
@@ -70,7 +82,17 @@ MALFORMED: list[tuple[str, str | bytes, list[str]]] = [
     ("password is a list", "connection_settings: {password: [s3cret]}\n", ["connection_settings.password", "a list"]),
     ("sslmode", "connection_settings: {sslmode: on-please}\n", ["sslmode", "verify-full"]),
     ("connect_timeout", "connection_settings: {connect_timeout: soon}\n", ["connect_timeout", "'soon'"]),
-    ("date", "connection_settings: {dbname: 2026-01-01}\n", ["connection_settings.dbname", "date"]),
+    ("switch", "connection_settings: {sslsni: maybe}\n", ["connection_settings.sslsni", "neither true nor false"]),
+    ("TLS version", "connection_settings: {ssl_min_protocol_version: 1.2}\n", ["'1.2'", "TLSv1.2"]),
+    ("URL with two @", "connection_settings:\n  conninfo: postgresql://u:hunter2@s3cret@h/d\n", [":2", "'@' as %40"]),
+    ("URL with / in a password", "connection_settings: {conninfo: 'postgresql://u:hun/s3cret@h/d'}\n", ["'/' as %2F"]),
+    ("URL with ? in a password", "connection_settings: {conninfo: 'postgresql://u:a?s3cret@h'}\n", []),
+    ("URL with / and ?", "connection_settings: {conninfo: 'postgresql://u:12/a?s3cret=x@h'}\n", ["is unknown"]),
+    ("URL with : in a password", "connection_settings: {conninfo: 'postgresql://u:s3cret/d'}\n", ["port", "%3A"]),
+    ("URL parameter", "connection_settings: {conninfo: 'postgresql://h/d?pool_max_sise=3'}\n", ["'pool_max_size'"]),
+    ("URL pool setting", "connection_settings: {conninfo: 'postgresql://h/d?pool_max_size=x'}\n", ["max_size", "'x'"]),
+    ("URL sslmode", "connection_settings: {conninfo: 'postgresql://h/d?sslmode=yes'}\n", ["conninfo", "its sslmode"]),
+    ("URL unresolved", "connection_settings: {conninfo: '${DATABASE_URL}'}\n", ["resolve_env=True"]),
     ("conninfo", "connection_settings: {conninfo: 'host=a pass'}\n", ["connection_settings.conninfo"]),
     (
         "parameter name",
@@ -115,10 +137,11 @@ REFERENCES: list[tuple[str, Any, list[str]]] = [
     ("unclosed", "'${PGM_X'", ["closing"]),
     ("empty", "'${}'", ["not a variable reference"]),
     ("no name", "'${:-x}'", ["not a variable reference"]),
-    ("bad name", "'${A-B}'", ["'${A-B}'"]),
+    ("bad name", "'${s3cret-B}'", ["not a variable reference", "$${"]),
     ("nested", "'${PGM_X:-${PGM_Y}}'", ["nested"]),
     ("missing", "'${PGM_X}'", ["PGM_X", "not set"]),
-    ("sensitive default", "'${PGM_X:-dev}'", ["sensitive", "allow_sensitive_defaults"]),
+    ("sensitive default", "'${PGM_X:-s3cret}'", ["sensitive", "set PGM_X", "allow_sensitive_defaults"]),
+    ("sensitive default, set", "'${HOME:-s3cret}'", ["sensitive", "set HOME", "allow_sensitive_defaults"]),
     ("from_env missing", "{from_env: PGM_X}", ["PGM_X", "not set"]),
     ("from_env not a name", "{from_env: 'a b'}", ["'a b'"]),
     ("from_env not text", "{from_env: 5}", ["from_env", "int"]),
@@ -127,6 +150,9 @@ REFERENCES: list[tuple[str, Any, list[str]]] = [
     ("from_file missing", "{from_file: /nowhere/secret}", ["/nowhere/secret", "No such file"]),
     ("from_file directory", "{from_file: /}", ["'/'", "Is a directory"]),
     ("from_file binary", "{from_file: BINARY}", ["not UTF-8"]),
+    ("from_file device", "{from_file: /dev/zero}", ["'/dev/zero'", "not a regular file"]),
+    ("from_file FIFO", "{from_file: FIFO}", ["not a regular file"]),
+    ("from_file large", "{from_file: LARGE}", ["larger than 64 KiB"]),
     ("from_file NUL", '{from_file: "a\\0b"}', ["not a valid path"]),
 ]
 
@@ -134,12 +160,16 @@ REFERENCES: list[tuple[str, Any, list[str]]] = [
 @pytest.mark.parametrize(("value", "parts"), [row[1:] for row in REFERENCES], ids=[row[0] for row in REFERENCES])
 def test_a_malformed_reference_gets_one_clear_error(value: str, parts: list[str], tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    value = value.replace("BINARY", str(tmp_path / "binary"))
+    (tmp_path / "large").write_bytes(b"x" * 70_000)
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("binary", "large", "fifo"):
+        value = value.replace(name.upper(), str(tmp_path / name))
     path = write(tmp_path, f"connection_settings:\n  password: {value}\n")
     with pytest.raises(EnvInterpolationError) as caught:
         load_config(path, resolve_env=True)
     message = str(caught.value)
-    assert message.startswith(f"{path}: connection_settings.password: ")
+    assert message.startswith(f"{path}:2: connection_settings.password: ")
+    assert "s3cret" not in message
     for part in parts:
         assert part in message
     assert caught.value.__cause__ is None
@@ -168,6 +198,16 @@ def test_a_file_that_cannot_be_read_is_named(name: str, tmp_path: Path) -> None:
     assert str(tmp_path) in str(caught.value)
 
 
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/urandom", "FIFO"])
+def test_a_file_that_never_ends_is_refused(path: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "FIFO")
+    with pytest.raises(ConfigError, match="not a regular file"):
+        load_config(tmp_path / path)
+    (tmp_path / "large.yaml").write_text("#" * 70_000)
+    with pytest.raises(ConfigError, match="larger than 64 KiB"):
+        load_config(tmp_path / "large.yaml")
+
+
 def test_carriage_returns_and_a_byte_order_mark_load(tmp_path: Path) -> None:
     path = write(tmp_path, b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())
     assert load_config(path) == {"connection_settings": {"host": "db.example", "password": "hunter2"}}
@@ -191,6 +231,8 @@ def test_the_deprecated_wrapper_loads_with_a_warning(tmp_path: Path) -> None:
         ("connection_settings: {target_sesion_attrs: any}", "did you mean 'target_session_attrs'"),
         ("connection_settings: {}\npool_settings:\n  max_sise: 3", ":3: pool_settings.max_sise: .*'max_size'"),
         ("connection_settings: {zzz: 1}", ":1: connection_settings.zzz: unknown key ignored$"),
+        ("connection_settings: {}\nlogging: {level: 1}", ":2: logging: unknown section ignored$"),
+        ("connection_settings: {}\napp_settings: {a: 1}", "app_settings: unknown section ignored; did you mean"),
     ],
 )
 def test_an_unknown_key_warns_with_its_place(
@@ -211,12 +253,23 @@ def test_a_literal_reference_warns(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert len(caplog.records) == 2
 
 
+# Values of keywords for which libpq has no default and which are not any text.
+VALUES = {
+    "sslmode": "require",
+    "port": "5433",
+    "gsslib": "gssapi",
+    "sslcertmode": "allow",
+    **dict.fromkeys(("min_protocol_version", "max_protocol_version"), "3.2"),
+    "ssl_max_protocol_version": "TLSv1.3",
+}
+
+
 def test_every_libpq_keyword_is_accepted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     from psycopg import pq
 
     for option in pq.Conninfo.get_defaults():
         keyword = option.keyword.decode()
-        value = {"sslmode": "require", "port": "5433"}.get(keyword, (option.val or b"1").decode())
+        value = VALUES.get(keyword, (option.val or b"1").decode())
         write(tmp_path, f"connection_settings:\n  {keyword}: '{value}'\n")
         config = PGConnectionManager().load(tmp_path / "config.yaml")
         assert config.connect == {keyword: value}
@@ -232,6 +285,64 @@ def test_every_psycopg_pool_parameter_is_accepted(caplog: pytest.LogCaptureFixtu
 
     parameters = set(inspect.signature(ConnectionPool.__init__).parameters) - {"self", "conninfo"}
     assert parameters - set(PoolSettings.__dataclass_fields__) == set()
+
+
+# Key, and what stands behind it in the file without quotes.
+WRITTEN = [
+    *(("password", text) for text in ("0123456", "0x1F", "1_000", "12:30:45", "1.10", "1.0e+5", "yes", "Off", "true")),
+    *(("password", text) for text in ("2026-01-01", "2026-02-30", "=", "+5", "0o17", ".5", "1e3", "0b11", "False")),
+    *(("password", text) for text in ("9" * 5000, "1.00000000000000000001", "-0", "1.0", "5432", ".inf", ".NaN")),
+    *(("dbname", "no"), ("dbname", "007"), ("user", "on"), ("user", "0b11"), ("host", "true"), ("port", "05432")),
+    *(("application_name", "1.20"), ("options", "false"), ("sslcert", "1:1"), ("tcp_user_timeout", "010")),
+]
+
+
+@pytest.mark.parametrize(("key", "text"), WRITTEN, ids=[f"{key} {text[:12]}" for key, text in WRITTEN])
+def test_a_text_without_quotes_is_what_is_written(key: str, text: str, tmp_path: Path) -> None:
+    path = write(tmp_path, f"connection_settings:\n  {key}: {text}\nsync_settings: {{a.b: {text}}}\n")
+    config = PGConnectionManager().load(path)
+    assert config.connect == {key: text}
+    assert config.sync_settings == {"a.b": text}
+    # Also when a program passes on what it has read.
+    assert PGConnectionManager().load(load_config(path)).connect == {key: text}
+
+
+def test_numbers_and_booleans_are_still_values(tmp_path: Path) -> None:
+    text = "pool_settings: {max_size: 007, timeout: 1.5, check_on_checkout: on, close_returns: 'False', min_size: 2}\n"
+    path = write(tmp_path, "connection_settings: {keepalives: yes, sslsni: off, pgbouncer: 'no', port: 5432}\n" + text)
+    config = PGConnectionManager().load(path)
+    assert config.connect == {"keepalives": "1", "sslsni": "0", "port": "5432"}
+    assert config.arguments == {"pgbouncer": False}
+    pool = config.pool_settings
+    assert (pool.max_size, pool.timeout, pool.check_on_checkout, pool.close_returns) == (7, 1.5, True, False)
+    loaded = load_config(path)
+    assert loaded["connection_settings"] == {"keepalives": True, "sslsni": False, "pgbouncer": False, "port": 5432}
+    assert loaded["pool_settings"]["check_on_checkout"] is True
+    assert loaded["pool_settings"]["min_size"] == 2
+
+
+def test_numbers_may_have_blanks_around_them_as_for_libpq() -> None:
+    settings = {"port": "5432 ", "connect_timeout": " 3", "host": "a,b"}
+    config = PGConnectionManager().load({"connection_settings": settings})
+    assert config.connect == {"port": "5432", "connect_timeout": "3", "host": "a,b"}
+
+
+def test_objects_that_stand_for_texts_are_taken() -> None:
+    settings = {
+        "host": [ipaddress.ip_address("127.0.0.1"), Path("/tmp")],
+        "sslrootcert": Path("/etc/ca.pem"),
+        "password": pydantic.SecretStr("hunter2"),
+        "passfile": Path("/tmp/none"),
+    }
+    config = PGConnectionManager().load({"connection_settings": settings})
+    assert config.connect == {
+        "host": "127.0.0.1,/tmp",
+        "sslrootcert": "/etc/ca.pem",
+        "password": "hunter2",
+        "passfile": "/tmp/none",
+    }
+    with pytest.raises(ConfigError, match=r"connection_settings.dbname: expected text or a number, found \w*PosixPath"):
+        load_config({"connection_settings": {"dbname": Path("shop")}})
 
 
 def test_lists_of_hosts_are_joined() -> None:
@@ -266,14 +377,15 @@ def test_equal_configurations_have_equal_digests() -> None:
 @pytest.mark.parametrize(
     "given",
     [
-        "postgresql://user:hunter2@host/db",
         "postgres://user:hun/ter2@x@host/db",
-        "postgresql://host/db?password=hunter2",
+        "postgresql://user:hun@ter2@host/db",
+        "postgresql://host/db?pasword=hunter2",
+        "mysql://user:hunter2@host/db",
         "host=db password=hunter2",
         "host=db password='hunter2 \0'",
     ],
 )
-def test_a_connection_string_in_the_place_of_a_path_is_not_shown(given: str) -> None:
+def test_a_connection_string_that_is_refused_is_not_shown(given: str) -> None:
     with pytest.raises(ConfigError) as error:
         load_config(given)
     assert "hun" not in str(error.value)
@@ -284,6 +396,19 @@ def test_a_connection_string_in_the_place_of_a_path_is_not_shown(given: str) -> 
 def test_secrets_are_in_no_repr(tmp_path: Path) -> None:
     config = PGConnectionManager().load({"connection_settings": {"password": "hunter2"}})
     assert "hunter2" not in repr(config)
+
+
+def test_what_holds_secrets_cannot_be_pickled(config: dict[str, Any]) -> None:
+    manager = PGConnectionManager()
+    loaded = manager.load({"connection_settings": {"password": "hunter2"}})
+    handle = manager.get_database_connection_from_dict(config, "pool")
+    for value in (Database(config), AsyncDatabase(config), manager, loaded, blueprint(loaded, "pool"), handle):
+        for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+            written = io.BytesIO()
+            with pytest.raises(TypeError, match=r"cannot be pickled|cannot pickle"):
+                pickle.dump(value, written, protocol)
+            for secret in (b"hunter2", config["connection_settings"]["password"].encode()):
+                assert secret not in written.getvalue()
 
 
 def test_nothing_in_a_file_executes(tmp_path: Path) -> None:

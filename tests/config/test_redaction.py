@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pydantic
 import pytest
+from psycopg import pq
 
 from pgmonkey import redact_config
-from pgmonkey._config.redaction import REDACTED, redact_text
+from pgmonkey._config.keywords import KEYWORDS
+from pgmonkey._config.redaction import REDACTED, is_sensitive, redact_text
+from pgmonkey._config.schema import libpq_keywords
 
 
 @pytest.mark.parametrize(
@@ -15,6 +19,7 @@ from pgmonkey._config.redaction import REDACTED, redact_text
     [
         *("password", "sslkey", "sslcert", "sslrootcert", "sslpassword", "passwd", "db_password", "conninfo", "dsn"),
         *("api_token", "client_secret", "credentials", "PASSWORD", "passfile_password"),
+        *("scram_client_key", "scram_server_key", "oauth_client_secret", "sslkeylogfile", "passfile"),
     ],
 )
 def test_sensitive_keys_are_masked(key: str) -> None:
@@ -43,6 +48,17 @@ def test_empty_values_and_references_are_left() -> None:
         "host=h password='hunter2 with space' dbname=d",
         "sslpassword = hunter2",
         "postgresql://user:hun@ter2@host/db",
+        "postgresql://user:a/hunter2@host/db",
+        "postgresql://user:a?hunter2@host/db",
+        "postgresql://user:a b'hunter2@host/db",
+        "postgresql://:hunter2@host/db",
+        "postgresql+psycopg://user:hunter2@host/db",
+        "postgresql://host/db?sslpassword=hunter2&scram_client_key=hunter2",
+        "postgresql://host/db?p%61ssword=hunter2",
+        "host=h oauth_client_secret=hunter2 sslkeylogfile=/hunter2",
+        r"host=h password=a\ hunter2",
+        "host=h password='hunter2 never ends",
+        "could not connect with x=password=hunter2",
     ],
 )
 def test_passwords_inside_texts_are_masked(text: str) -> None:
@@ -51,3 +67,32 @@ def test_passwords_inside_texts_are_masked(text: str) -> None:
     assert "ter2" not in redacted
     assert REDACTED in redacted
     assert redact_config({"urls": [text]}) == {"urls": [redacted]}
+
+
+# What libpq 15 to 18 knows, and of it what nobody may see.
+HIDDEN = {
+    *("password", "passfile", "sslkey", "sslcert", "sslrootcert", "sslpassword", "sslkeylogfile"),
+    *("scram_client_key", "scram_server_key", "oauth_client_secret"),
+}
+
+
+def test_each_of_libpqs_keywords_is_a_secret_or_not() -> None:
+    known = libpq_keywords()
+    assert {keyword for keyword in known if is_sensitive(keyword)} == HIDDEN & known
+    # What libpq itself does not show in a form ("*"), or for debugging only ("D").
+    hidden = {option.keyword.decode() for option in pq.Conninfo.get_defaults() if option.dispchar in (b"*", b"D")}
+    assert hidden - {"replication"} <= HIDDEN
+    assert set(KEYWORDS) - known <= set(NEW), "no keyword is misspelt"
+
+
+NEW = {
+    **dict.fromkeys(("sslcertmode", "load_balance_hosts", "gssdelegation", "require_auth"), 16),
+    "sslnegotiation": 17,
+    **dict.fromkeys(("servicefile", "min_protocol_version", "max_protocol_version", "sslkeylogfile"), 18),
+    **dict.fromkeys(("scram_client_key", "scram_server_key", "oauth_client_secret"), 18),
+}
+
+
+def test_a_url_that_is_an_object_is_masked() -> None:
+    url = pydantic.PostgresDsn("postgresql://user:hunter2@host/db")
+    assert "hunter2" not in repr(redact_config({"url": url, "urls": [url], "key": pydantic.SecretStr("hunter2")}))

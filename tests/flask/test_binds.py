@@ -85,7 +85,7 @@ def test_binds_alone(config: dict[str, Any]) -> None:
     [
         ({"PGMONKEY_BINDS": "reports.yaml"}, "PGMONKEY_BINDS: expected a mapping of names"),
         ({"PGMONKEY_BINDS": {"a": {"config": {}, "resolve": 1}}}, r"PGMONKEY_BINDS\['a'\]: unknown key 'resolve'"),
-        ({"PGMONKEY_BINDS": {"a": 7}}, r"PGMONKEY_BINDS\['a'\]: expected the path of a YAML file, or a mapping, got 7"),
+        ({"PGMONKEY_BINDS": {"a": 7}}, r"PGMONKEY_BINDS\['a'\]: expected the path of a YAML file, a URL, or a mapping"),
         (
             {"PGMONKEY_BINDS": {"a": {"config": {}, "transaction": "x"}}},
             r".*: transaction: 'x' is neither",
