@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 
 _TESTED = "Flask 3.0 to 3.1 with Werkzeug 3.0 to 3.1"
 _CALLED = ("wsgi_app", "preprocess_request", "dispatch_request", "full_dispatch_request")
-_CALLED_WITH_ONE_ARGUMENT = ("handle_user_exception", "handle_exception", "finalize_request", "process_response")
+_CALLED_WITH_ONE_ARGUMENT = (
+    "handle_user_exception",
+    "handle_exception",
+    "finalize_request",
+    "process_response",
+    "log_exception",
+)
 # What their sources contain as long as they use what the functions below replace and read.
 _SOURCES = {
     "flask.app": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -20,9 +21,13 @@ from ._unavailable import UNAVAILABLE
 from ._units import RefusedError, RequestUnits
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from _typeshed import OptExcInfo
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
     from flask.typing import ResponseReturnValue
+
+    ExceptionInfo = tuple[type, BaseException, TracebackType] | tuple[None, None, None]
 
 # The key in the WSGI environment under which the units of work of the request are.
 _UNITS = "flask_pgmonkey.units"
@@ -148,6 +153,9 @@ class TransactionMiddleware:
             replace_method(app, name, self._undoing(getattr(app, name)))
         full_dispatch_request, process_response = app.full_dispatch_request, app.process_response
         handle_user_exception, handle_exception = app.handle_user_exception, app.handle_exception
+        log_exception = app.log_exception
+        # By an extension that was set up before; one that is set up later may not call the function below.
+        extended = "handle_user_exception" in vars(app)
 
         def dispatch_or_undo(*context: object) -> object:
             try:
@@ -163,6 +171,8 @@ class TransactionMiddleware:
         def handle_after_rollback(e: Exception) -> object:
             if _is_refusal(e):  # of a receiver of the signal request_started
                 self._roll_back(e)
+            if not extended and (units := self._units()) is not None:
+                units.unavailable = None  # Flask itself answers it
             return handle_user_exception(e)
 
         def handle_last(e: Exception) -> object:
@@ -180,9 +190,20 @@ class TransactionMiddleware:
                 units.fail(error)  # before the teardown functions run
                 raise
 
+        def log_unless_unavailable(exc_info: ExceptionInfo) -> None:
+            # What answers it logs one line.
+            if not isinstance(exc_info[1], UNAVAILABLE):
+                log_exception(exc_info)
+
         def process_or_undo(response: Response) -> object:
             units = self._units()
-            if units is None or not units.handles_exception:
+            if units is None:
+                return process_response(response)
+            if units.unavailable is not None and response.status_code == 500:
+                # An extension's answer to all that it does not know.  Flask has a handler: the application's, or ours.
+                answer = _try(partial(type(app).handle_user_exception, app), units.unavailable)
+                response = response if answer is None else app.make_response(answer)
+            if not units.handles_exception:
                 return process_response(response)
             # Flask logs what is raised here, and sends the response of the handler.
             with units.undone_alone():
@@ -191,6 +212,7 @@ class TransactionMiddleware:
         replace_method(app, "full_dispatch_request", dispatch_or_undo)
         replace_method(app, "handle_user_exception", handle_after_rollback)
         replace_method(app, "handle_exception", handle_last)
+        replace_method(app, "log_exception", log_unless_unavailable)
         replace_method(app, "process_response", process_or_undo)
 
     def _undoing(self, method: Callable[..., object]) -> Callable[..., object]:
@@ -200,6 +222,8 @@ class TransactionMiddleware:
             except Exception as error:
                 if _is_refusal(error):
                     self._roll_back(error)
+                if isinstance(error, UNAVAILABLE) and (units := self._units()) is not None:
+                    units.unavailable = error
                 raise
 
         return call

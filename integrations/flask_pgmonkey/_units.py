@@ -35,6 +35,8 @@ class RequestUnits:
         """The URL rule that the request matched."""
         self.handles_exception = False
         """Whether Flask is answering an exception that no handler of its own class took."""
+        self.unavailable: Exception | None = None
+        """Why no connection was to be had, until Flask answers that."""
         self._label = label
         self._units: dict[str | None, UnitOfWork[object]] = {}
         self._keep: bool | None = None

@@ -537,6 +537,50 @@ def test_a_server_that_is_away_is_a_503_and_one_line(
         assert record.exc_info is None
 
 
+@pytest.mark.parametrize("order", ["extension first", "extension last"])
+@pytest.mark.parametrize("name", ["flask_restx", "flask_restful"])
+def test_a_server_that_is_away_behind_an_extension(
+    config: dict[str, Any], db: PGMonkey, caplog: pytest.LogCaptureFixture, name: str, order: str
+) -> None:
+    extension = pytest.importorskip(name)
+    app = Flask("shop")
+    app.config["PGMONKEY_CONFIG"] = {**config, "connection_settings": {**config["connection_settings"], "port": 1}}
+
+    class Rows(extension.Resource):  # type: ignore[misc, name-defined]
+        def get(self, what: str) -> None:
+            if what == "bug":
+                raise ZeroDivisionError
+            db.execute("SELECT 1")
+
+    api = extension.Api()
+    api.add_resource(Rows, "/<what>")
+    for each in (api, db) if order == "extension first" else (db, api):
+        each.init_app(app)
+    answer = app.test_client().get("/away")
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    (record,) = (record for record in caplog.records if record.levelno >= logging.WARNING)
+    assert record.exc_info is None
+    assert app.test_client().get("/bug").status_code == 500
+    assert caplog.records[-1].exc_info is not None
+    # Its own handlers come first.
+    if name == "flask_restx":
+        api.errorhandler(ServerUnavailableError)(lambda error: ({}, 418))
+        assert app.test_client().get("/away").status_code == 418
+
+
+def test_a_handler_of_the_application_is_called_once(away: Flask, db: PGMonkey) -> None:
+    called: list[Exception] = []
+
+    def handler(error: Exception) -> tuple[str, int]:
+        called.append(error)
+        return "sorry", 500
+
+    away.register_error_handler(ServerUnavailableError, handler)
+    away.get("/")(lambda: str(db.fetch_value("SELECT 1")))
+    assert away.test_client().get("/").text == "sorry"
+    assert len(called) == 1
+
+
 def test_an_after_request_function_without_a_server_is_a_503(away: Flask, db: PGMonkey) -> None:
     away.after_request(lambda response: Response(str(db.fetch_value("SELECT 1"))))
     assert away.test_client().get("/nowhere").status_code == 503
