@@ -10,6 +10,8 @@ from django.db import Error, connections
 from django.http import HttpRequest, JsonResponse
 from django.urls import path
 
+from pgmonkey import Database
+
 from ._unavailable import unavailable
 from ._wrapper import PooledWrapper
 
@@ -36,11 +38,13 @@ def ready(request: HttpRequest) -> JsonResponse:
 
 
 def _ask(wrapper: PooledWrapper) -> None:
-    pool = wrapper.pool
-    if pool is not None:
-        # Not by a cursor of Django: a busy pool would keep the probe waiting for its whole timeout.
-        with pool.connection(timeout=_READY_WITHIN, autocommit=True) as connection:
-            connection.execute("SELECT 1")
+    # Not wrapper.pool, which, where it is not open yet, would connect for as long as its own timeout.
+    database = Database(wrapper.settings.config(wrapper.timezone_name))
+    try:
+        database.ping(timeout=_READY_WITHIN)
+        _ = wrapper.pool  # keeps it open
+    finally:
+        database.release()
 
 
 app_name = "pgmonkey"

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Generic, Literal, TypedDict, cast, overload
 
 import anyio
@@ -189,22 +190,24 @@ class PGMonkey(Generic[Row]):
 
     async def _ready(self) -> JSONResponse:
         try:
-            # A busy pool could keep the probe waiting for its whole timeout.
-            with anyio.fail_after(_READY_WITHIN):
-                await self._ping()
+            await self._ping()
         except (Error, TimeoutError) as error:
-            logger.warning("not ready: %s", error or f"no answer within {_READY_WITHIN:g} s")
+            why = " ".join(str(error).split()) or f"the server did not answer within {_READY_WITHIN:.1f} s"
+            logger.warning("not ready: %s", why)
             return JSONResponse({"status": "unavailable"}, 503, {"Retry-After": RETRY_AFTER})
         return JSONResponse({"status": "ready"})
 
     async def _ping(self) -> None:
         # By a pool that is open, so that a probe opens none that the application does not use.
         if self.async_database.stats():
-            await self.async_database.ping()
+            await self.async_database.ping(timeout=_READY_WITHIN)
         elif self.sync_database.stats():
-            await anyio.to_thread.run_sync(self.sync_database.ping, abandon_on_cancel=True)
+            # Not in one of the threads that may all be waiting for the database.
+            ping = partial(self.sync_database.ping, timeout=_READY_WITHIN)
+            await anyio.to_thread.run_sync(ping, limiter=anyio.CapacityLimiter(1))
         else:
-            await self._try_connecting()
+            with anyio.fail_after(_READY_WITHIN):
+                await self._try_connecting()
 
     # -- the request ----------------------------------------------------------------------------------------------
 

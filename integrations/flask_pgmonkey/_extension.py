@@ -14,7 +14,7 @@ from ._commands import commands
 from ._compat import check, has_error_handler
 from ._database import EXTENSION, BoundDatabase
 from ._middleware import TransactionMiddleware, current_units
-from ._settings import Settings, read
+from ._settings import Settings, read, where
 from ._unavailable import UNAVAILABLE, answer_unavailable, health_blueprint
 
 
@@ -60,7 +60,7 @@ class PGMonkey(BoundDatabase[Row]):
         check(app)
         try:
             settings = read(app)
-            databases = {key: self._database(key, own) for key, own in settings.items()}
+            databases = {key: self._database(app, key, own) for key, own in settings.items()}
         except ConfigError as error:
             if click.get_current_context(silent=True) is None:
                 raise
@@ -104,14 +104,17 @@ class PGMonkey(BoundDatabase[Row]):
             raise RuntimeError("rollback_request() and keep_request() decide the end of a request, and this is none")
         units.decide(keep)
 
-    def _database(self, key: str | None, settings: Settings) -> Database[Row]:
+    def _database(self, app: Flask, key: str | None, settings: Settings) -> Database[Row]:
         bound = self if key is None else self[key]
         # With None the rows are tuples, which the overloads have told type checkers already.
         row_factory = cast("RowFactory[Row]", self._row_factory)
-        return Database(
-            settings.config,
-            resolve_env=settings.resolve_env,
-            allow_sensitive_defaults=settings.allow_sensitive_defaults,
-            row_factory=row_factory,
-            session_values=bound.values_of_request,
-        )
+        try:
+            return Database(
+                settings.config,
+                resolve_env=settings.resolve_env,
+                allow_sensitive_defaults=settings.allow_sensitive_defaults,
+                row_factory=row_factory,
+                session_values=bound.values_of_request,
+            )
+        except ConfigError as error:
+            raise type(error)(f"{where(app, key)}: {error}") from None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Literal
 
 from flask import Flask
@@ -17,6 +19,10 @@ _BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "
 # How pydantic's SecretStr and PostgresDsn give their texts.
 _TEXTS = ("get_secret_value", "unicode_string")
 _KEYS = ("config", "resolve_env", "allow_sensitive_defaults", "transaction")
+_PREFIX = "PGMONKEY_"
+_NAMES = [key.upper() for key in (*_KEYS, "binds")]
+
+logger = logging.getLogger("pgmonkey")
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,7 @@ class Settings:
 
 def read(app: Flask) -> dict[str | None, Settings]:
     """Return the settings of each database of *app*, by its key in PGMONKEY_BINDS; None is that of PGMONKEY_CONFIG."""
+    _check_names(app)
     # All but PGMONKEY_CONFIG apply to the databases of PGMONKEY_BINDS too, unless these have a key of their own.
     common = {key: app.config.get(f"PGMONKEY_{key.upper()}") for key in _KEYS[1:]}
     config = app.config.get("PGMONKEY_CONFIG")
@@ -51,6 +58,23 @@ def read(app: Flask) -> dict[str | None, Settings]:
         own = value if isinstance(value, Mapping) and "config" in value else {"config": value}
         settings[key] = _settings(app, f"PGMONKEY_BINDS[{key!r}]", own, common)
     return settings
+
+
+def where(app: Flask, key: str | None) -> str:
+    """Return how messages name the database *key* of `read`."""
+    return f"{app.name}: {'PGMONKEY_CONFIG' if key is None else f'PGMONKEY_BINDS[{key!r}]'}"
+
+
+def _check_names(app: Flask) -> None:
+    """Raise ConfigError for a setting that is misspelt; one that is like none of ours may be the application's."""
+    for name in app.config:
+        own = name.removeprefix(_PREFIX)
+        if own != name and own not in _NAMES:
+            close = get_close_matches(own, _NAMES, n=1)
+            if close:
+                raise ConfigError(f"{app.name}: {name}: unknown setting; did you mean {_PREFIX}{close[0]}?")
+            known = ", ".join(_PREFIX + each for each in _NAMES)
+            logger.warning("%s: %s: unknown setting ignored; there are %s", app.name, name, known)
 
 
 def check_scope(where: str, scope: object) -> Scope:

@@ -40,9 +40,7 @@ def _ready() -> ResponseReturnValue:
     databases: dict[str | None, Database[object]] = current_app.extensions[EXTENSION]
     try:
         for database in databases.values():
-            # Not ping(): a busy pool would keep the probe waiting for its whole timeout.
-            with database.connection(timeout=_READY_WITHIN) as connection:
-                connection.execute("SELECT 1")
+            database.ping(timeout=_READY_WITHIN)
     except psycopg.Error as error:
         current_app.logger.warning("not ready: %s", _on_one_line(error))
         return {"status": "unavailable"}, 503, _RETRY_AFTER

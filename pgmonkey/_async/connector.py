@@ -88,12 +88,15 @@ class AsyncConnector:
         pooled.prepared.settle(always=settings.clean_on_return == "always", pgbouncer=blueprint.pgbouncer)
         pooled.begin = prepare_to_lend(connection)
 
-    async def check(self, pooled: AsyncPooledConnection, deadline: float) -> None:
-        """Ask the server whether it is there, as the settings say; raise what psycopg raises when it is not."""
+    async def check(self, pooled: AsyncPooledConnection, deadline: float, *, ask: bool = False) -> None:
+        """Ask the server whether it is there, as the settings say; raise what psycopg raises when it is not.
+
+        With *ask*, it is asked whatever they say.
+        """
         settings, state = self._blueprint.settings, pooled.connection.__dict__
         state["command_timeout"] = max(0.0, deadline - monotonic())
         try:
-            if settings.check_on_checkout:
+            if ask or settings.check_on_checkout:
                 await pooled.connection.execute("SELECT 1")
             if settings.check is not None:
                 await settings.check(pooled.connection)

@@ -121,21 +121,29 @@ class AsyncDatabase(Generic[Row]):
 
     disconnect = close
 
-    async def ping(self) -> float:
-        """Ask the server for a sign of life; return the seconds it took, or raise what psycopg raises."""
+    async def ping(self, *, timeout: float | None = None) -> float:
+        """Ask the server for a sign of life; return the seconds it took, or raise what psycopg raises.
+
+        With a *timeout*, the wait for a connection and that for the answer end after so many seconds together, and no
+        transaction of the caller takes part: for a health check, which a busy pool or a silent server must not delay.
+        """
         started = perf_counter()
-        await self.fetch_value("SELECT 1")
+        if timeout is None:
+            await self.fetch_value("SELECT 1")
+        else:
+            handle = await self._pool(timeout)
+            await handle.ping(timeout - (perf_counter() - started))
         return perf_counter() - started
 
     def stats(self) -> dict[str, int]:
         """Return the pool's counters, named as in psycopg_pool; empty before the first use."""
         return {} if self._handle is None else self._handle.stats()
 
-    async def _pool(self) -> AsyncConnectionHandle:
+    async def _pool(self, timeout: float | None = None) -> AsyncConnectionHandle:
         handle = self._handle
         # Closed meanwhile, or another event loop runs: then the cache has, or makes, another handle.
         if handle is None or not handle.usable_here:
-            handle = await open_handle(self._sources.config(*self._origin), POOL_KIND, self._holder)
+            handle = await open_handle(self._sources.config(*self._origin), POOL_KIND, self._holder, timeout=timeout)
             self._fast = handle.fast_path(self._row_factory)
             self._handle = handle
         return handle

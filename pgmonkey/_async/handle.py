@@ -61,21 +61,21 @@ class AsyncConnectionHandle:
         state = "closed" if self.closed else "open"
         return f"<{type(self).__module__}.{type(self).__qualname__} {self._blueprint.name!r} {state}>"
 
-    async def open(self) -> None:
+    async def open(self, timeout: float | None = None) -> None:
         """Connect now rather than at the first borrow; raise `ServerUnavailableError` when there is no server.
 
-        It is tried again for ``open_timeout`` seconds.
+        It is tried again for ``open_timeout`` seconds; with a *timeout*, in seconds, it is tried once.
         """
         settings = self._blueprint.settings
         if self._pool.opened or settings.open is False:
             return  # a pool that was open once heals by itself
-        give_up = monotonic() + settings.open_timeout
+        give_up = monotonic() + (settings.open_timeout if timeout is None else 0.0)
         pause, longest = _PAUSE
         self._opening.append(None)
         try:
             while not self._pool.opened:
                 try:
-                    await self._pool.open()
+                    await self._pool.open(timeout)
                 except psycopg.OperationalError as error:
                     # A pool that is exhausted or closed: trying again does not help.
                     own = isinstance(error, PgmonkeyError) and not isinstance(error, ServerUnavailableError)
@@ -117,6 +117,10 @@ class AsyncConnectionHandle:
             await lease.finish(error)
             raise
         await lease.finish()
+
+    async def ping(self, timeout: float) -> None:
+        """Ask the server whether it is there; raise what psycopg raises after *timeout* seconds, or before."""
+        await self._pool.ping(timeout)
 
     @by_frame
     def __aenter__(self, frame: FrameType) -> _Entering:
@@ -249,16 +253,19 @@ class _Nested:
             await self._stack.__aexit__(type(error), error, error.__traceback__)
 
 
-async def open_handle(config: Config, kind: Kind, holder: Holder, *, fresh: bool = False) -> AsyncConnectionHandle:
+async def open_handle(
+    config: Config, kind: Kind, holder: Holder, *, fresh: bool = False, timeout: float | None = None
+) -> AsyncConnectionHandle:
     """Return the one handle of the process for *config* and *kind*, opened; *holder* keeps it from being closed.
 
-    With *fresh*, a new handle replaces the cached one.  Raises `ServerUnavailableError` when there is no server.
+    With *fresh*, a new handle replaces the cached one.  *timeout* is how long connecting may take, in seconds, the
+    configuration's by default.  Raises `ServerUnavailableError` when there is no server.
     """
     key: Key = (config.digest, kind, loop_id())
     handle = cache.acquire(key, AsyncConnectionHandle, config, holder, fresh=fresh)
     try:
         if not handle._pool.opened:
-            await handle.open()
+            await handle.open(timeout)
     except BaseException:
         if handle.unused:  # another caller may have succeeded
             cache.release(holder, key)

@@ -123,21 +123,29 @@ class Database(Generic[Row]):
 
     disconnect = close
 
-    def ping(self) -> float:
-        """Ask the server for a sign of life; return the seconds it took, or raise what psycopg raises."""
+    def ping(self, *, timeout: float | None = None) -> float:
+        """Ask the server for a sign of life; return the seconds it took, or raise what psycopg raises.
+
+        With a *timeout*, the wait for a connection and that for the answer end after so many seconds together, and no
+        transaction of the caller takes part: for a health check, which a busy pool or a silent server must not delay.
+        """
         started = perf_counter()
-        self.fetch_value("SELECT 1")
+        if timeout is None:
+            self.fetch_value("SELECT 1")
+        else:
+            handle = self._pool(timeout)
+            handle.ping(timeout - (perf_counter() - started))
         return perf_counter() - started
 
     def stats(self) -> dict[str, int]:
         """Return the pool's counters, named as in psycopg_pool; empty before the first use."""
         return {} if self._handle is None else self._handle.stats()
 
-    def _pool(self) -> ConnectionHandle:
+    def _pool(self, timeout: float | None = None) -> ConnectionHandle:
         handle = self._handle
         # Closed meanwhile, or another event loop runs: then the cache has, or makes, another handle.
         if handle is None or not handle.usable_here:
-            handle = open_handle(self._sources.config(*self._origin), POOL_KIND, self._holder)
+            handle = open_handle(self._sources.config(*self._origin), POOL_KIND, self._holder, timeout=timeout)
             self._fast = handle.fast_path(self._row_factory)
             self._handle = handle
         return handle

@@ -17,7 +17,7 @@ from weakref import ref
 from .._config.blueprint import Blueprint
 from .._pool.ledger import Ledger
 from .._pool.place import Label, Place
-from ..errors import PoolTimeoutError
+from ..errors import CommandTimeoutError, PoolTimeoutError, ServerUnavailableError
 from .connector import Connector, PooledConnection
 from .upkeep import Upkeep
 from .waiting import Caller, Queue, Waiter, current_loop, sleep
@@ -166,10 +166,31 @@ class Pool(Ledger[PooledConnection, Waiter[PooledConnection]]):
         self._retire(old)
         return True
 
-    def open(self) -> None:
-        """Make the first connection now, so that a wrong configuration fails here; do nothing when there was one."""
+    def open(self, timeout: float | None = None) -> None:
+        """Make the first connection now, so that a wrong configuration fails here; do nothing when there was one.
+
+        *timeout* is in seconds, the pool's own when None.
+        """
         if not self.opened:
-            self.give_back(self._checkout(self._settings.timeout, checks=False))
+            timeout = self._settings.timeout if timeout is None else timeout
+            self.give_back(self._checkout(timeout, checks=False))
+
+    def ping(self, timeout: float) -> None:
+        """Ask the server whether it is there; raise what psycopg raises when it does not answer in *timeout* seconds.
+
+        The wait for a connection is part of that time.
+        """
+        deadline = monotonic() + timeout
+        pooled = self.borrow(timeout)
+        try:
+            self._connector.check(pooled, deadline, ask=True)
+        except CommandTimeoutError:
+            self._drop(pooled)
+            raise ServerUnavailableError(f"the server did not answer within {timeout:.1f} s") from None
+        except BaseException:
+            self._drop(pooled)
+            raise
+        self.give_back(pooled)
 
     def close(self, reason: str = "the pool is closed") -> None:
         """Close idle connections now and lent ones when they are given back; waiters get `PoolClosedError`.

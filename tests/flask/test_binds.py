@@ -92,6 +92,15 @@ def test_binds_alone(config: dict[str, Any]) -> None:
         ),
         ({"PGMONKEY_CONFIG": {}, "PGMONKEY_RESOLVE_ENV": "perhaps"}, "PGMONKEY_RESOLVE_ENV: 'perhaps' is neither true"),
         ({"PGMONKEY_CONFIG": 7}, "PGMONKEY_CONFIG: expected the path of a YAML file"),
+        ({"PGMONKEY_CONFG": {}}, r"PGMONKEY_CONFG: unknown setting; did you mean PGMONKEY_CONFIG\?"),
+        ({"PGMONKEY_CONFIG": {}, "PGMONKEY_BIND": {}}, r"PGMONKEY_BIND: .* PGMONKEY_BINDS\?"),
+        ({"PGMONKEY_CONFIG": {}, "PGMONKEY_RESOLVEENV": True}, r"PGMONKEY_RESOLVEENV: .* PGMONKEY_RESOLVE_ENV\?"),
+        (
+            {"PGMONKEY_BINDS": {"a": {"connection_setings": {}}}},
+            r"PGMONKEY_BINDS\['a'\]: configuration: connection_setings: .*; did you mean",
+        ),
+        ({"PGMONKEY_CONFIG": {"other": 1}}, "PGMONKEY_CONFIG: configuration: other: unknown section"),
+        ({"PGMONKEY_CONFIG": "nowhere.yaml"}, "PGMONKEY_CONFIG: /.*/nowhere.yaml: cannot read"),
     ],
 )
 def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
@@ -99,6 +108,16 @@ def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
     app.config.update(settings)
     with pytest.raises(ConfigError, match=f"shop: {message}"):
         PGMonkey(app)
+
+
+def test_a_setting_that_is_like_none_is_left_alone(config: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    app = Flask("shop")
+    app.config.update(PGMONKEY_CONFIG=config, PGMONKEY_DASHBOARD="/status")
+    PGMonkey(app)
+    (record,) = caplog.records
+    assert record.getMessage().startswith(
+        "shop: PGMONKEY_DASHBOARD: unknown setting ignored; there are PGMONKEY_CONFIG,"
+    )
 
 
 @pytest.mark.parametrize(("value", "resolved"), [("False", False), ("0", False), (0, False), ("true", True), (1, True)])

@@ -12,7 +12,7 @@ from django.conf import settings
 from django.core.wsgi import get_wsgi_application
 from django.db import DatabaseError, IntegrityError, connection, transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse, StreamingHttpResponse
-from django.urls import path
+from django.urls import include, path
 
 settings.configure(
     SECRET_KEY="contract",
@@ -139,5 +139,9 @@ def value(request: HttpRequest) -> HttpResponse:
 
 
 VIEWS = (nothing, stats, write, refuse, crash, deferred, late, doomed, block, slow, stream, ignored, own, dirty, value)
-urlpatterns = [path("redirect", redirected), *(path(view.__name__, view) for view in VIEWS)]
+urlpatterns = [
+    path("redirect", redirected),
+    path("health/", include("django_pgmonkey.health")),
+    *(path(view.__name__, view) for view in VIEWS),
+]
 application = get_wsgi_application()

@@ -16,7 +16,8 @@ from fastapi_pgmonkey import PGMonkey
 from pgmonkey import AsyncDatabase, PGConnectionManager
 
 db = PGMonkey(os.environ["CONTRACT_CONFIG"])
-app = FastAPI(lifespan=db.lifespan)
+app = FastAPI()
+db.init_app(app, readiness="/health/ready", liveness="/health/live")
 
 Async = Annotated[AsyncConnection[Any], Depends(db.connection)]
 Sync = Annotated[Connection[Any], Depends(db.sync_connection)]

@@ -14,6 +14,7 @@ db = PGMonkey()
 app = Flask(__name__)
 app.config.update(PGMONKEY_CONFIG=os.environ["CONTRACT_CONFIG"])
 db.init_app(app)
+app.register_blueprint(db.health_blueprint())
 
 
 def insert() -> None:
