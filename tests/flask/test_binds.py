@@ -99,7 +99,7 @@ def test_binds_alone(config: dict[str, Any]) -> None:
             {"PGMONKEY_BINDS": {"a": {"connection_setings": {}}}},
             r"PGMONKEY_BINDS\['a'\]: configuration: connection_setings: .*; did you mean",
         ),
-        ({"PGMONKEY_CONFIG": {"other": 1}}, "PGMONKEY_CONFIG: configuration: other: unknown section"),
+        ({"PGMONKEY_CONFIG": {"pool_setings": {}}}, "PGMONKEY_CONFIG: configuration: pool_setings: unknown section"),
         ({"PGMONKEY_CONFIG": "nowhere.yaml"}, "PGMONKEY_CONFIG: /.*/nowhere.yaml: cannot read"),
     ],
 )
