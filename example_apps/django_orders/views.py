@@ -57,7 +57,7 @@ def api_orders(request: HttpRequest) -> JsonResponse:
         return JsonResponse({"orders": list(Purchase.objects.values()[:100])})
     try:
         order = place(*shop.parse_order(json.loads(request.body)))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return JsonResponse({"detail": str(error)}, status=422)
     except shop.OutOfStock as error:
         return JsonResponse({"detail": str(error)}, status=409)

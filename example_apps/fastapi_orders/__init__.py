@@ -31,6 +31,8 @@ async def index(request: Request, db: DB) -> Response:
 @app.post("/orders", include_in_schema=False)
 async def place_from_form(request: Request, db: DB) -> Response:
     fields = {name: str(value) for name, value in (await request.form()).items()}
+    if not shop.is_own_form(request.cookies.get(shop.CSRF_COOKIE), fields.get(shop.CSRF_FIELD)):
+        raise HTTPException(403)
     try:
         order = await place(db, *shop.parse_form(fields.get("customer", ""), fields))
     except shop.BadOrder as error:
@@ -65,7 +67,7 @@ async def api_list(db: DB) -> dict[str, Any]:
 async def api_place(request: Request, db: DB) -> Any:
     try:
         return await place(db, *shop.parse_order(await request.json()))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise HTTPException(422, str(error)) from error
     except shop.OutOfStock as error:
         return JSONResponse({"detail": str(error)}, 409)
@@ -78,12 +80,15 @@ async def api_detail(order_id: int, db: DB) -> dict[str, Any]:
 
 async def desk(request: Request, db: AsyncDatabase, error: Exception | None = None, status: int = 200) -> Response:
     context = {"products": await db.fetch_all(shop.PRODUCTS), "orders": await db.fetch_all(shop.ORDERS, [20])}
-    context |= {"framework": "FastAPI", "error": error}
-    return templates.TemplateResponse(request, "index.html", context, status_code=status)
+    token = shop.csrf_token(request.cookies.get(shop.CSRF_COOKIE))
+    context |= {"framework": "FastAPI", "error": error, "csrf_input": shop.csrf_input(token)}
+    page = templates.TemplateResponse(request, "index.html", context, status_code=status)
+    page.set_cookie(shop.CSRF_COOKIE, token, httponly=True, samesite="lax")
+    return page
 
 
 async def find(db: AsyncDatabase, order_id: int) -> dict[str, Any]:
-    order: dict[str, Any] | None = await db.fetch_one(shop.ORDER, [order_id])
+    order: dict[str, Any] | None = await db.fetch_one(shop.ORDER, [order_id]) if order_id < 2**63 else None
     if order is None:
         raise HTTPException(404)
     return order

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from flask import Flask, Response, abort, redirect, render_template, request
+from flask import Flask, Response, abort, g, redirect, render_template, request
 from flask.typing import ResponseReturnValue
 from psycopg.errors import CheckViolation
 from psycopg.rows import dict_row
@@ -24,12 +24,24 @@ def create_app() -> Flask:
     db.init_app(app)
     app.context_processor(lambda: {"framework": "Flask"})
 
+    @app.before_request
+    def protect_forms() -> None:
+        g.csrf_token = shop.csrf_token(request.cookies.get(shop.CSRF_COOKIE))
+
+    @app.after_request
+    def remember_token(response: Response) -> Response:
+        if shop.CSRF_COOKIE not in request.cookies:
+            response.set_cookie(shop.CSRF_COOKIE, g.csrf_token, httponly=True, samesite="Lax")
+        return response
+
     @app.get("/")
     def index() -> str:
         return desk()
 
     @app.post("/orders")
     def place_from_form() -> ResponseReturnValue:
+        if not shop.is_own_form(request.cookies.get(shop.CSRF_COOKIE), request.form.get(shop.CSRF_FIELD)):
+            abort(403)
         try:
             order = place(*shop.parse_form(request.form.get("customer", ""), request.form))
         except shop.BadOrder as error:
@@ -61,7 +73,7 @@ def create_app() -> Flask:
     def api_place() -> ResponseReturnValue:
         try:
             return place(*shop.parse_order(request.get_json(silent=True))), 201
-        except shop.BadOrder as error:
+        except (shop.BadOrder, RecursionError) as error:
             return {"detail": str(error)}, 422
         except shop.OutOfStock as error:
             return {"detail": str(error)}, 409
@@ -75,11 +87,13 @@ def create_app() -> Flask:
 
 def desk(error: Exception | None = None) -> str:
     products, orders = db.fetch_all(shop.PRODUCTS), db.fetch_all(shop.ORDERS, [20])
-    return render_template("index.html", products=products, orders=orders, error=error)
+    return render_template(
+        "index.html", products=products, orders=orders, error=error, csrf_input=shop.csrf_input(g.csrf_token)
+    )
 
 
 def find(order_id: int) -> dict[str, Any]:
-    order: dict[str, Any] | None = db.fetch_one(shop.ORDER, [order_id])
+    order: dict[str, Any] | None = db.fetch_one(shop.ORDER, [order_id]) if order_id < 2**63 else None
     return order or abort(404)
 
 

@@ -1,6 +1,12 @@
 """What the three shops share: the schema, the queries, the pages and one configuration."""
 
+import csv
+import io
+import secrets
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+from markupsafe import Markup
 
 HERE = Path(__file__).parent
 CONFIG = HERE / "config.yaml"
@@ -36,7 +42,7 @@ def parse_order(data: object) -> tuple[str, list[tuple[int, int]]]:
     if not isinstance(data, dict):
         raise BadOrder("an order is an object with 'customer' and 'lines'")
     customer, lines = data.get("customer"), data.get("lines")
-    if not isinstance(customer, str) or not 0 < len(customer.strip()) <= 100 or "\0" in customer:
+    if not isinstance(customer, str) or not 0 < len(customer.strip()) <= 100 or not is_storable(customer):
         raise BadOrder("'customer' is a name of 1 to 100 characters")
     if not isinstance(lines, list) or not lines:
         raise BadOrder("'lines' is a list of at least one line")
@@ -49,24 +55,51 @@ def parse_order(data: object) -> tuple[str, list[tuple[int, int]]]:
     return customer.strip(), sorted(parsed)  # in the order of products, so that two orders cannot deadlock
 
 
-def parse_form(customer: str, quantities: dict[str, str]) -> tuple[str, list[tuple[int, int]]]:
+def is_storable(text: str) -> bool:
+    """Tell whether PostgreSQL can store *text*: no NUL, and no half of a character, which JSON may hold."""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def parse_form(customer: str, quantities: Mapping[str, str]) -> tuple[str, list[tuple[int, int]]]:
     """Return what `parse_order` does, for the fields ``quantity-1`` ... of the page's form."""
-    lines = [
-        {"product_id": int(name.removeprefix("quantity-")), "quantity": int(value)}
-        for name, value in quantities.items()
-        if name.startswith("quantity-") and name.removeprefix("quantity-").isdecimal() and value.isdecimal()
-        if int(value)
-    ]
+    lines = []
+    for name, value in quantities.items():
+        product = name.removeprefix("quantity-")
+        if product == name or not product.isdecimal() or not value.isdecimal() or not value.strip("0"):
+            continue
+        if len(product) > 10 or len(value) > 10:  # int() refuses a number of some thousand digits
+            raise BadOrder("a quantity is a whole number of 1 to 999")
+        lines.append({"product_id": int(product), "quantity": int(value)})
     return parse_order({"customer": customer, "lines": lines})
 
 
-def csv_line(row: tuple[object, ...]) -> str:
-    """Return one line of the CSV export."""
-    import csv
-    import io
+# Against forms of other sites that post here: what the form sends must be what the cookie holds, which another site
+# can neither read nor set.  Django has its own, under the same name.
+CSRF_FIELD = "csrfmiddlewaretoken"
+CSRF_COOKIE = "shop-csrf"
 
+
+def csrf_token(cookie: str | None) -> str:
+    """Return the token for a page: that of the cookie, or a new one to set as the cookie."""
+    return cookie or secrets.token_urlsafe()
+
+
+def csrf_input(token: str) -> Markup:
+    """Return the form's hidden field."""
+    return Markup('<input type="hidden" name="{}" value="{}">').format(CSRF_FIELD, token)
+
+
+def is_own_form(cookie: str | None, field: object) -> bool:
+    """Tell whether a form came from a page of this shop."""
+    return bool(cookie) and secrets.compare_digest(str(cookie).encode(), str(field).encode("utf-8", "replace"))
+
+
+def csv_line(row: Iterable[object]) -> str:
+    """Return one line of the CSV export, in which no text is a formula for a spreadsheet."""
     out = io.StringIO()
-    csv.writer(out).writerow(row)
+    csv.writer(out).writerow(
+        f"'{cell}" if isinstance(cell, str) and cell.lstrip().startswith(("=", "+", "-", "@")) else cell for cell in row
+    )
     return out.getvalue()
 
 

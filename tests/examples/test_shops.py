@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -89,6 +90,9 @@ def test_what_is_not_in_stock_is_refused_and_leaves_nothing(
         b'{"customer": "A", "lines": [{"product_id": 1, "quantity": -1}]}',
         b'{"customer": "A", "lines": [{"product_id": "1", "quantity": true}]}',
         b'{"customer": "A", "lines": [{"product_id": 99999999999999999999, "quantity": 1}]}',
+        b'{"customer": "A", "lines": [{"product_id": 1, "quantity": ' + b"9" * 5000 + b"}]}",
+        b'{"customer": "A\\ud800", "lines": [{"product_id": 1, "quantity": 1}]}',
+        b"[" * 100_000,
     ],
 )
 def test_a_malformed_order_is_a_422(body: bytes, shop: httpx.Client, database: psycopg.Connection[Any]) -> None:
@@ -101,13 +105,47 @@ def test_a_malformed_order_is_a_422(body: bytes, shop: httpx.Client, database: p
 def test_an_unknown_order_is_a_404(shop: httpx.Client) -> None:
     assert shop.get("/orders/12345").status_code == 404
     assert shop.get("/api/orders/12345").status_code == 404
+    for number in ("99999999999999999999", "9" * 5000):
+        assert shop.get(f"/api/orders/{number}").status_code in (404, 422, 414)
+
+
+def token(shop: httpx.Client) -> dict[str, str]:
+    """The hidden field of the form, whose counterpart *shop* has as a cookie."""
+    return {"csrfmiddlewaretoken": re.findall(r'name="csrfmiddlewaretoken" value="([^"]+)"', shop.get("/").text)[0]}
+
+
+def test_a_form_of_another_site_is_refused(shop: httpx.Client, database: psycopg.Connection[Any]) -> None:
+    fields = {"customer": "Mallory", "quantity-2": "1"}
+    for sent in ({}, {"csrfmiddlewaretoken": ""}, {"csrfmiddlewaretoken": "guessed"}, {"csrfmiddlewaretoken": "é"}):
+        assert shop.post("/orders", data={**fields, **sent}).status_code == 403
+    own = token(shop)
+    for sent in ({}, {"csrfmiddlewaretoken": "guessed"}):
+        assert shop.post("/orders", data={**fields, **sent}).status_code == 403
+    assert httpx.post(shop.base_url.join("/orders"), data={**fields, **own}).status_code == 403, "without the cookie"
+    assert database.execute("SELECT count(*) FROM purchase").fetchone() == (0,)
+    assert shop.post("/orders", data={**fields, **own}).status_code == 303
+
+
+@pytest.mark.parametrize("field", [b"quantity-2=" + b"9" * 5000, b"quantity-" + b"9" * 5000 + b"=1"])
+def test_a_number_of_thousands_of_digits_in_the_form_is_a_400(field: bytes, shop: httpx.Client) -> None:
+    content = b"customer=A&" + field + b"&csrfmiddlewaretoken=" + token(shop)["csrfmiddlewaretoken"].encode()
+    headers = {"content-type": "application/x-www-form-urlencoded"}
+    assert shop.post("/orders", content=content, headers=headers).status_code == 400
+    half = content.replace(b"customer=A&" + field, b"customer=A%ED%A0%80&quantity-2=1")
+    assert shop.post("/orders", content=half, headers=headers).status_code in (303, 400)
+
+
+def test_no_cell_of_the_export_is_a_formula(shop: httpx.Client, database: psycopg.Connection[Any]) -> None:
+    names = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "Ann = 1", "a-b"]
+    for name in names:
+        database.execute("INSERT INTO purchase (customer, total_cents) VALUES (%s, -1)", [name])
+    rows = list(csv.reader(io.StringIO(shop.get("/orders.csv").text)))[1:]
+    assert [row[1] for row in rows] == [f"'{name}" for name in names[:5]] + names[5:]
+    assert {row[3] for row in rows} == {"-1"}, "a number is none"
 
 
 def test_the_form_places_an_order(shop: httpx.Client, database: psycopg.Connection[Any]) -> None:
-    page = shop.get("/").text
-    fields = {"customer": "Cleo", "quantity-2": "1", "quantity-3": "0"}
-    if "csrfmiddlewaretoken" in page:
-        fields["csrfmiddlewaretoken"] = page.split('name="csrfmiddlewaretoken" value="')[1].partition('"')[0]
+    fields = {"customer": "Cleo", "quantity-2": "1", "quantity-3": "0", **token(shop)}
     answer = shop.post("/orders", data=fields)
     assert (answer.status_code, answer.headers["location"]) == (303, "/orders/1")
     fields["quantity-4"] = "7"
