@@ -8,6 +8,7 @@ PgmonkeyError
 ├── ServerUnavailableError (psycopg.OperationalError) no connection could be made, and why
 ├── PoolClosedError (psycopg_pool.PoolClosed)     the pool was closed, or another event loop owns it
 ├── GivenBackError (psycopg.InterfaceError)       the connection was used after it was given back to its pool
+├── ForkedError (psycopg.InterfaceError)          a forked child used a connection of its parent
 ├── CommandTimeoutError (psycopg.OperationalError) a statement took longer than ``command_timeout``
 ├── CommitUnknownError (psycopg.errors.TransactionResolutionUnknown) the answer to COMMIT was lost
 └── CancelledUnitError (psycopg.OperationalError) the unit of work was rolled back: the client is gone
@@ -25,6 +26,7 @@ __all__ = [
     "CommitUnknownError",
     "ConfigError",
     "EnvInterpolationError",
+    "ForkedError",
     "GivenBackError",
     "PgmonkeyError",
     "PoolClosedError",
@@ -71,6 +73,17 @@ class GivenBackError(PgmonkeyError, psycopg.InterfaceError):
         self, message: str = "this connection was given back to its pool and is no longer yours; borrow another one"
     ) -> None:
         super().__init__(message)
+
+
+class ForkedError(PgmonkeyError, psycopg.InterfaceError):
+    """Report the use of a connection in a forked child of the process that borrowed it."""
+
+    def __init__(self, parent: int, child: int) -> None:
+        super().__init__(
+            f"this connection belongs to process {parent}, and process {child}, which is a fork of it, cannot use it: "
+            "fork before the transaction or block begins, or let the child do its work in a context of its own, "
+            "contextvars.Context().run(work), where it borrows its own connections"
+        )
 
 
 class CommandTimeoutError(PgmonkeyError, psycopg.OperationalError):

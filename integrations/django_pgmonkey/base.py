@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from functools import partial
+from os import getpid
 from typing import TYPE_CHECKING
 
 from django.db.backends.base.base import NO_DB_ALIAS, BaseDatabaseWrapper
@@ -27,6 +28,8 @@ class DatabaseWrapper(PooledWrapper):
     validation_class = DatabaseValidation
 
     _open_cursors = 0
+    _process: int | None = None
+    """The process that has borrowed the connection, which `connect` itself looks at first."""
     _thread_lease: weakref.ref[ThreadLease] | None = None
 
     # -- connections ----------------------------------------------------------------------------------------------
@@ -54,7 +57,7 @@ class DatabaseWrapper(PooledWrapper):
         except BaseException as error:
             lease.finish(error)
             raise
-        self.lease = lease
+        self.lease, self._process = lease, None
         self._thread_lease = remember(self, lease, self._thread_lease)
         return connection
 
@@ -82,6 +85,16 @@ class DatabaseWrapper(PooledWrapper):
         # Setting it takes a lock of psycopg's, and a borrowed connection is in autocommit already.
         if self.connection is None or self.connection.autocommit is not autocommit:
             super()._set_autocommit(autocommit)
+
+    def ensure_connection(self) -> None:
+        """Connect where there is no connection, or only that of the parent process."""
+        if self.lease is not None:
+            process = getpid()
+            if self._process is None:
+                self._process = process
+            elif self._process != process:
+                self.after_fork_in_child()  # Python was not told of the fork, as with uWSGI's
+        super().ensure_connection()
 
     def connect(self) -> None:
         """Connect, and begin the transaction that the middleware asked for."""
@@ -111,13 +124,11 @@ class DatabaseWrapper(PooledWrapper):
             self.close_pool()
 
     def after_fork_in_child(self) -> None:
-        """Forget the connection, which is the parent's; a transaction that is open on it cannot continue here."""
+        """Forget the connection, which is the parent's; in a transaction it stays, and using it is a `ForkedError`."""
         # The lease knows its process: dropping it here sends nothing to the server.
-        if self.lease is not None:
+        if self.lease is not None and not self._in_atomic_block:
             self.connection = self.lease = None
             self._open_cursors = 0
-            if self._in_atomic_block:
-                self.closed_in_transaction = self.needs_rollback = True
 
     def close_if_health_check_failed(self) -> None:
         """Ask the server only where a connection outlives requests; otherwise the pool checks it when it lends it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
+from os import getpid
 from typing import Any, Protocol, TypeAlias
 
 import psycopg
@@ -21,6 +22,7 @@ from .._driver.prepared import is_refused
 from .._driver.psycopg_types import RowFactory
 from .._driver.sql import Statement
 from .._driver.wire import check_results
+from ..errors import ForkedError
 from .connector import AsyncPooledConnection
 from .guard import after_error
 from .pool import AsyncPool
@@ -41,6 +43,8 @@ WeakPool: TypeAlias = "Callable[[], AsyncPool | None]"
 
 async def execute_plan(pooled: AsyncPooledConnection, plan: Plan, begin: Begin | None) -> PGresult:
     """Execute *plan* on a connection whose lock is held, with the BEGIN that it needs before it."""
+    if pooled.watcher.pid != getpid():
+        raise ForkedError(pooled.watcher.pid, getpid())
     pgconn, prepared = pooled.pgconn, pooled.prepared
     if plan.effect:
         prepared.note_effect(plan.effect)
@@ -61,6 +65,8 @@ async def execute_plan(pooled: AsyncPooledConnection, plan: Plan, begin: Begin |
 
 async def execute_text(pooled: AsyncPooledConnection, query: PostgresQuery, begin: Begin | None) -> list[PGresult]:
     """Execute *query*, which has no parameters left, on a connection whose lock is held; *begin* as `execute_plan`."""
+    if pooled.watcher.pid != getpid():
+        raise ForkedError(pooled.watcher.pid, getpid())
     pgconn = pooled.pgconn
     prepared = pooled.prepared
     prepared.note(query)

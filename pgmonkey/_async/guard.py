@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from contextvars import copy_context
 from functools import partial
+from os import getpid
 from time import monotonic
 from types import CoroutineType, FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
@@ -26,7 +27,7 @@ from .._driver.prepared import Prepared
 from .._driver.wire import fetching
 from .._pool.open_blocks import Exit, OpenBlocks, Runner, by_frame, current_exit, current_runner
 from .._pool.place import query_above
-from ..errors import CommandTimeoutError, CommitUnknownError, GivenBackError
+from ..errors import CommandTimeoutError, CommitUnknownError, ForkedError, GivenBackError
 from .psycopg_types import AsyncAnyConnection
 from .waiting import INTERRUPTS, wait_for
 from .watcher import Watcher
@@ -72,6 +73,8 @@ class AsyncGuard(_Base):
         if unit is not None and unit.blocks:
             unit.check_statement()
         watcher: Watcher = state.get("watcher") or self.own_watcher()
+        if watcher.pid != getpid():
+            raise ForkedError(watcher.pid, getpid())
         limit: float | None = state.get("command_timeout")
         prepared: Prepared | None = state.get("prepared")
         if prepared is not None:  # None while it connects
@@ -152,14 +155,14 @@ class AsyncGuard(_Base):
     async def commit(self) -> None:
         """Do as psycopg, more directly where nothing unusual is going on; not in a unit of work, whose end commits."""
         self._refuse_in_unit("commit()")
-        state = self.__dict__
+        state, watcher = self.__dict__, self.own_watcher()
         async with self.lock:
-            if "refusal" not in state and self.can_commit_directly():
+            if "refusal" not in state and watcher.pid == getpid() and self.can_commit_directly():
                 pgconn, sent = self.pgconn, False
                 try:
                     pgconn.send_query(b"COMMIT")
                     sent = True
-                    result = (await self.own_watcher().fetch(state.get("command_timeout")))[0]
+                    result = (await watcher.fetch(state.get("command_timeout")))[0]
                     if result.status != ExecStatus.COMMAND_OK:
                         raise error_from_result(result, encoding=self.info.encoding)
                 except BaseException as error:

@@ -33,7 +33,7 @@ class AsyncPool(Ledger[AsyncPooledConnection, Waiter[AsyncPooledConnection]]):
     _upkeep: AsyncUpkeep
 
     def __init__(self, blueprint: Blueprint) -> None:
-        super().__init__(blueprint, Queue, AsyncUpkeep(self, blueprint.settings))
+        super().__init__(blueprint, Queue)
         self.weak = ref(self)
         """For what a borrower may keep: a connection that was given back must not keep the pool open."""
         self.loop = current_loop()
@@ -44,6 +44,9 @@ class AsyncPool(Ledger[AsyncPooledConnection, Waiter[AsyncPooledConnection]]):
         """Makes a connection that was cleaned what every borrower is to find."""
         self.reset = self._connector.reset
         """Calls the program's `reset` function on a connection that was given back."""
+
+    def _new_upkeep(self) -> AsyncUpkeep:
+        return AsyncUpkeep(self, self.blueprint.settings)
 
     async def borrow(self, timeout: float | None = None, label: Label | None = None) -> AsyncPooledConnection:
         """Return a live connection that is the caller's until `give_back`.

@@ -67,13 +67,9 @@ class AsyncUpkeep:
         # Weak: the pool refers to this.  As a cycle, a forgotten pool would live until the garbage collector runs.
         self._pool = weakref.ref(pool)
         self._settings = settings
-        self.reset()
-
-    def reset(self) -> None:
-        """Drop the timer and the schedule: in a forked child, the thread stayed with the parent."""
         self._ticker: Ticker | None = None
         self._wanted = False
-        self._schedule = Schedule(self._settings)
+        self._schedule = Schedule(settings)
 
     def start(self, *, hurry: bool = False) -> None:
         """Begin, if there is something to do; *hurry* ends the pause after a failure, because an attempt succeeded."""

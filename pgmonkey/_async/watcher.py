@@ -8,6 +8,7 @@ from asyncio import get_running_loop
 from collections.abc import Awaitable
 from contextlib import suppress
 from contextvars import Context
+from os import getpid
 from time import monotonic
 from typing import Any, TypeAlias, TypeVar, cast
 
@@ -22,7 +23,6 @@ from .._driver.compat import GENERATORS
 from .._driver.deadlines import INTERVAL, PRECISION, limited, patient, resumed, too_slow
 from .._driver.liveness import Arrived, make_poller
 from .._driver.wire import fetching, has_error, read_results
-from .._pool.forks import just_forked
 
 T = TypeVar("T")
 _Answer: TypeAlias = "asyncio.Future[Any]"
@@ -44,11 +44,13 @@ class Watcher:
 
     __slots__ = (
         *("__weakref__", "_answer", "_context", "_loop", "pgconn"),
-        *("_reading", "_results", "_socket", "_timer", "_waits", "_writing", "arrived"),
+        *("_reading", "_results", "_socket", "_timer", "_waits", "_writing", "arrived", "pid"),
     )
 
     def __init__(self, pgconn: PGconn) -> None:
         self.pgconn = pgconn
+        self.pid = getpid()
+        """The process that made the connection."""
         self._socket = pgconn.socket
         self.arrived: Arrived = make_poller(self._socket)
         """Tells whether something has arrived, without reading it."""
@@ -120,7 +122,8 @@ class Watcher:
             if not has_error(results):
                 raise
         self._answer, self._results = None, []  # an idle connection must not keep a large result
-        self._stop_at_the_end()
+        if self.pgconn.status != _OK:
+            self._stop_at_the_end()
         if self._timer is not None:
             self._forget()
         answer.set_result(results)
@@ -163,7 +166,13 @@ class Watcher:
             self._timer = None
 
     def finish(self) -> None:
-        """Close the connection and wake the task that waits; from any thread, also when the loop is closed."""
+        """Close the connection and wake the task that waits; from any thread, also when the loop is closed.
+
+        In a forked child, leave it to the parent.
+        """
+        if self.pid != getpid():
+            self.disown()
+            return
         loop = self._loop
         if (self._reading or self._writing) and not loop.is_closed():
             if loop.is_running() and asyncio._get_running_loop() is not loop:
@@ -184,7 +193,7 @@ class Watcher:
 
     def __del__(self) -> None:
         """Leave the loop before the socket is closed."""
-        if (self._reading or self._writing) and not just_forked():
+        if self._reading or self._writing:
             self.finish()
 
 

@@ -176,7 +176,8 @@ def lend(pooled: C, *, autocommit: bool, context: AdaptContext | None = None) ->
     if adapters:
         state["_adapters"] = AdaptersMap(adapters)
     lent.__dict__ = state
-    cast("Prepared", state["_prepared"]).drop_settings()
+    prepared: Prepared = state["_prepared"]
+    prepared.drop_settings()
     return lent
 
 
@@ -191,12 +192,12 @@ def route_notices(lent: AnyConnection) -> None:
 def take_back(lent: Any) -> None:
     """Make *lent*, and every cursor made from it, unusable."""
     state = lent.__dict__
-    pgconn = state.get("pgconn")
+    lent.__class__ = lent.when_taken_back
+    pgconn = state.pop("pgconn", None)
     if pgconn is not None:
         pgconn.notice_handler = pgconn.notify_handler = None  # what comes next is not for it
-        lent.__class__ = lent.when_taken_back
-        for name in _TAKEN_BACK:
-            state.pop(name, None)
+    for name in _TAKEN_BACK[1:]:
+        state.pop(name, None)
 
 
 def prepare_to_lend(connection: AnyConnection) -> bytes:

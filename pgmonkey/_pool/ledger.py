@@ -20,9 +20,11 @@ import gc
 import logging
 import math
 import weakref
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from os import getpid
 from time import monotonic
 from types import FrameType
 from typing import Any, Generic, Protocol, TypeVar, cast
@@ -73,18 +75,22 @@ class Upkeep(Protocol):
         """Begin, if there is something to do."""
         ...
 
-    def reset(self) -> None:
-        """Drop the timer and the schedule, in a forked child."""
-        ...
 
-
-class Ledger(Generic[P, W]):
+class Ledger(ABC, Generic[P, W]):
     """The bookkeeping of one pool; *new_queue* makes the queue of its waiters.
 
     The connection given back last is lent first, so that those not needed stay idle long enough to be closed.
     """
 
-    def __init__(self, blueprint: Blueprint, new_queue: Callable[[], deque[W]], upkeep: Upkeep) -> None:
+    _tickets: dict[weakref.ref[Ticket], None]
+    """What is connected or connects now, the oldest first.  A ticket that ends leaves it by itself."""
+    _idle: deque[P]
+    _waiters: deque[W]
+    _upkeep: Upkeep
+    _pid: int
+    """The process that the five belong to."""
+
+    def __init__(self, blueprint: Blueprint, new_queue: Callable[[], deque[W]]) -> None:
         self.blueprint = blueprint
         self.name = f"pool {blueprint.name!r}"
         self.close_reason = ""
@@ -95,23 +101,33 @@ class Ledger(Generic[P, W]):
         self._settings = blueprint.settings
         self._max_size = blueprint.max_size
         self._new_queue = new_queue
-        self._upkeep = upkeep
         self._counters: dict[str, float] = dict.fromkeys(_COUNTS, 0)
         self._last_error: str | None = None
+        self._looked_at = 0.0
+        self._books: dict[int, dict[str, object]] = {}
+        """What belongs to a process, this one alone but for a moment."""
         self._start_empty()
         forks.register(self)
 
+    @abstractmethod
+    def _new_upkeep(self) -> Upkeep:
+        """Return what is to keep the pool in order in this process."""
+
     def _start_empty(self) -> None:
-        self._tickets: dict[weakref.ref[Ticket], None] = {}
-        """What is connected or connects now, the oldest first.  A ticket that ends leaves it by itself."""
-        self._idle: deque[P] = deque()
-        self._looked_at = 0.0
-        self._waiters = self._new_queue()
+        pid = getpid()
+        empty = {"_tickets": {}, "_idle": deque(), "_waiters": self._new_queue(), "_upkeep": self._new_upkeep()}
+        # Threads of a child may be here at the same time: all take what the first one has made.
+        self.__dict__.update(self._books.setdefault(pid, {**empty, "_pid": pid}))
+        for other in list(self._books):
+            if other != pid:
+                self._books.pop(other, None)
 
     # -- checkout ---------------------------------------------------------------------------------------------------
 
     def take_idle(self, frame: FrameType | None) -> P | None:
         """Lend an idle connection to *frame*; None when there is none that is certainly alive."""
+        if self._pid != getpid():
+            self.after_fork_in_child()
         try:
             # Looked at first: under load there is rarely an idle one, and an exception takes longer.
             pooled = self._idle.pop() if self._idle else None
@@ -137,6 +153,7 @@ class Ledger(Generic[P, W]):
         """Return an idle connection, or a place for one that is to be made; None when a borrower has to wait."""
         if self.close_reason:
             raise self._closed_error()
+        self._mind_forks()
         return self._find_idle() or self._find_room()
 
     def _find_idle(self) -> P | None:
@@ -196,6 +213,7 @@ class Ledger(Generic[P, W]):
 
     def serve(self) -> None:
         """Give the waiters, in their order, what is idle and what there is room for; tell them when it is closed."""
+        self._mind_forks()
         while self._waiters:
             pooled = None if self.close_reason else self._find_idle() or self._find_room()
             if pooled is None and not self.close_reason:
@@ -233,10 +251,10 @@ class Ledger(Generic[P, W]):
     def give_back(self, pooled: P) -> bool:
         """Take a connection back: hand it to the first waiter, keep it, or close it when it is not fit to be kept.
 
-        Returns False if the connection was kept or handed on.
+        Returns False if there is nothing to replace: the connection was kept or handed on, or is another process's.
         """
         if pooled.ticket is None:
-            return True  # it was closed, or lent before a fork
+            return not pooled.inherited  # it was closed, or lent before a fork
         # A lost connection has another status, so this tells the dead from the living, too.  A pipeline may have been
         # left open by a task that was cancelled in executemany(): the next borrower could not use it.
         fit = pooled.pgconn.transaction_status == _IDLE and pooled.pgconn.pipeline_status == _NO_PIPELINE
@@ -246,11 +264,14 @@ class Ledger(Generic[P, W]):
             pooled.lent_at = pooled.frame = pooled.label = None
             pooled.reported = False
             pooled.idle_since = now
-            self._keep(pooled)
+            if self._waiters:
+                self._keep(pooled)
+            else:
+                self._shelve(pooled)
             return False
         self._counters["returns_bad"] += not fit
         self._drop(pooled)
-        return True
+        return not pooled.inherited
 
     def _put_back(self, pooled: P) -> None:
         """Take back what was not used."""
@@ -310,6 +331,7 @@ class Ledger(Generic[P, W]):
 
     def _evict(self) -> None:
         """Close the idle connections that are dead or too old, all of them when the pool is closed."""
+        self._mind_forks()
         # One at a time leaves the row at its end and comes back at the other, so that their order stays the same.
         for _ in range(len(self._idle)):
             try:
@@ -395,9 +417,13 @@ class Ledger(Generic[P, W]):
     def after_fork_in_child(self) -> None:
         """Start empty: what was open belongs to the parent, and must not be ended from here."""
         for pooled in self._connected():
-            pooled.disown()
+            if pooled.inherited:
+                pooled.disown()
         self._start_empty()
-        self._upkeep.reset()
+
+    def _mind_forks(self) -> None:
+        if self._pid != getpid():
+            self.after_fork_in_child()
 
     # -- statistics -------------------------------------------------------------------------------------------------
 
@@ -420,6 +446,7 @@ class Ledger(Generic[P, W]):
 
     def stats(self) -> dict[str, int]:
         """Return counters named as in psycopg_pool: sizes in connections, times in milliseconds."""
+        self._mind_forks()
         # Of those that try for the last place at this moment, only one gets it.
         size = min(len(self._tickets), self._max_size)
         sizes = {"pool_min": self._settings.min_size, "pool_max": self._max_size, "pool_size": size}

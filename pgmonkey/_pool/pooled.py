@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import weakref
 from collections.abc import Callable
+from os import getpid
 from time import monotonic
 from types import FrameType
 from typing import Any, Generic, Protocol, TypeVar
@@ -22,6 +23,9 @@ from .place import Label, Place
 
 class Watching(Protocol):
     """What waits for a connection's answers: a `Watcher` of either colour."""
+
+    pid: int
+    """The process that made the connection."""
 
     @property
     def arrived(self) -> Arrived:
@@ -106,6 +110,11 @@ class Pooled(Generic[C, W]):
         self.connected = True
 
     @property
+    def inherited(self) -> bool:
+        """Whether another process has made the connection, of which this one is a fork."""
+        return self.connected and self.watcher.pid != getpid()
+
+    @property
     def place(self) -> Place | None:
         """Where it was borrowed; None while it is idle, or used by the pool itself."""
         return Place.above(self.frame, self.label, None) if self.frame is not None else self.lent_at
@@ -118,6 +127,9 @@ class Pooled(Generic[C, W]):
         """Close the socket at once; the server ends what is running, and the session, and rolls back what was open."""
         if self.ticket is None:
             return  # it is closed, or the parent's
+        if self.inherited:
+            self.disown()
+            return
         if self.connected:
             # Without this the server would notice the closed socket only when it sends the answer.
             if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
@@ -128,12 +140,17 @@ class Pooled(Generic[C, W]):
 
     def disown(self) -> None:
         """Leave the connection, in a forked child, to the parent."""
+        if self.ticket is None:
+            return
         self.ticket = None
         if self.connected:
             self.watcher.disown()
             forks.disown(self.pgconn)
+            lock = self.connection.__dict__["lock"]
+            if lock.locked():
+                lock.release()  # by a thread of the parent, which does not run here
 
     def __del__(self) -> None:
         """Close what was lost between two steps."""
-        if getattr(self, "ticket", None) is not None and not forks.just_forked():
+        if getattr(self, "ticket", None) is not None:
             self.close()

@@ -7,6 +7,7 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
+from os import getpid
 from typing import Any, Protocol, TypeAlias
 
 import psycopg
@@ -23,6 +24,7 @@ from .._driver.prepared import is_refused
 from .._driver.psycopg_types import RowFactory
 from .._driver.sql import Statement
 from .._driver.wire import check_results
+from ..errors import ForkedError
 from .connector import PooledConnection
 from .guard import after_error
 from .pool import Pool
@@ -43,6 +45,8 @@ WeakPool: TypeAlias = "Callable[[], Pool | None]"
 
 def execute_plan(pooled: PooledConnection, plan: Plan, begin: Begin | None) -> PGresult:
     """Execute *plan* on a connection whose lock is held, with the BEGIN that it needs before it."""
+    if pooled.watcher.pid != getpid():
+        raise ForkedError(pooled.watcher.pid, getpid())
     pgconn, prepared = pooled.pgconn, pooled.prepared
     if plan.effect:
         prepared.note_effect(plan.effect)
@@ -63,6 +67,8 @@ def execute_plan(pooled: PooledConnection, plan: Plan, begin: Begin | None) -> P
 
 def execute_text(pooled: PooledConnection, query: PostgresQuery, begin: Begin | None) -> list[PGresult]:
     """Execute *query*, which has no parameters left, on a connection whose lock is held; *begin* as `execute_plan`."""
+    if pooled.watcher.pid != getpid():
+        raise ForkedError(pooled.watcher.pid, getpid())
     pgconn = pooled.pgconn
     prepared = pooled.prepared
     prepared.note(query)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from os import getpid
 from time import monotonic
 
 import psycopg
@@ -20,8 +21,7 @@ from .._driver.failure import Failure
 from .._driver.lending import lend, route_notices, take_back
 from .._driver.psycopg_types import RowFactory
 from .._driver.sql import Effect
-from .._pool.forks import just_forked
-from ..errors import CommitUnknownError, GivenBackError
+from ..errors import CommitUnknownError, ForkedError, GivenBackError
 from .connector import PooledConnection
 from .cursor import fast_cursor
 from .guard import after_error
@@ -239,7 +239,7 @@ class Lease:
         A statement that is running raises `psycopg.errors.QueryCanceled`.  The lease stays the borrower's.
         """
         pooled = self.pooled
-        if pooled is None:
+        if pooled is None or pooled.inherited:
             return
         self.refuse(error)
         lock, pgconn = pooled.connection.lock, pooled.pgconn
@@ -266,7 +266,7 @@ class Lease:
 
     def __del__(self) -> None:
         """Take back what a dead thread or a forgotten variable held."""
-        if self.pooled is not None and not just_forked():
+        if self.pooled is not None and not self.pooled.inherited:
             self.abandon()
 
     def _stay(self) -> None:
@@ -346,6 +346,8 @@ class Lease:
         return results
 
     def _exchange(self, pooled: PooledConnection, message: bytes) -> list[PGresult]:
+        if pooled.watcher.pid != getpid():
+            raise ForkedError(pooled.watcher.pid, getpid())
         connection = pooled.connection
         lock = connection.lock
         # Not for ever: whoever holds it may have been interrupted, and does not release it any more.

@@ -35,7 +35,7 @@ class Pool(Ledger[PooledConnection, Waiter[PooledConnection]]):
     _upkeep: Upkeep
 
     def __init__(self, blueprint: Blueprint) -> None:
-        super().__init__(blueprint, Queue, Upkeep(self, blueprint.settings))
+        super().__init__(blueprint, Queue)
         self.weak = ref(self)
         """For what a borrower may keep: a connection that was given back must not keep the pool open."""
         self.loop = current_loop()
@@ -46,6 +46,9 @@ class Pool(Ledger[PooledConnection, Waiter[PooledConnection]]):
         """Makes a connection that was cleaned what every borrower is to find."""
         self.reset = self._connector.reset
         """Calls the program's `reset` function on a connection that was given back."""
+
+    def _new_upkeep(self) -> Upkeep:
+        return Upkeep(self, self.blueprint.settings)
 
     def borrow(self, timeout: float | None = None, label: Label | None = None) -> PooledConnection:
         """Return a live connection that is the caller's until `give_back`.

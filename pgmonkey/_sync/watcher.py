@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextvars import Context
+from os import getpid
 from time import monotonic
 from typing import Any, TypeVar, cast
 
@@ -16,6 +17,7 @@ from .._driver.liveness import Arrived, make_poller
 from .._driver.wire import fetching, has_error, read_results
 
 T = TypeVar("T")
+_INTERVAL = int(INTERVAL * 1000)
 
 
 class Watcher:
@@ -23,6 +25,8 @@ class Watcher:
 
     def __init__(self, pgconn: PGconn) -> None:
         self.pgconn = pgconn
+        self.pid = getpid()
+        """The process that made the connection."""
         self.arrived: Arrived = make_poller(pgconn.socket)
         """Tells whether something has arrived, without reading it."""
 
@@ -31,10 +35,10 @@ class Watcher:
         pgconn = self.pgconn
         results: list[PGresult] = []
         # Most answers come within the first interval and are read without a generator.
-        patience, deadline = INTERVAL, None
+        milliseconds, deadline = _INTERVAL, None
         if limit is not None:
-            patience, deadline = min(limit, INTERVAL), monotonic() + limit
-        if not pgconn.flush() and self.arrived(int(patience * 1000)) and read_results(pgconn, results):
+            milliseconds, deadline = int(min(limit, INTERVAL) * 1000), monotonic() + limit
+        if not pgconn.flush() and self.arrived(milliseconds) and read_results(pgconn, results):
             return results
         try:
             results += self.run_as_psycopg(fetching(pgconn), limit, deadline)
@@ -59,8 +63,9 @@ class Watcher:
         return waiting.wait(waits, self.pgconn.socket, **options)
 
     def finish(self) -> None:
-        """Close the connection."""
-        self.pgconn.finish()
+        """Close the connection; in a forked child, leave it to the parent."""
+        if self.pid == getpid():
+            self.pgconn.finish()
 
     def disown(self) -> None:
         """Do nothing: there is no event loop that a forked child would have to leave."""

@@ -8,8 +8,10 @@ import pytest
 
 from .interpreters import run
 
+# By Python's function, which tells pgmonkey, and as uWSGI does, which tells nobody.
+WAYS = {"os.fork": "os.fork()", "bare": "ctypes.PyDLL(None).fork()"}
 FORK = """
-import os, sys
+import ctypes, os, sys
 from pgmonkey import AsyncDatabase, Database, PGConnectionManager
 CONFIG["pool_settings"] = {"min_size": 2, "max_size": 2}
 database = Database(CONFIG)
@@ -21,7 +23,7 @@ with pool as held:
     children = []
     for _ in range(4):
         read, write = os.pipe()
-        child = os.fork()
+        child = FORK_NOW
         if child == 0:
             for _ in range(50):
                 with pool as connection:
@@ -43,15 +45,16 @@ print("ok")
 """
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("leave", ["os._exit(0)", "sys.exit(0)"])
-def test_a_forked_child_has_connections_of_its_own(leave: str, config: dict[str, Any]) -> None:
+def test_a_forked_child_has_connections_of_its_own(leave: str, way: str, config: dict[str, Any]) -> None:
     # Python 3.12 warns of fork() in a process with threads, such as the one that may be connecting at this moment.
     flags = ("-W", "ignore::DeprecationWarning")
-    assert run(FORK.replace("LEAVE", leave), config, flags=flags) == "ok\n"
+    assert run(FORK.replace("LEAVE", leave).replace("FORK_NOW", WAYS[way]), config, flags=flags) == "ok\n"
 
 
 THREADS = """
-import asyncio, os, threading
+import asyncio, ctypes, os, threading
 from pgmonkey import PGConnectionManager
 pool = PGConnectionManager().get_database_connection_from_dict(CONFIG, "pool")
 of_thread = threading.local()
@@ -83,7 +86,7 @@ threads = [threading.Thread(target=work), threading.Thread(target=work_in_a_loop
 for thread in threads:
     thread.start()
     assert inside.acquire(timeout=30)
-child = os.fork()
+child = FORK_NOW
 if child == 0:
     with pool as connection:
         os._exit(connection.execute("SELECT 7").fetchone()[0])
@@ -95,13 +98,17 @@ print(told)
 """
 
 
-def test_a_fork_leaves_alone_what_the_threads_of_the_parent_do(config: dict[str, Any]) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_a_fork_leaves_alone_what_the_threads_of_the_parent_do(way: str, config: dict[str, Any]) -> None:
     """Python ends them in the child, and what they have with them, before it tells anybody of the fork."""
-    assert run(THREADS, config, flags=("-W", "ignore::DeprecationWarning")) == "[True, True]\n"
+    assert (
+        run(THREADS.replace("FORK_NOW", WAYS[way]), config, flags=("-W", "ignore::DeprecationWarning"))
+        == "[True, True]\n"
+    )
 
 
 FORGOTTEN = """
-import os, threading, time
+import ctypes, os, threading, time
 from pgmonkey import PGConnectionManager
 from psycopg.pq import TransactionStatus
 pool = PGConnectionManager().get_database_connection_from_dict(CONFIG, "pool")
@@ -112,7 +119,7 @@ thread.start()
 while pgconn.transaction_status != TransactionStatus.ACTIVE:
     time.sleep(0.01)
 time.sleep(0.5)  # the first to be sent is BEGIN
-child = os.fork()
+child = FORK_NOW
 if child == 0:
     leases.clear()
     time.sleep(1)
@@ -124,9 +131,10 @@ print("ok")
 """
 
 
-def test_what_a_forked_child_forgets_goes_on_in_the_parent(config: dict[str, Any]) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_what_a_forked_child_forgets_goes_on_in_the_parent(way: str, config: dict[str, Any]) -> None:
     """The pool ends what a forgotten connection is doing, but here it is the parent's."""
-    assert run(FORGOTTEN, config, flags=("-W", "ignore::DeprecationWarning")) == "ok\n"
+    assert run(FORGOTTEN.replace("FORK_NOW", WAYS[way]), config, flags=("-W", "ignore::DeprecationWarning")) == "ok\n"
 
 
 SETTLED = """
@@ -156,3 +164,148 @@ print("ok")
 def test_a_fork_finds_no_thread_of_a_settled_pool(config: dict[str, Any]) -> None:
     """Of threads Python 3.12 would warn, as they may hold locks."""
     assert run(SETTLED, config, flags=("-W", "error")) == "ok\n"
+
+
+HELD = """
+import asyncio, ctypes, os
+from contextvars import Context
+from pgmonkey import AsyncDatabase, Database, ForkedError, PGConnectionManager
+CONFIG["pool_settings"] = CONFIG["async_pool_settings"] = {"min_size": 1, "max_size": 9}
+database, other = Database(CONFIG), AsyncDatabase(CONFIG)
+database.execute("CREATE TABLE forked (a text)")
+for _ in range(9):
+    database.fetch_value("SELECT %s::text", ["warm"])
+pool = PGConnectionManager().get_database_connection_from_dict(CONFIG, "pool")
+single = PGConnectionManager().get_database_connection_from_dict(CONFIG, "normal")
+
+def in_child(pid, held, check):
+    if pid:
+        assert os.waitpid(pid, 0)[1] == 0, held
+        return
+    status = 1
+    try:
+        check()
+        status = 0
+    except BaseException as error:
+        os.write(2, f"{held}: {error!r}\\n".encode())
+    os._exit(status)
+
+def refused(use):
+    try:
+        use()
+    except ForkedError as error:
+        assert str(os.getppid()) in str(error) and "Context().run" in str(error)
+    else:
+        raise AssertionError("used")
+
+def try_all(*uses):
+    def check():
+        for use in uses:
+            refused(use)
+        # What is new is the child's own, also twice at a time.
+        own = lambda: database.fetch_value("SELECT %s::text", ["own"])
+        assert {Context().run(own) for _ in range(9)} == {"own"}
+        with pool as one, pool as two:
+            assert one.execute("SELECT 1").fetchone() == two.execute("SELECT 1").fetchone() == (1,)
+        # To end what is held says nothing to the server.
+        plain.connection.close()
+        plain.finish(SystemExit())
+    return check
+
+plain, reader = pool.borrow(), pool.borrow(autocommit=False)
+cursor = plain.connection.cursor()
+for _ in range(9):
+    cursor.execute("SELECT %s::text", ["warm"])
+plain.connection.execute("LISTEN forked")
+plain.connection.commit()
+server_cursor = reader.connection.cursor("one")
+server_cursor.execute("SELECT generate_series(1, 5000)")
+server_cursor.fetchone()
+stream = database.stream("SELECT generate_series(1, 5000)", size=10)
+next(stream)
+block = single.borrow(autocommit=False)
+block.connection.execute("INSERT INTO forked VALUES ('single')")
+cursors = plain.connection.cursor()
+with database.transaction() as transaction:
+    database.execute("INSERT INTO forked VALUES ('unit')")
+    pid = FORK_NOW
+    in_child(pid, "sync", try_all(
+        lambda: cursor.execute("SELECT %s::text", ["x"]),
+        lambda: cursor.execute("SELECT 2 AS unprepared"),
+        lambda: cursor.executemany("INSERT INTO forked VALUES (%s)", [["x"], ["y"]]),
+        lambda: plain.connection.execute("SELECT 1"),
+        lambda: next(plain.connection.notifies(timeout=0.1)),
+        lambda: plain.connection.cursor().copy("COPY forked FROM STDIN").__enter__(),
+        lambda: next(cursors.stream("SELECT 1")),
+        lambda: plain.connection.transaction().__enter__(),
+        plain.connection.commit,
+        plain.connection.rollback,
+        reader.connection.commit,
+        server_cursor.fetchall,
+        reader.finish,
+        lambda: list(stream),
+        lambda: block.connection.execute("INSERT INTO forked VALUES ('child')"),
+        block.finish,
+        lambda: database.fetch_value("SELECT 1"),
+        lambda: database.execute("INSERT INTO forked VALUES (%s)", ["child"]),
+        lambda: database.execute_many("INSERT INTO forked VALUES (%s)", [["child"]]),
+        lambda: transaction.execute("INSERT INTO forked VALUES ('child')"),
+        lambda: database.transaction().__enter__(),
+    ) if pid == 0 else None)
+    database.execute("INSERT INTO forked VALUES ('after')")
+block.finish()
+assert len(list(stream)) == 4999
+assert len(server_cursor.fetchall()) == 4999
+database.execute("NOTIFY forked")
+assert next(plain.connection.notifies(timeout=5)).channel == "forked"
+plain.finish()
+reader.finish()
+assert sorted(database.fetch_all("SELECT a FROM forked")) == [("after",), ("single",), ("unit",)]
+
+def refused_at_once(use):
+    # Before anything is waited for: the child must not run its parent's event loop.
+    refused(lambda: use().__await__().send(None))
+
+async def asynchronously():
+    for _ in range(9):
+        await other.fetch_value("SELECT %s::text", ["warm"])
+    handle = await PGConnectionManager().get_database_connection_from_dict(CONFIG, "async_pool")
+    lease = await handle.borrow()
+    cursor = lease.connection.cursor()
+    await cursor.execute("SELECT 1")
+    reader = other.stream("SELECT generate_series(1, 5000)", size=10)
+    await anext(reader)
+    async with other.transaction():
+        await other.execute("INSERT INTO forked VALUES ('tasks')")
+        pid = FORK_NOW
+        if pid == 0:
+            try:
+                refused_at_once(lambda: cursor.execute("SELECT 2"))
+                refused_at_once(lambda: lease.connection.commit())
+                refused_at_once(lambda: lease.finish())
+                refused_at_once(lambda: other.execute("INSERT INTO forked VALUES ('child')"))
+                asyncio._set_running_loop(None)
+                def own():
+                    async def ask():
+                        return [await other.fetch_value("SELECT %s::text", ["own"]) for _ in range(9)]
+                    return asyncio.run(ask())
+                assert Context().run(own) == ["own"] * 9
+                os._exit(0)
+            except BaseException as error:
+                os.write(2, repr(error).encode())
+                os._exit(1)
+        assert os.waitpid(pid, 0)[1] == 0
+        await other.execute("INSERT INTO forked VALUES ('tasks')")
+    assert len([row async for row in reader]) == 4999
+    await lease.finish()
+    assert await other.fetch_value("SELECT count(*) FROM forked WHERE a = 'tasks'") == 2
+    await other.close()
+asyncio.run(asynchronously())
+print("ok")
+"""
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_child_uses_nothing_of_what_its_parent_holds(way: str, config: dict[str, Any]) -> None:
+    flags = ("-W", "ignore::DeprecationWarning")
+    assert run(HELD.replace("FORK_NOW", WAYS[way]), config, flags=flags) == "ok\n"
