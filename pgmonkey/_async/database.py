@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from time import perf_counter
 from types import FrameType
 from typing import Any, Generic, TypeAlias, TypeVar, cast, overload
@@ -28,6 +28,7 @@ from .._driver.transaction_mode import DEFAULT, TransactionMode
 from .._pool.cache import Holder, cache
 from .._pool.place import Label
 from .._pool.scopes import Ask, SessionValues, Shared, ask, enter, find, inside, is_asking
+from ..errors import PoolClosedError
 from .fastpath import AsyncFastPath, begin_anew, may_repeat
 from .guard import WITHOUT_VALUES, AsyncGuard
 from .handle import AsyncConnectionHandle, open_handle
@@ -110,7 +111,11 @@ class AsyncDatabase(Generic[Row]):
         await self._pool()
 
     async def close(self) -> None:
-        """Release the pool, which closes when nothing else in the process uses it.  A later use opens it again."""
+        """Release the pool, which closes when nothing else in the process uses it.
+
+        What is lent is closed when it comes back.  A later use opens the pool again, and so does one of another thread
+        or task that is about to borrow, or waits for a connection, at that moment.
+        """
         self.release()
 
     def release(self) -> None:
@@ -142,29 +147,32 @@ class AsyncDatabase(Generic[Row]):
     async def _pool(self, timeout: float | None = None) -> AsyncConnectionHandle:
         handle = self._handle
         # Closed meanwhile, or another event loop runs: then the cache has, or makes, another handle.
-        if handle is None or not handle.usable_here:
-            handle = await open_handle(self._sources.config(*self._origin), POOL_KIND, self._holder, timeout=timeout)
-            self._fast = handle.fast_path(self._row_factory)
-            self._handle = handle
+        while handle is None or not handle.usable_here:
+            with suppress(PoolClosedError):  # by another thread or task, while it opened
+                config = self._sources.config(*self._origin)
+                handle = await open_handle(config, POOL_KIND, self._holder, timeout=timeout)
+                self._fast = handle.fast_path(self._row_factory)
+                self._handle = handle
         return handle
 
-    async def _borrow(self, *, autocommit: bool | None, timeout: float | None = None) -> AsyncLease:
-        handle = await self._pool()
-        lease = await handle.borrow(timeout=timeout, autocommit=autocommit)
-        lease.row_factory = self._row_factory
-        return lease
+    async def borrow(
+        self, *, timeout: float | None = None, autocommit: bool | None = False, label: Label | None = None
+    ) -> AsyncLease:
+        """Lend a connection until the caller finishes the lease.
 
-    async def borrow(self, *, timeout: float | None = None, label: Label | None = None) -> AsyncLease:
-        """Lend a connection, not in autocommit, until the caller finishes the lease.
-
-        *timeout* is in seconds and defaults to the pool's; *label* returns for whom it is borrowed, for log messages.
+        *timeout* is in seconds and defaults to the pool's; *autocommit* None is the configuration's; *label* returns
+        for whom it is borrowed, for log messages.
         """
-        handle = self._handle
-        if handle is None or not handle.usable_here:
-            handle = await self._pool()
-        lease = await handle.borrow(timeout=timeout, autocommit=False, label=label)
-        lease.row_factory = self._row_factory
-        return lease
+        while True:
+            handle = self._handle
+            try:
+                if handle is None or not handle.usable_here:
+                    handle = await self._pool()
+                lease = await handle.borrow(timeout=timeout, autocommit=autocommit, label=label)
+            except PoolClosedError:
+                continue  # another thread or task has closed it at this moment: as a later use, this one opens it again
+            lease.row_factory = self._row_factory
+            return lease
 
     # -- query methods ----------------------------------------------------------------------------------------------
 
@@ -308,7 +316,7 @@ class AsyncDatabase(Generic[Row]):
     async def _stream(
         self, query: Statement, params: Params, size: int, values: Mapping[str, str | None]
     ) -> AsyncIterator[Row]:
-        lease = await self._borrow(autocommit=False)
+        lease = await self.borrow(autocommit=False)
         stopped = False
         try:
             lease.set_values(values)
@@ -367,8 +375,7 @@ class AsyncDatabase(Generic[Row]):
         text = text_of(query) if fetching else ""
         in_doubt = fetching and text not in self._returning and not returns_rows(text)
         answers: list[T] = []
-        lease = await handle.borrow(autocommit=not in_doubt)
-        lease.row_factory = self._row_factory
+        lease = await self.borrow(autocommit=not in_doubt)
         try:
             lease.in_autocommit = not (in_doubt or lease.has_mode)
             cursor = await work(lease.connection)
@@ -419,7 +426,7 @@ class AsyncDatabase(Generic[Row]):
         *timeout* is how long to wait for a free one, in seconds, the pool's ``timeout`` by default.
         """
         values = self._asked()
-        lease = await self._borrow(timeout=timeout, autocommit=None)
+        lease = await self.borrow(timeout=timeout, autocommit=None)
         try:
             if values:
                 if lease.connection.autocommit:

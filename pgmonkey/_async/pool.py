@@ -15,7 +15,7 @@ from weakref import ref
 from .._config.blueprint import Blueprint
 from .._pool.ledger import Ledger
 from .._pool.place import Label, Place
-from ..errors import CommandTimeoutError, PoolTimeoutError, ServerUnavailableError
+from ..errors import CommandTimeoutError, PoolClosedError, PoolTimeoutError, ServerUnavailableError
 from .connector import AsyncConnector, AsyncPooledConnection
 from .upkeep import AsyncUpkeep
 from .waiting import Caller, Queue, Waiter, current_loop, sleep
@@ -64,7 +64,10 @@ class AsyncPool(Ledger[AsyncPooledConnection, Waiter[AsyncPooledConnection]]):
 
     async def wait_for_one(self, frame: FrameType) -> AsyncPooledConnection | None:
         """Lend a connection to *frame* when one comes free; None when a connection has to be made instead."""
-        pooled = await self._checkout(self._settings.timeout) if self.exhausted else None
+        try:
+            pooled = await self._checkout(self._settings.timeout) if self.exhausted else None
+        except PoolClosedError:
+            return None  # a database opens it again
         if pooled is not None:
             pooled.borrowed_at, pooled.frame = monotonic(), frame
         return pooled

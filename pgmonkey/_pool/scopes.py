@@ -21,6 +21,8 @@ SessionValues = Mapping[str, object]
 Ask = Callable[[], "SessionValues | None"]
 """What a program gives as ``session_values``."""
 
+# How many scopes a context is in before those that are finished are looked for each time.
+_MANY = 8
 # How many frames are looked at to find the one that a block belongs to.
 _FRAMES = 6
 
@@ -50,8 +52,8 @@ inside: ContextVar[tuple[weakref.ref[Any], ...]] = ContextVar("pgmonkey_inside",
 def enter(scope: Scope) -> None:
     """Let the current context be in *scope*."""
     outer = inside.get()
-    # Those further out that are finished, and were not left, are forgotten when the last one is finished, too.
-    if outer and ((last := outer[-1]()) is None or last.finished):
+    # Those that are finished, but were not left here, are forgotten when the last one is, too, or there are many.
+    if outer and (len(outer) >= _MANY or (last := outer[-1]()) is None or last.finished):
         outer = _unfinished(outer)
     inside.set((*outer, weakref.ref(scope)))
 

@@ -17,7 +17,7 @@ from weakref import ref
 from .._config.blueprint import Blueprint
 from .._pool.ledger import Ledger
 from .._pool.place import Label, Place
-from ..errors import CommandTimeoutError, PoolTimeoutError, ServerUnavailableError
+from ..errors import CommandTimeoutError, PoolClosedError, PoolTimeoutError, ServerUnavailableError
 from .connector import Connector, PooledConnection
 from .upkeep import Upkeep
 from .waiting import Caller, Queue, Waiter, current_loop, sleep
@@ -66,7 +66,10 @@ class Pool(Ledger[PooledConnection, Waiter[PooledConnection]]):
 
     def wait_for_one(self, frame: FrameType) -> PooledConnection | None:
         """Lend a connection to *frame* when one comes free; None when a connection has to be made instead."""
-        pooled = self._checkout(self._settings.timeout) if self.exhausted else None
+        try:
+            pooled = self._checkout(self._settings.timeout) if self.exhausted else None
+        except PoolClosedError:
+            return None  # a database opens it again
         if pooled is not None:
             pooled.borrowed_at, pooled.frame = monotonic(), frame
         return pooled
