@@ -18,7 +18,6 @@ from typing import Protocol, TypeAlias
 import yaml
 
 from ..errors import ConfigError
-from .redaction import redact_text
 
 
 class Secret(Protocol):
@@ -41,6 +40,8 @@ Origin: TypeAlias = Path | Mapping[str, object]
 """What a configuration is made from: a YAML file, a URL, or a mapping with the contents of a file."""
 
 _URL = re.compile(r"\s*postgres(?:ql)?(?:\+[a-z0-9_]+)?://", re.IGNORECASE)
+# What is no path, although the '//' of a URL, or a quote, is missing: it may hold a password.
+_LIKE_URL = re.compile(r":.*@|passw\w*\s*=", re.IGNORECASE)
 _MAX_BYTES = 64 * 1024
 # libyaml parses faster, but not every build of PyYAML contains it.
 _Loader: type[yaml.SafeLoader | yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -164,7 +165,7 @@ def _read(source: str) -> str:
     if "://" in source:
         # Nothing of it is shown: a password that is not percent-encoded has no certain end.
         raise ConfigError("a URL of another kind was given as the configuration; it begins with postgresql://")
-    shown = redact_text(source)
+    shown = "the given path (not shown, as it looks like a connection string)" if _LIKE_URL.search(source) else source
     try:
         # Not PyYAML's detection, which takes UTF-16 too.  Editors on Windows put a byte order mark in front.
         return read_regular(source).decode("utf-8-sig")

@@ -31,7 +31,7 @@ logger = logging.getLogger("pgmonkey")
 Kind = Literal["normal", "pool", "async", "async_pool"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-_SECTIONS = (
+SECTIONS = (
     "connection_type",
     "connection_settings",
     "pool_settings",
@@ -135,7 +135,7 @@ def normalised(values: Mapping[str, object]) -> dict[str, object]:
     """
     return {
         name: {key: _normal(name, str(key), value) for key, value in section.items()}
-        if name in _SECTIONS and isinstance(section, Mapping)
+        if name in SECTIONS and isinstance(section, Mapping)
         else section
         for name, section in values.items()
     }
@@ -186,11 +186,11 @@ class _Checker:
         values = self._document.values
         # Only logged, unless it is a slip: the file may have sections for others, and a newer libpq may know a key.
         for name in map(str, values):
-            if name not in _SECTIONS:
-                if get_close_matches(name.lower(), _SECTIONS, n=1, cutoff=_SLIP):
-                    raise self._error(name, f"unknown section{did_you_mean(name, _SECTIONS)}")
+            if name not in SECTIONS:
+                if get_close_matches(name.lower(), SECTIONS, n=1, cutoff=_SLIP):
+                    raise self._error(name, f"unknown section{did_you_mean(name, SECTIONS)}")
                 logger.warning(
-                    "%s: unknown section ignored%s", self._document.where(name), did_you_mean(name, _SECTIONS)
+                    "%s: unknown section ignored%s", self._document.where(name), did_you_mean(name, SECTIONS)
                 )
         if values.get("connection_settings") is None:
             raise self._error("", "the section 'connection_settings' is missing; it says how to connect")

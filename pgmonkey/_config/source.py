@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from .document import Document, Origin, Path, is_url, location, read_document
 from .redaction import Unpicklable
 from .references import Dependencies, file_signature, resolve_references
-from .schema import Config, check, normalised
+from .schema import SECTIONS, Config, check, normalised
 from .urls import with_url_apart
 
 __all__ = ["Origin", "Path", "Source", "Sources", "load_config"]
@@ -43,7 +43,7 @@ def _prepare(
     lines = document.lines
     if _LEGACY_WRAPPER in values:
         inner = values[_LEGACY_WRAPPER]
-        if len(values) > 1 or not isinstance(inner, Mapping):
+        if not isinstance(inner, Mapping) or not values.keys().isdisjoint(SECTIONS):
             raise ConfigError(
                 f"{document.where(_LEGACY_WRAPPER)}: the old wrapper holds all sections or is absent; "
                 "remove it and move its sections to the top level"
@@ -53,7 +53,7 @@ def _prepare(
             DeprecationWarning,
             stacklevel=2,
         )
-        values = inner
+        values = {**inner, **{name: value for name, value in values.items() if name != _LEGACY_WRAPPER}}
         prefix = f"{_LEGACY_WRAPPER}."
         lines = {path.removeprefix(prefix): line for path, line in lines.items()}
     prepared = Document(document.source, dict(values), lines, document.folder, resolve_env)

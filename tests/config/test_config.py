@@ -218,6 +218,15 @@ def test_anchors_and_merge_keys_load(tmp_path: Path) -> None:
     assert load_config(path)["async_pool_settings"] == {"max_size": 3, "timeout": 2}
 
 
+def test_a_section_for_others_may_stand_beside_the_deprecated_wrapper(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path, "postgresql:\n  connection_settings: {host: a}\nlogging: {level: 1}\n")
+    with pytest.warns(DeprecationWarning, match="'postgresql:' is deprecated"):
+        assert PGConnectionManager().load(path).connect == {"host": "a"}
+    assert [record.getMessage() for record in caplog.records] == [f"{path}:3: logging: unknown section ignored"]
+
+
 def test_the_deprecated_wrapper_loads_with_a_warning(tmp_path: Path) -> None:
     path = write(tmp_path, "postgresql:\n  connection_settings:\n    host: a\n    prot: 1\n")
     with pytest.warns(DeprecationWarning, match="'postgresql:' is deprecated"):
@@ -381,6 +390,10 @@ def test_equal_configurations_have_equal_digests() -> None:
         "postgresql://user:hun@ter2@host/db",
         "postgresql://host/db?pasword=hunter2",
         "mysql://user:hunter2@host/db",
+        "jdbc:postgresql://user:hunter2@host/db",
+        "postgresql:/user:hunter2@host/db",
+        "//user:hunter2@host/db",
+        "host=db password=a hunter2",
         "host=db password=hunter2",
         "host=db password='hunter2 \0'",
     ],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -21,6 +23,7 @@ import flask_pgmonkey
 from pgmonkey import AsyncDatabase, ConfigError, Database, Origin, PGConnectionManager, load_config
 
 from .. import programs
+from ..conftest import ON_CI, ROOT
 
 ASK = "SELECT current_database()"
 SCHEMES = ["postgresql", "postgres", "postgresql+psycopg", "PostgreSQL+asyncpg"]
@@ -131,19 +134,42 @@ def test_fastapi(url: str, dbname: str, from_variable: Path) -> None:
             assert client.get("/").json() == dbname
 
 
+def test_the_recipe_with_pydantic_settings(config: dict[str, Any], tmp_path: Path) -> None:
+    if importlib.util.find_spec("pydantic_settings") is None and not ON_CI:
+        pytest.skip("pydantic-settings is not installed")
+    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    (recipe,) = re.findall(r"```python\n(from pathlib .*?)```", text, re.DOTALL)
+    own = config["connection_settings"]
+    environ = {
+        **os.environ,
+        "DATABASE_URL": "postgresql://{user}:{password}@{host}:{port}/{dbname}".format(**own),
+        "DATABASE_PASSWORD": own["password"],
+    }
+    use = f"\nfor each in database, other: print(each.fetch_value({ASK!r}))\nprint(other.stats()['pool_max'])"
+    ran = programs.run(code=recipe + use, folder=tmp_path, environ=environ)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.split() == [own["dbname"], own["dbname"], "10"]
+
+
 DJANGO = """
 import json, os, sys
-import django
+import django, psycopg
 from django.conf import settings
 from pathlib import Path
 import pydantic
 url = os.environ["DATABASE_URL"]
+options = {}
+if os.environ["SHAPE"] == "parts":  # Django's own keys, with a secret that is an object
+    parts = psycopg.conninfo.conninfo_to_dict(url.partition("?")[0])
+    options = {"NAME": parts["dbname"], "USER": parts["user"], "PASSWORD": pydantic.SecretStr(parts["password"]),
+               "HOST": parts["host"], "PORT": parts["port"]}
 config = {
-    "url": url, "dsn": pydantic.PostgresDsn(url), "secret": pydantic.SecretStr(url), "file": Path("url.yaml"),
+    "parts": {"connection_settings": {}}, "url": url,
+    "dsn": pydantic.PostgresDsn(url), "secret": pydantic.SecretStr(url), "file": Path("url.yaml"),
     "sqlalchemy": url.replace("postgresql", "postgresql+psycopg"),
 }[os.environ["SHAPE"]]
-options = {"config": config, "resolve_env": True, "pool": {"max_size": 5}}
-settings.configure(DATABASES={"default": {"ENGINE": "django_pgmonkey", "OPTIONS": options}}, USE_TZ=True,
+options["OPTIONS"] = {"config": config, "resolve_env": True, "pool": {"max_size": 5}}
+settings.configure(DATABASES={"default": {"ENGINE": "django_pgmonkey", **options}}, USE_TZ=True,
                    INSTALLED_APPS=["django_pgmonkey"])
 django.setup()
 from django.core.management import call_command
@@ -166,7 +192,7 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.parametrize("shape", ["url", "dsn", "secret", "sqlalchemy", "file"])
+@pytest.mark.parametrize("shape", ["url", "dsn", "secret", "sqlalchemy", "file", "parts"])
 def test_django(shape: str, url: str, dbname: str, from_variable: Path, config: dict[str, Any]) -> None:
     environ = {**os.environ, "DATABASE_URL": url, "SHAPE": shape}
     ran = programs.run(code=DJANGO, folder=from_variable.parent, environ=environ)

@@ -66,12 +66,14 @@ def test_checks_that_warn(project: Path, config: dict[str, Any], monkeypatch: py
     secret = project / "secret"
     secret.write_text(config["connection_settings"]["password"])
     secret.chmod(0o644)
-    config["connection_settings"]["password"] = {"from_file": str(secret)}
+    config["connection_settings"]["password"] = {"from_file": "../secret"}  # relative to the YAML file
+    path = project / "folder" / "config.yaml"
+    path.parent.mkdir()
     path.write_text(yaml.safe_dump(config))
-    configure(project, resolve_env=True)
+    configure(project, config=str(path), resolve_env=True)
     finished = run(project, "check", "--database", "default")
-    assert f"{secret} contains a password" in finished.stderr
-    assert str(path) not in finished.stderr
+    assert f"{path.parent / '../secret'} contains a password" in finished.stderr
+    assert f"{path} " not in finished.stderr
     secret.chmod(stat.S_IRUSR)
     monkeypatch.setenv("WEB_CONCURRENCY", "auto")
     assert "no issues" in ok(run(project, "check", "--database", "default"))
