@@ -7,6 +7,7 @@ no longer calls would leave connections borrowed.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any
@@ -81,3 +82,21 @@ def watch_views(watch: Callable[[View, View], View]) -> None:
         return watch(view, make_view_atomic(handler, view))
 
     BaseHandler.make_view_atomic = make_watched  # type: ignore[method-assign, assignment]
+
+
+def watch_ninja(note: Callable[[Exception], None]) -> None:
+    """Let *note* hear what operations of django-ninja raise, once that is imported; nothing is done a second time.
+
+    Its API answers exceptions by handlers of its own, within what Django calls for a view.
+    """
+    api = getattr(sys.modules.get("ninja"), "NinjaAPI", None)
+    on_exception = getattr(api, "on_exception", None)
+    if api is None or on_exception is None or hasattr(on_exception, "__wrapped__"):
+        return
+
+    @wraps(on_exception)
+    def on_noted(self: object, request: object, exc: Exception) -> object:
+        note(exc)
+        return on_exception(self, request, exc)
+
+    api.on_exception = on_noted

@@ -14,7 +14,7 @@ from django.db import connections
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
-from ._compat import View, watch_views
+from ._compat import View, watch_ninja, watch_views
 from .base import DatabaseWrapper
 
 _current: ContextVar[RequestTransactions | None] = ContextVar("django_pgmonkey.request", default=None)
@@ -26,11 +26,14 @@ class RequestTransactions:
     def __init__(self, request: HttpRequest) -> None:
         self.uncaught: BaseException | None = None
         """What handler500 was called for."""
+        self.errors: list[BaseException] = []
+        """What the view or the database raised, whoever has answered it."""
         self._request = request
         self._thread = threading.get_ident()
         # All of them, because which ones the view will use is not known.  Nothing is borrowed here.
         self._wrappers = [wrapper for wrapper in connections.all() if isinstance(wrapper, DatabaseWrapper)]
         self._undone: BaseException | None = None
+        self._refused_for: BaseException | None = None
 
     def serve(self, answer: Callable[[], HttpResponseBase]) -> HttpResponseBase:
         """Return the response of *answer*, after the transactions were committed or rolled back."""
@@ -95,20 +98,35 @@ class RequestTransactions:
 
         return watched
 
+    def note_answered(self, error: Exception) -> None:
+        """Roll back what an operation of django-ninja did that raised *error*, which its API is about to answer."""
+        if getattr(error, "status_code", 500) < 400:
+            return  # an HttpError is an answer
+        if threading.get_ident() == self._thread:
+            self._undo(error)
+        else:  # an asynchronous operation: at the end, with what the handler does
+            self._refused_for = error
+            self.errors.append(error)
+
     def note_uncaught(self, error: BaseException | None) -> None:
         """Roll back before handler500 runs, which may use the database; what it does is decided by its status."""
         self.uncaught = error
-        # Under ASGI, handler500 runs in a thread, and on connections, of its own.
-        if error is not None and threading.get_ident() == self._thread:
-            self._undo(error)
+        if error is not None:
+            self.errors.append(error)
+            # Under ASGI, handler500 runs in a thread, and on connections, of its own.
+            if threading.get_ident() == self._thread:
+                self._undo(error)
 
     def _undo(self, error: BaseException) -> None:
         if self._undone is error:
             return
         self._undone = error
+        self.errors.append(error)
         transactions = [wrapper.request_transaction for wrapper in self._wrappers]
         failed = any(transaction is not None and transaction.failure() is not None for transaction in transactions)
         for wrapper, transaction in zip(self._wrappers, transactions, strict=True):
+            if transaction is not None and transaction.error is not None:
+                self.errors.append(transaction.error)
             # Unless keep_request() was called, which a transaction that failed is not saved by.
             if failed or transaction is None or not transaction.decision:
                 wrapper.restart_request(f"{type(error).__name__} was raised")
@@ -124,6 +142,8 @@ class RequestTransactions:
         for wrapper in sorted(self._wrappers if wrappers is None else wrappers, key=_can_commit):
             transaction = wrapper.request_transaction
             why = refusal
+            if transaction is not None and transaction.error is not None:
+                self.errors.append(transaction.error)
             if decided and transaction is not None and transaction.decision is not None:
                 why = None if transaction.decision else "rollback_request() was called"
             # All must be ended, or this thread could not use them again.
@@ -142,6 +162,8 @@ class RequestTransactions:
             return f"the status is {response.status_code}"
         if self.uncaught is not None and self.uncaught is not self._undone:
             return f"{type(self.uncaught).__name__} was raised"
+        if self._refused_for is not None:
+            return f"{type(self._refused_for).__name__} was raised"
         # Django REST framework says so of a response that its EXCEPTION_HANDLER made.
         if getattr(response, "exception", False) is True:
             return "the view of Django REST framework raised an exception"
@@ -167,7 +189,16 @@ def current() -> RequestTransactions:
 
 def _watch(view: View, wrapped: View) -> View:
     transactions = _current.get()
-    return wrapped if transactions is None else transactions.watch(view, wrapped)
+    if transactions is None:
+        return wrapped
+    watch_ninja(_note_answered)  # here, because it is imported by then, if at all
+    return transactions.watch(view, wrapped)
+
+
+def _note_answered(error: Exception) -> None:
+    transactions = _current.get()
+    if transactions is not None:
+        transactions.note_answered(error)
 
 
 def _note_uncaught(**signal: object) -> None:

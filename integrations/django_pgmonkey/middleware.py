@@ -38,9 +38,11 @@ class TransactionMiddleware:
             response = transactions.serve(lambda: self._get_response(request))
         except Exception as error:
             return _answer(request, error)
-        # Raised by another middleware, and not seen by process_exception().
-        if response.status_code == 500 and transactions.uncaught is not None:
-            response = self.process_exception(request, transactions.uncaught) or response
+        # Raised by another middleware, or answered by a handler of django-ninja or Django REST framework: not seen by
+        # process_exception().
+        if response.status_code == 500:
+            answers = (self.process_exception(request, error) for error in transactions.errors)
+            return next(filter(None, answers), response)
         return response
 
     def process_exception(self, request: HttpRequest, exception: BaseException) -> HttpResponse | None:

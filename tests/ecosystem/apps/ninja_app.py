@@ -9,7 +9,7 @@ import django
 django.setup()
 
 from django.core.wsgi import get_wsgi_application
-from django.db import IntegrityError, connection, transaction
+from django.db import DatabaseError, IntegrityError, connection, transaction
 from django.urls import path
 from ninja import ModelSchema, NinjaAPI, Schema
 from ninja.errors import HttpError
@@ -42,6 +42,34 @@ def duplicate(request, error):
 def out_of_stock(request, error):
     # Within the view still, and so within its transaction.
     return api.create_response(request, {"things": Thing.objects.count()}, status=422)
+
+
+class LateError(Exception):
+    pass
+
+
+@api.exception_handler(LateError)
+def late(request, error):
+    if str(error) == "note":
+        Thing.objects.create(name="a note")
+    return api.create_response(request, {"things": Thing.objects.count() if str(error) != "async" else 0}, status=200)
+
+
+@api.exception_handler(DatabaseError)
+def everything(request, error):
+    return api.create_response(request, {"detail": "sorry"}, status=500)
+
+
+@api.post("/late/{how}", response=dict)
+def raise_late(request, how: str):
+    Thing.objects.create(name=how)
+    raise HttpError(202, how) if how == "accepted" else LateError(how)
+
+
+@api.post("/late-async", response=dict)
+async def raise_late_async(request):
+    await Thing.objects.acreate(name="async")
+    raise LateError("async")
 
 
 @api.post("/things", response={201: ThingOut})
