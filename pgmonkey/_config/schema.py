@@ -13,10 +13,13 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, partial
+from types import FunctionType, MethodType
 from typing import Any, Literal, TypeAlias, cast, get_args
+from weakref import WeakKeyDictionary
 
 from psycopg import ProgrammingError, capabilities, pq
 from psycopg.conninfo import conninfo_to_dict
@@ -426,7 +429,37 @@ class _Checker:
         return self._error(path, "only Python code can give this; use get_database_connection_from_dict()")
 
 
+# A function keeps the identity that it had first: what it has captured may change, as a token that is renewed does.
+_known: WeakKeyDictionary[FunctionType, str] = WeakKeyDictionary()
+
+
 def _identity(value: object) -> str:
-    # The address too: two functions of one name may be different closures.
-    name = getattr(value, "__qualname__", type(value).__qualname__)
-    return f"{getattr(value, '__module__', '')}.{name}@{id(value)}"
+    """Return what tells *value* from what would make another pool.
+
+    A function that is made anew at each call, such as a lambda, is the same when its code and what it has captured are.
+    """
+    if isinstance(value, FunctionType):
+        return _known.get(value) or _known.setdefault(value, _identity_of(value))
+    if isinstance(value, MethodType):
+        return f"{_identity(value.__func__)} of {id(value.__self__)}"
+    if isinstance(value, partial):
+        items = sorted(value.keywords.items())
+        return f"partial {[_identity(part) for part in (value.func, *value.args, *items)]}"
+    if isinstance(value, tuple):
+        return str([_identity(part) for part in value])
+    if value is None or isinstance(value, (str, bytes, int, float)):
+        return repr(value)
+    # By address: the open pool keeps it alive, so no other object gets that.
+    return f"{type(value).__module__}.{type(value).__qualname__}@{id(value)}"
+
+
+def _identity_of(function: FunctionType) -> str:
+    captured: list[object] = []
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # nothing is in it yet
+            captured.append(cell.cell_contents)
+    parts = (*captured, *(function.__defaults__ or ()), *sorted((function.__kwdefaults__ or {}).items()))
+    # Other functions by address: one may have captured itself.
+    shown = [f"@{id(part)}" if isinstance(part, FunctionType) else _identity(part) for part in parts]
+    # The code is one object, however often a function is made of it.
+    return f"{id(function.__code__)} {id(function.__globals__)} {shown}"

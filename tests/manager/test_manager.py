@@ -7,6 +7,7 @@ import gc
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -352,6 +353,72 @@ def test_a_database_and_a_manager_share(config: dict[str, Any]) -> None:
     pool = PGConnectionManager().get_database_connection_from_dict(config, "pool")
     database.fetch_value("SELECT 1")
     assert database.stats() == pool.stats()
+
+
+class Vault:
+    """What knows the password, which a token of its own gives out."""
+
+    def __init__(self, password: str) -> None:
+        self.password = password
+
+    def read(self, token: str = "") -> str:
+        return self.password
+
+
+def functions_of(vault: Vault) -> dict[str, Callable[[str], Callable[[], str]]]:
+    """Ways to make a function that gives the password, given something to capture."""
+
+    def with_default(token: str) -> Callable[[], str]:
+        def read(token: str = token) -> str:
+            return vault.read(token)
+
+        return read
+
+    return {
+        "lambda": lambda token: lambda: vault.read(token),
+        "partial": lambda token: partial(vault.read, token=token),
+        "default": with_default,
+    }
+
+
+@pytest.mark.parametrize("way", ["lambda", "partial", "default"])
+def test_a_function_that_is_made_anew_is_the_same(way: str, config: dict[str, Any], backends: Backends) -> None:
+    """As a credential, it opens no pool at each call; one that has captured something else does."""
+    vault = Vault(config["connection_settings"]["password"])
+    make = functions_of(vault)[way]
+    config["pool_settings"] = {"min_size": 1, "max_size": 1}
+    manager = PGConnectionManager()
+
+    def get(token: str) -> Any:
+        settings = {**config["connection_settings"], "password": make(token)}
+        return manager.get_database_connection_from_dict({**config, "connection_settings": settings}, "pool")
+
+    pools = [get("one") for _ in range(10)]
+    assert len(set(map(id, pools))) == 1
+    assert len(backends()) == 1
+    assert get("two") is not pools[0]
+    manager.clear_cache()
+
+
+def test_a_method_and_a_function_whose_token_is_renewed_stay_the_same(config: dict[str, Any]) -> None:
+    vault, other = Vault(config["connection_settings"]["password"]), Vault(config["connection_settings"]["password"])
+    token = "one"
+
+    def read() -> str:
+        return vault.read(token)
+
+    manager = PGConnectionManager()
+
+    def get(password: Callable[[], str]) -> Any:
+        settings = {**config["connection_settings"], "password": password}
+        return manager.get_database_connection_from_dict({**config, "connection_settings": settings}, "normal")
+
+    first = get(read)
+    token = "two"
+    assert get(read) is first
+    assert get(vault.read) is get(vault.read)
+    assert get(vault.read) is not get(other.read)
+    manager.clear_cache()
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 5) -> None:
