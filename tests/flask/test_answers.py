@@ -537,6 +537,29 @@ def test_a_server_that_is_away_is_a_503_and_one_line(
         assert record.exc_info is None
 
 
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"password": "not the one"}, "password authentication failed"),
+        ({"dbname": "nowhere"}, 'database "nowhere" does not exist'),
+        ({"user": "nobody"}, "authentication failed"),
+    ],
+)
+def test_a_server_that_lets_nobody_in_is_a_503_and_one_line(
+    config: dict[str, Any], caplog: pytest.LogCaptureFixture, change: dict[str, str], why: str
+) -> None:
+    app = Flask("shop")
+    app.config["PGMONKEY_CONFIG"] = {**config, "connection_settings": {**config["connection_settings"], **change}}
+    db = PGMonkey(app)
+    app.get("/")(lambda: str(db.fetch_value("SELECT 1")))
+    answer = app.test_client().get("/")
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    (record,) = (record for record in caplog.records if record.levelno >= logging.WARNING)
+    assert why in record.getMessage()
+    assert "not the one" not in record.getMessage()
+    assert "\n" not in record.getMessage()
+
+
 @pytest.mark.parametrize("order", ["extension first", "extension last"])
 @pytest.mark.parametrize("name", ["flask_restx", "flask_restful"])
 def test_a_server_that_is_away_behind_an_extension(
