@@ -25,6 +25,7 @@ class Secret(Protocol):
 
     def get_secret_value(self) -> str:
         """Return the value."""
+        raise NotImplementedError
 
 
 class Url(Protocol):
@@ -32,6 +33,7 @@ class Url(Protocol):
 
     def unicode_string(self) -> str:
         """Return the URL."""
+        raise NotImplementedError
 
 
 Path: TypeAlias = str | os.PathLike[str] | Secret | Url

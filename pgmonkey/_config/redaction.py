@@ -53,8 +53,10 @@ def redact_config(config: object) -> Any:
         return {key: _redact_value(key, value) for key, value in config.items()}
     if isinstance(config, (list, tuple)):
         return [redact_config(item) for item in config]
+    if isinstance(config, type):
+        return config
     # Of pydantic's types a secret shows nothing of itself, but a URL does.
-    text = config.unicode_string() if hasattr(config, "unicode_string") else config
+    text = getattr(config, "unicode_string", lambda: config)()
     return redact_text(text) if isinstance(text, str) else text
 
 
