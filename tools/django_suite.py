@@ -2,8 +2,9 @@
 
 The suite comes from Django's source distribution, for the version of Django that is installed; only ENGINE and OPTIONS
 differ from what the suite is run with on PostgreSQL.  ``--stock`` takes Django's own backend instead, ``--full`` every
-label.  The exit status is 1 when a test fails that ``tools/django_known_failures.txt`` does not name, or one that it
-names passes.
+label.  ``--prepared`` has both bind on the server and prepare everything at once; what fails on Django's own backend
+then does not count, so it runs first.  The exit status is 1 when a test fails that ``tools/django_known_failures.txt``
+does not name.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ LABELS = (
     "multiple_database postgres_tests queries schema select_for_update servers sessions_tests test_client "
     "test_runner test_utils timezones transaction_hooks transactions view_tests"
 )
+SUITE = "the suite itself"
 # What the suite's own settings for its SQLite runs say, but for the databases.
 SETTINGS = """
 from test_sqlite import *
@@ -49,8 +51,8 @@ def fetch(package: str, folder: Path) -> Path:
     return source
 
 
-def run(tests: Path, labels: list[str], server: Server, *, stock: bool) -> tuple[set[str], set[str]]:
-    """Run *labels*, or everything; return the tests that failed, and the labels that were run."""
+def run(tests: Path, labels: list[str], server: Server, *, stock: bool, prepared: bool) -> set[str]:
+    """Run *labels*, or everything; return the tests that failed."""
     connection = server.config("postgres")["connection_settings"]
     with tempfile.TemporaryDirectory(prefix="django-suite-") as folder:
         config = Path(folder) / "config.yaml"
@@ -59,6 +61,8 @@ def run(tests: Path, labels: list[str], server: Server, *, stock: bool) -> tuple
         engine, options = "django_pgmonkey", {"config": str(config)}
         if stock:
             engine, options = "django.db.backends.postgresql", {}
+        if prepared:
+            options |= {"server_side_binding": True, "prepare_threshold": 0}
         names = {"USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port"}
         given = {name: str(connection[key]) for name, key in names.items()} if stock else {}
         text = SETTINGS.format(engine=engine, options=options, settings=given)
@@ -76,8 +80,8 @@ def run(tests: Path, labels: list[str], server: Server, *, stock: bool) -> tuple
             if found := re.match(r"(?:FAIL|ERROR|UNEXPECTED SUCCESS): \S+ \((\S+)\)", line):
                 failed.add(found[1])
         if (process.wait() and not failed) or not finished:
-            failed.add("the suite itself")
-    return failed, set(labels)
+            failed.add(SUITE)
+    return failed
 
 
 def judge(failed: set[str], labels: set[str], known: set[str]) -> int:
@@ -97,12 +101,16 @@ def main() -> int:
     parser.add_argument("labels", nargs="*", default=LABELS.split())
     parser.add_argument("--full", action="store_true", help="run every label")
     parser.add_argument("--stock", action="store_true", help="run them on Django's own backend")
+    parser.add_argument("--prepared", action="store_true", help="bind on the server and prepare everything at once")
     arguments = parser.parse_args()
     labels = [] if arguments.full else arguments.labels
     known = {line.split("#")[0].strip() for line in KNOWN.read_text().splitlines()} - {""}
     with tempfile.TemporaryDirectory(prefix="django-sdist-") as folder, Server() as server:
-        failed, ran = run(fetch("django", Path(folder)) / "tests", labels, server, stock=arguments.stock)
-    return judge(failed, ran, known)
+        tests = fetch("django", Path(folder)) / "tests"
+        if arguments.prepared and not arguments.stock:
+            known |= run(tests, labels, server, stock=True, prepared=True) - {SUITE}
+        failed = run(tests, labels, server, stock=arguments.stock, prepared=arguments.prepared)
+    return judge(failed, set(labels), known)
 
 
 if __name__ == "__main__":
