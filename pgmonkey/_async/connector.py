@@ -10,24 +10,28 @@ from typing import Any, TypeAlias, cast
 from weakref import WeakMethod
 
 import psycopg
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, AsyncCursor
+from psycopg.errors import ConnectionTimeout
 from psycopg.pq import TransactionStatus
+from psycopg.rows import tuple_row
 
 from .._config.blueprint import Blueprint
-from .._driver.deadlines import connecting_until
+from .._driver.deadlines import SILENT, Deadline, by_its_key
 from .._driver.lending import lend, lendable, prepare_to_lend
+from .._driver.names import look_up
 from .._pool.pooled import Pooled
-from ..errors import ConfigError, ServerUnavailableError
+from ..errors import CommandTimeoutError, ConfigError, ServerUnavailableError
 from .guard import AsyncGuard, OnError
 from .psycopg_types import AsyncAnyConnection
-from .waiting import Lock, ask
+from .waiting import Lock, ask, connect_within, wait_for
 from .watcher import Watcher
 
 logger = logging.getLogger("pgmonkey")
 
-# Seconds that a connection attempt gets at least, however little time the borrower has left.  On a slow network a pool
-# would otherwise never have a connection.
-_MIN_SECONDS = 0.75
+# Linux gives no process a larger number; other systems have smaller ones.
+_LARGEST_PID = 2**22
+# Seconds for finding out about a pooler, and how often both clients ask.
+_PATIENCE, _ROUNDS = 1.0, 4
 
 AsyncPooledConnection: TypeAlias = Pooled[AsyncAnyConnection, Watcher]
 
@@ -42,20 +46,20 @@ class AsyncConnector:
         self._credentials = blueprint.credentials
         self.checks = blueprint.settings.check_on_checkout or blueprint.settings.check is not None
         """Whether the server is asked before a connection is lent."""
+        self.shared: bool | None = None
+        """Whether a pooler gives a session to one client after the other; None when there seems to be no pooler."""
+        self._asked = False
 
-    async def connect(self, pooled: AsyncPooledConnection, deadline: float | None) -> None:
+    async def connect(self, pooled: AsyncPooledConnection, deadline: Deadline | None) -> None:
         """Connect *pooled*; raise `ServerUnavailableError`, or ConnectionTimeout after the *deadline*."""
-        token = connecting_until.set(None if deadline is None else max(deadline, monotonic() + _MIN_SECONDS))
         try:
-            connection = await self._connect()
+            connection = await self._connect(deadline)
         except BaseException as error:
             if not isinstance(error, psycopg.Error):
                 # Cancelled half-way.  These frames hold the unfinished connection; the server would wait a minute for
                 # it (authentication_timeout) and block a DROP DATABASE for as long.
                 traceback.clear_frames(error.__traceback__)
             raise
-        finally:
-            connecting_until.reset(token)
         connection.lock = Lock()
         watcher = cast(AsyncGuard, connection).own_watcher()
         pooled.attach(connection, watcher, self._blueprint.settings.max_lifetime)
@@ -63,9 +67,69 @@ class AsyncConnector:
         state.update(on_error=self._on_error, command_timeout=self._blueprint.command_timeout, prepared=pooled.prepared)
         if self._blueprint.transaction_settings:
             state["transaction_settings"] = self._blueprint.transaction_settings
-        await self.configure(pooled)
+        if self._blueprint.notice_pooler:
+            await self._notice_pooler(pooled, deadline)
+        try:
+            await self.configure(pooled, deadline)
+        except CommandTimeoutError:
+            if deadline is None or deadline.left:
+                raise
+            raise deadline.late("the 'configure' function did not end") from None
 
-    async def configure(self, pooled: AsyncPooledConnection) -> None:
+    async def _notice_pooler(self, pooled: AsyncPooledConnection, deadline: Deadline | None) -> None:
+        """Find out whether there is a pooler that shares sessions, which would mix up prepared statements.
+
+        A pooler makes the key for cancelling, so the process number in it is not the server's own; PgBouncer's is any
+        number of 32 bits.  Where it could be the server's, only a connection that nobody waits for asks, once.
+        """
+        told = pooled.pgconn.backend_pid
+        suspicious = not 0 < told <= _LARGEST_PID
+        if self.shared is None and (suspicious or (deadline is None and not self._asked)):
+            self._asked = True
+            shared = await self._is_shared(pooled.connection, deadline, told)
+            if shared and not self.shared:
+                logger.warning(
+                    "%s: connected to a pooler that shares sessions between clients, such as PgBouncer in "
+                    "transaction mode, so nothing is prepared: set 'pgbouncer: true' in connection_settings "
+                    "(or 'pgbouncer: false' if every client may prepare statements there)",
+                    self._blueprint.name,
+                )
+            self.shared = self.shared or shared
+        if self.shared:
+            pooled.prepared.prepare_nothing()
+
+    async def _is_shared(self, connection: AsyncAnyConnection, deadline: Deadline | None, told: int) -> bool | None:
+        """Tell whether a second client gets the session of *connection*, or this one's changes; True if unknown.
+
+        None where the session's process is the one that the client was *told*.
+        """
+        limit = Deadline(monotonic() + _PATIENCE, _PATIENCE)
+        if deadline is not None and deadline.at < limit.at:
+            limit = deadline
+        ours: set[int] = set()
+        others: set[int] = set()
+        try:
+            self._limit(connection, limit)
+            if await _backend(connection) == told:
+                return None
+            other = await self._connect(limit)
+            try:
+                for _ in range(_ROUNDS):
+                    self._limit(connection, limit)
+                    self._limit(other, limit)
+                    ours.add(await _backend(connection))
+                    others.add(await _backend(other))
+            finally:
+                await other.close()
+        except psycopg.Error:
+            if connection.closed:
+                raise ServerUnavailableError(f"connected, but {SILENT} within {limit.seconds:g} s") from None
+            return True
+        finally:
+            connection.__dict__["command_timeout"] = self._blueprint.command_timeout
+        return len(ours | others) != 2 or not ours.isdisjoint(others)
+
+    async def configure(self, pooled: AsyncPooledConnection, deadline: Deadline | None = None) -> None:
         """Make a connection, which is new or was cleaned, what every borrower is to find.
 
         Raises what the `configure` function of the settings raises, and `psycopg.ProgrammingError` when it leaves a
@@ -79,22 +143,25 @@ class AsyncConnector:
             if pooled.unconfigured is None:
                 pooled.unconfigured = lend(connection, autocommit=blueprint.autocommit)
             connection.__dict__ = lend(pooled.unconfigured, autocommit=blueprint.autocommit).__dict__
+            if deadline is not None:
+                self._limit(connection, deadline)
             await settings.configure(connection)
             if connection.pgconn.transaction_status == TransactionStatus.INTRANS:
                 await connection.commit()
             if connection.pgconn.transaction_status != TransactionStatus.IDLE:
                 raise psycopg.ProgrammingError("the 'configure' function left a transaction that failed")
+            connection.__dict__["command_timeout"] = blueprint.command_timeout
             pooled.autocommit = connection.autocommit
         pooled.prepared.settle(always=settings.clean_on_return == "always", pgbouncer=blueprint.pgbouncer)
         pooled.begin = prepare_to_lend(connection)
 
-    async def check(self, pooled: AsyncPooledConnection, deadline: float, *, ask: bool = False) -> None:
+    async def check(self, pooled: AsyncPooledConnection, deadline: Deadline, *, ask: bool = False) -> None:
         """Ask the server whether it is there, as the settings say; raise what psycopg raises when it is not.
 
         With *ask*, it is asked whatever they say.
         """
-        settings, state = self._blueprint.settings, pooled.connection.__dict__
-        state["command_timeout"] = max(0.0, deadline - monotonic())
+        settings = self._blueprint.settings
+        self._limit(pooled.connection, deadline)
         try:
             if ask or settings.check_on_checkout:
                 await pooled.connection.execute("SELECT 1")
@@ -102,7 +169,7 @@ class AsyncConnector:
                 await settings.check(pooled.connection)
                 await self._expect_idle(pooled, "check")
         finally:
-            state["command_timeout"] = self._blueprint.command_timeout
+            pooled.connection.__dict__["command_timeout"] = self._blueprint.command_timeout
 
     async def reset(self, pooled: AsyncPooledConnection) -> None:
         """Call the `reset` function of the settings, if there is one; raise what it raises."""
@@ -119,14 +186,20 @@ class AsyncConnector:
         if not connection.autocommit:
             await connection.set_autocommit(True)  # the pool's own mode; borrowers get theirs when it is lent
 
-    async def _connect(self) -> AsyncAnyConnection:
+    def _limit(self, connection: AsyncAnyConnection, deadline: Deadline) -> None:
+        """Have each statement end at the *deadline*, or earlier."""
+        limit = self._blueprint.command_timeout
+        connection.__dict__["command_timeout"] = deadline.left if limit is None else min(limit, deadline.left)
+
+    async def _connect(self, deadline: Deadline | None) -> AsyncAnyConnection:
         credentials = self._current_credentials()
         while True:
             given = {key: await ask(value) if callable(value) else value for key, value in credentials.items()}
             try:
                 # The pooled object is always in autocommit; what is lent over it has the mode that was asked for.
                 arguments = {**self._blueprint.connect, **given, "autocommit": True}
-                connection: AsyncAnyConnection = await self._class.connect(**arguments)
+                arguments |= await _addresses(arguments, deadline)
+                connection: AsyncAnyConnection = await connect_within(deadline, self._class.connect, arguments)
             except psycopg.OperationalError as error:
                 # The credentials may have changed since they were read.
                 previous, credentials = credentials, self._current_credentials()
@@ -134,6 +207,8 @@ class AsyncConnector:
                     # Subclasses, such as ConnectionTimeout, say what they are themselves.
                     if type(error) is psycopg.OperationalError:
                         raise ServerUnavailableError(str(error)) from error
+                    if isinstance(error, ConnectionTimeout):
+                        raise by_its_key(error, self._blueprint.connect.get("connect_timeout")) from None
                     raise
             else:
                 self._credentials = credentials
@@ -148,3 +223,25 @@ class AsyncConnector:
         except ConfigError as error:
             logger.warning("%s: using the last credentials that worked", error)
             return self._credentials
+
+
+async def _backend(connection: AsyncAnyConnection) -> int:
+    """Return the process number of the session that a query runs in."""
+    cursor = AsyncCursor(connection, row_factory=tuple_row)
+    await cursor.execute("SELECT pg_backend_pid()", prepare=False)
+    row = await cursor.fetchone()
+    return 0 if row is None else int(row[0])
+
+
+async def _addresses(arguments: Mapping[str, Any], deadline: Deadline | None) -> dict[str, str]:
+    """Return the arguments of a connection that give the addresses of its hosts; none where there is no name."""
+    search = look_up(arguments)
+    if search is None:
+        return {}
+    await wait_for(search, None if deadline is None else deadline.left)
+    if not search.done() and deadline is not None:
+        raise deadline.late(f"the name server did not tell the address of {arguments.get('host')!r}")
+    found = search.result()
+    if isinstance(found, psycopg.Error):
+        raise psycopg.OperationalError(str(found))
+    return found

@@ -12,7 +12,10 @@ from time import monotonic
 from types import FrameType
 from weakref import ref
 
+from psycopg.errors import ConnectionTimeout
+
 from .._config.blueprint import Blueprint
+from .._driver.deadlines import Deadline
 from .._pool.ledger import Ledger
 from .._pool.place import Label, Place
 from ..errors import CommandTimeoutError, PoolClosedError, PoolTimeoutError, ServerUnavailableError
@@ -74,9 +77,10 @@ class AsyncPool(Ledger[AsyncPooledConnection, Waiter[AsyncPooledConnection]]):
 
     async def _checkout(self, timeout: float, *, checks: bool = True) -> AsyncPooledConnection:
         # One deadline for all: waiting, connecting and checking share the borrower's timeout.
-        deadline = monotonic() + timeout
+        deadline = Deadline(monotonic() + timeout, timeout)
         self._counters["requests_num"] += 1
         pause, longest = _PAUSE
+        refused = ""
         while True:
             pooled = self._claim()
             if pooled is None and (scavenge := self.scavenge()) is not None:
@@ -84,23 +88,33 @@ class AsyncPool(Ledger[AsyncPooledConnection, Waiter[AsyncPooledConnection]]):
                 scavenge()
                 pooled = self._claim()
             if pooled is None:
-                pooled = await self._wait(deadline, timeout)
+                pooled = await self._wait(deadline)
             new = not pooled.connected
             if new:
-                await self._connect(pooled, deadline)
+                try:
+                    await self._connect(pooled, deadline)
+                except ConnectionTimeout:
+                    if not refused:
+                        raise
+                    self._last_error = refused  # which says more than that time was over at the next attempt
+                    raise self._none_passed(timeout) from None
             if not (checks and self._checks) or await self._passes(pooled, deadline):
                 return pooled
             if new:
                 # A new one was refused, so the next may be, too.  psycopg_pool waits as long.
-                if monotonic() + pause >= deadline:
-                    self._counters["requests_errors"] += 1
-                    raise PoolTimeoutError(
-                        f"{self.name}: no connection passed the check within {timeout:g} s; {self._load()}"
-                    )
+                if pause >= deadline.left:
+                    raise self._none_passed(timeout)
+                refused = self._last_error or ""
                 await sleep(pause)
                 pause = min(2 * pause, longest)
 
-    async def _passes(self, pooled: AsyncPooledConnection, deadline: float) -> bool:
+    def _none_passed(self, timeout: float) -> PoolTimeoutError:
+        self._counters["requests_errors"] += 1
+        return PoolTimeoutError(
+            f"{self.name}: no connection passed the check within {timeout:g} s (timeout); {self._load()}"
+        )
+
+    async def _passes(self, pooled: AsyncPooledConnection, deadline: Deadline) -> bool:
         """Check a connection; close it, and give its place back, when it is refused."""
         try:
             await self._connector.check(pooled, deadline)
@@ -114,9 +128,9 @@ class AsyncPool(Ledger[AsyncPooledConnection, Waiter[AsyncPooledConnection]]):
             return False
         return True
 
-    async def _wait(self, deadline: float, timeout: float) -> AsyncPooledConnection:
+    async def _wait(self, deadline: Deadline) -> AsyncPooledConnection:
         started = monotonic()
-        waiter: Waiter[AsyncPooledConnection] = Waiter(deadline, self.look)
+        waiter: Waiter[AsyncPooledConnection] = Waiter(deadline.at, self.look)
         try:
             self._queue(waiter)
             await waiter.wait()
@@ -129,10 +143,10 @@ class AsyncPool(Ledger[AsyncPooledConnection, Waiter[AsyncPooledConnection]]):
             self._counters["requests_wait_ms"] += int((monotonic() - started) * 1000)
         pooled = self._leave(waiter)
         if pooled is None:
-            raise self._not_served(timeout)
+            raise self._not_served(deadline.seconds)
         return pooled
 
-    async def _connect(self, pooled: AsyncPooledConnection, deadline: float | None) -> None:
+    async def _connect(self, pooled: AsyncPooledConnection, deadline: Deadline | None) -> None:
         """Connect *pooled*, which is a place in the pool."""
         self._counters["connections_num"] += 1
         started = monotonic()
@@ -142,6 +156,9 @@ class AsyncPool(Ledger[AsyncPooledConnection, Waiter[AsyncPooledConnection]]):
             self._note_failure(pooled, error)
             raise
         self._add(monotonic() - started)
+        if self._connector.shared:
+            for other in self._connected():  # those that were made before it was noticed
+                other.prepared.prepare_nothing()
         # The server is there, so upkeep need not wait any longer before it fills the pool up.
         self._upkeep.start(hurry=True)
 
@@ -184,13 +201,13 @@ class AsyncPool(Ledger[AsyncPooledConnection, Waiter[AsyncPooledConnection]]):
 
         The wait for a connection is part of that time.
         """
-        deadline = monotonic() + timeout
+        deadline = Deadline(monotonic() + timeout, timeout)
         pooled = await self.borrow(timeout)
         try:
             await self._connector.check(pooled, deadline, ask=True)
         except CommandTimeoutError:
             self._drop(pooled)
-            raise ServerUnavailableError(f"the server did not answer within {timeout:.1f} s") from None
+            raise ServerUnavailableError(f"the server did not answer within {timeout:g} s") from None
         except BaseException:
             self._drop(pooled)
             raise

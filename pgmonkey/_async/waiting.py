@@ -6,7 +6,7 @@ import asyncio
 import threading
 import weakref
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from contextvars import Context
 from inspect import isawaitable
@@ -14,6 +14,7 @@ from time import monotonic
 from typing import Any, Generic, TypeVar, cast
 
 from .._config.schema import Kind
+from .._driver.deadlines import SILENT, Deadline
 
 T = TypeVar("T")
 sleep = asyncio.sleep
@@ -115,10 +116,40 @@ class Caller:
         return "a task that is gone" if task is None else f"task {task.get_name()!r}"
 
 
-async def wait_for(future: Future[None], timeout: float) -> None:
+async def wait_for(future: Future[Any], timeout: float | None) -> None:
     """Wait until *future*, which a thread completes, is done, at most *timeout* seconds."""
     if not future.done():
-        await asyncio.wait([asyncio.wrap_future(future)], timeout=max(0.0, timeout))
+        awaited = asyncio.wrap_future(future)
+        try:
+            await asyncio.wait([awaited], timeout=timeout if timeout is None else max(0.0, timeout))
+        finally:
+            awaited.cancel()  # else the thread would call the loop, which may be closed by then
+
+
+async def connect_within(
+    deadline: Deadline | None, connect: Callable[..., Coroutine[Any, Any, T]], arguments: Mapping[str, Any]
+) -> T:
+    """Return what *connect* returns; raise `psycopg.errors.ConnectionTimeout` at the *deadline*."""
+    if deadline is None:
+        return await connect(**arguments)
+    # A task of its own, which asyncio's timer ends: psycopg looks at the clock every 100 ms only.
+    task = asyncio.ensure_future(connect(**arguments))
+    task.add_done_callback(_look_at_error)
+    try:
+        await asyncio.wait([task], timeout=deadline.left)
+        if task.done():
+            return task.result()
+    finally:
+        task.cancel()
+    await asyncio.wait([task])
+    del task  # with what it was making, for which the server waits: the error's traceback has this frame
+    raise deadline.late(SILENT)
+
+
+def _look_at_error(task: asyncio.Future[Any]) -> None:
+    # asyncio logs the error of a task that nobody has asked for it.
+    if not task.cancelled():
+        task.exception()
 
 
 async def acquire(lock: asyncio.Lock, timeout: float) -> bool:

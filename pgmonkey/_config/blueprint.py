@@ -50,6 +50,8 @@ class Blueprint(Unpicklable):
     refresh: Callable[[], Mapping[str, object]] | None
     command_timeout: float | None
     pgbouncer: bool
+    # Whether the configuration does not tell, so that a pooler is to be noticed.
+    notice_pooler: bool
     # SQL for the beginning of each transaction: behind PgBouncer a SET would reach other clients.
     transaction_settings: bytes
 
@@ -64,7 +66,7 @@ def blueprint(config: Config, kind: Kind) -> Blueprint:
     if single:
         settings = replace(settings, min_size=1, max_size=1, max_lifetime=math.inf, max_idle=math.inf)
     arguments = dict(config.arguments)
-    behind_pgbouncer = arguments.pop("pgbouncer", False)
+    behind_pgbouncer = arguments.pop("pgbouncer", None)
     command_timeout = arguments.pop("command_timeout", None)
     connect: dict[str, object] = dict(config.connect)
     elsewhere = _said_elsewhere(config.connect)
@@ -97,7 +99,8 @@ def blueprint(config: Config, kind: Kind) -> Blueprint:
         credentials=_credentials(config),
         refresh=None if reload is None else lambda: _credentials(reload()),
         command_timeout=command_timeout,
-        pgbouncer=behind_pgbouncer,
+        pgbouncer=bool(behind_pgbouncer),
+        notice_pooler=behind_pgbouncer is None,
         transaction_settings=transaction_settings,
     )
 

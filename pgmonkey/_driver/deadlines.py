@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from contextvars import ContextVar
+from selectors import DefaultSelector
 from time import monotonic
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import psycopg
 from psycopg.abc import PQGen, PQGenConn
@@ -21,9 +23,6 @@ INTERVAL = 0.1
 
 PRECISION = 0.01
 """The same in seconds when a deadline is nearer than `INTERVAL`."""
-
-connecting_until: ContextVar[float | None] = ContextVar("pgmonkey_connecting_until", default=None)
-"""When a connection attempt of the current context must end, as `time.monotonic` tells; None is never."""
 
 
 def too_slow(seconds: float) -> CommandTimeoutError:
@@ -72,18 +71,50 @@ def limited(waits: PQGen[T], pgconn: PGconn, deadline: float, seconds: float) ->
         return result
 
 
-def limited_connecting(waits: PQGenConn[T], deadline: float) -> PQGenConn[T]:
-    """Return *waits*, raising `psycopg.errors.ConnectionTimeout` when the *deadline* has passed."""
-    started = monotonic()
+class Deadline(NamedTuple):
+    """When a borrower is to have its connection: *at*, as `time.monotonic` tells, *seconds* after it asked."""
+
+    at: float
+    seconds: float
+
+    @property
+    def left(self) -> float:
+        """The seconds until then."""
+        return max(0.0, self.at - monotonic())
+
+    def late(self, what: str) -> psycopg.errors.ConnectionTimeout:
+        """Return the error that says *what* did not happen in time."""
+        return psycopg.errors.ConnectionTimeout(f"{what} within {self.seconds:g} s (timeout)")
+
+
+connecting_until: ContextVar[Deadline | None] = ContextVar("pgmonkey_connecting_until", default=None)
+"""When an attempt to connect that blocks its thread must end; None is never."""
+
+SILENT = "the server did not answer"
+
+
+def limited_connecting(waits: PQGenConn[T], deadline: Deadline) -> PQGenConn[T]:
+    """Return *waits*, raising `psycopg.errors.ConnectionTimeout` at the *deadline*; blocks shortly before it."""
     try:
-        wanted = next(waits)
+        fileno, wanted = next(waits)
         while True:
-            ready = yield wanted
-            wanted = waits.send(ready)
-            if monotonic() >= deadline:
-                raise psycopg.errors.ConnectionTimeout(
-                    f"the server did not answer within {max(0.0, deadline - started):.1f} s"
-                )
+            if (left := deadline.left) > INTERVAL:
+                ready = yield fileno, wanted  # psycopg looks at the clock as often
+            else:
+                with DefaultSelector() as selector:
+                    selector.register(fileno, wanted)
+                    ready = sum(events for _, events in selector.select(left))
+            if not deadline.left:
+                raise deadline.late(SILENT)
+            fileno, wanted = waits.send(ready)
     except StopIteration as stop:
         result: T = stop.value
         return result
+
+
+def by_its_key(error: psycopg.errors.ConnectionTimeout, connect_timeout: object) -> psycopg.errors.ConnectionTimeout:
+    """Return psycopg's *error* in words that name the key of the limit, *connect_timeout*, which is in seconds."""
+    given = str(connect_timeout or os.environ.get("PGCONNECT_TIMEOUT", ""))
+    limit = f" within {max(2, int(given))} s" if given.strip().isdecimal() else ""  # psycopg's least is 2
+    words = str(error).replace("connection timeout expired", f"{SILENT}{limit} (connect_timeout)")
+    return psycopg.errors.ConnectionTimeout(words)

@@ -98,6 +98,11 @@ class Prepared(PrepareManager):
         self.bare = False
         self.unclean = self._unclean_before = self._least
 
+    def prepare_nothing(self) -> None:
+        """Have no borrower prepare anything, unless it says so itself."""
+        self.prepare_threshold = None
+        self._usual = None, self.prepared_max
+
     def drop_settings(self) -> None:
         """Drop what the last borrower set on its connection: psycopg keeps these with the prepared statements."""
         self.prepare_threshold, self.prepared_max = self._usual

@@ -50,6 +50,8 @@ _IDLE, _NO_PIPELINE = int(pq.TransactionStatus.IDLE), int(pq.PipelineStatus.OFF)
 _LOOK_EVERY = 0.2
 # Minimum of seconds between two looks at connections that are lent and should be replaced.
 _RENEWAL_GRAIN = 0.02
+# Seconds that whoever is to make a connection should have left.
+_TO_CONNECT = 0.75
 _COUNTS = (
     *("usage_ms", "requests_num", "requests_queued", "requests_wait_ms", "requests_errors", "returns_bad"),
     *("connections_num", "connections_ms", "connections_errors", "connections_lost"),
@@ -57,7 +59,9 @@ _COUNTS = (
 
 
 class Waiter(Protocol[P]):
-    """A place in the queue."""
+    """A place in the queue, until the *deadline*, as `time.monotonic` gives it."""
+
+    deadline: float
 
     def deliver(self, result: P | None) -> bool:
         """Wake the waiter with *result*, None when the pool was closed; tell whether it had none before."""
@@ -209,7 +213,7 @@ class Ledger(ABC, Generic[P, W]):
         self._counters["requests_errors"] += 1
         if self.close_reason:
             return self._closed_error()
-        return PoolTimeoutError(f"{self.name}: no connection came free within {timeout:g} s; {self._load()}")
+        return PoolTimeoutError(f"{self.name}: no connection came free within {timeout:g} s (timeout); {self._load()}")
 
     def serve(self) -> None:
         """Give the waiters, in their order, what is idle and what there is room for; tell them when it is closed."""
@@ -237,6 +241,10 @@ class Ledger(ABC, Generic[P, W]):
         while waiters:
             try:
                 first = waiters[0]
+                # A connection takes its time to make.  On a slow network a pool would never have one if only those
+                # tried whose time is nearly over.
+                if pooled is not None and not pooled.connected and first.deadline < monotonic() + _TO_CONNECT:
+                    first = waiters[-1]
             except IndexError:
                 break
             taken = first.deliver(pooled)

@@ -14,7 +14,10 @@ from time import monotonic
 from types import FrameType
 from weakref import ref
 
+from psycopg.errors import ConnectionTimeout
+
 from .._config.blueprint import Blueprint
+from .._driver.deadlines import Deadline
 from .._pool.ledger import Ledger
 from .._pool.place import Label, Place
 from ..errors import CommandTimeoutError, PoolClosedError, PoolTimeoutError, ServerUnavailableError
@@ -76,9 +79,10 @@ class Pool(Ledger[PooledConnection, Waiter[PooledConnection]]):
 
     def _checkout(self, timeout: float, *, checks: bool = True) -> PooledConnection:
         # One deadline for all: waiting, connecting and checking share the borrower's timeout.
-        deadline = monotonic() + timeout
+        deadline = Deadline(monotonic() + timeout, timeout)
         self._counters["requests_num"] += 1
         pause, longest = _PAUSE
+        refused = ""
         while True:
             pooled = self._claim()
             if pooled is None and (scavenge := self.scavenge()) is not None:
@@ -86,23 +90,33 @@ class Pool(Ledger[PooledConnection, Waiter[PooledConnection]]):
                 scavenge()
                 pooled = self._claim()
             if pooled is None:
-                pooled = self._wait(deadline, timeout)
+                pooled = self._wait(deadline)
             new = not pooled.connected
             if new:
-                self._connect(pooled, deadline)
+                try:
+                    self._connect(pooled, deadline)
+                except ConnectionTimeout:
+                    if not refused:
+                        raise
+                    self._last_error = refused  # which says more than that time was over at the next attempt
+                    raise self._none_passed(timeout) from None
             if not (checks and self._checks) or self._passes(pooled, deadline):
                 return pooled
             if new:
                 # A new one was refused, so the next may be, too.  psycopg_pool waits as long.
-                if monotonic() + pause >= deadline:
-                    self._counters["requests_errors"] += 1
-                    raise PoolTimeoutError(
-                        f"{self.name}: no connection passed the check within {timeout:g} s; {self._load()}"
-                    )
+                if pause >= deadline.left:
+                    raise self._none_passed(timeout)
+                refused = self._last_error or ""
                 sleep(pause)
                 pause = min(2 * pause, longest)
 
-    def _passes(self, pooled: PooledConnection, deadline: float) -> bool:
+    def _none_passed(self, timeout: float) -> PoolTimeoutError:
+        self._counters["requests_errors"] += 1
+        return PoolTimeoutError(
+            f"{self.name}: no connection passed the check within {timeout:g} s (timeout); {self._load()}"
+        )
+
+    def _passes(self, pooled: PooledConnection, deadline: Deadline) -> bool:
         """Check a connection; close it, and give its place back, when it is refused."""
         try:
             self._connector.check(pooled, deadline)
@@ -116,9 +130,9 @@ class Pool(Ledger[PooledConnection, Waiter[PooledConnection]]):
             return False
         return True
 
-    def _wait(self, deadline: float, timeout: float) -> PooledConnection:
+    def _wait(self, deadline: Deadline) -> PooledConnection:
         started = monotonic()
-        waiter: Waiter[PooledConnection] = Waiter(deadline, self.look)
+        waiter: Waiter[PooledConnection] = Waiter(deadline.at, self.look)
         try:
             self._queue(waiter)
             waiter.wait()
@@ -131,10 +145,10 @@ class Pool(Ledger[PooledConnection, Waiter[PooledConnection]]):
             self._counters["requests_wait_ms"] += int((monotonic() - started) * 1000)
         pooled = self._leave(waiter)
         if pooled is None:
-            raise self._not_served(timeout)
+            raise self._not_served(deadline.seconds)
         return pooled
 
-    def _connect(self, pooled: PooledConnection, deadline: float | None) -> None:
+    def _connect(self, pooled: PooledConnection, deadline: Deadline | None) -> None:
         """Connect *pooled*, which is a place in the pool."""
         self._counters["connections_num"] += 1
         started = monotonic()
@@ -144,6 +158,9 @@ class Pool(Ledger[PooledConnection, Waiter[PooledConnection]]):
             self._note_failure(pooled, error)
             raise
         self._add(monotonic() - started)
+        if self._connector.shared:
+            for other in self._connected():  # those that were made before it was noticed
+                other.prepared.prepare_nothing()
         # The server is there, so upkeep need not wait any longer before it fills the pool up.
         self._upkeep.start(hurry=True)
 
@@ -186,13 +203,13 @@ class Pool(Ledger[PooledConnection, Waiter[PooledConnection]]):
 
         The wait for a connection is part of that time.
         """
-        deadline = monotonic() + timeout
+        deadline = Deadline(monotonic() + timeout, timeout)
         pooled = self.borrow(timeout)
         try:
             self._connector.check(pooled, deadline, ask=True)
         except CommandTimeoutError:
             self._drop(pooled)
-            raise ServerUnavailableError(f"the server did not answer within {timeout:.1f} s") from None
+            raise ServerUnavailableError(f"the server did not answer within {timeout:g} s") from None
         except BaseException:
             self._drop(pooled)
             raise

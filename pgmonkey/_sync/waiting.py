@@ -7,15 +7,16 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from operator import methodcaller
 from queue import Empty, SimpleQueue
 from types import MethodType
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from .._config.schema import Kind
+from .._driver.deadlines import Deadline, connecting_until
 
 T = TypeVar("T")
 Lock = threading.Lock
@@ -76,9 +77,18 @@ class _OfThread(threading.local):
 _of_thread = _OfThread()
 
 
-def wait_for(future: Future[None], timeout: float) -> None:
+def wait_for(future: Future[Any], timeout: float | None) -> None:
     """Wait until *future*, which another thread completes, is done, at most *timeout* seconds."""
-    wait([future], timeout=max(0.0, timeout))
+    wait([future], timeout=timeout if timeout is None else max(0.0, timeout))
+
+
+def connect_within(deadline: Deadline | None, connect: Callable[..., T], arguments: Mapping[str, Any]) -> T:
+    """Return what *connect* returns; raise `psycopg.errors.ConnectionTimeout` at the *deadline*."""
+    token = connecting_until.set(deadline)
+    try:
+        return connect(**arguments)
+    finally:
+        connecting_until.reset(token)
 
 
 def acquire(lock: threading.Lock, timeout: float) -> bool:
@@ -98,14 +108,14 @@ class Waiter(Generic[T]):
     """
 
     def __init__(self, deadline: float, look: Callable[[], None]) -> None:
-        self._deadline = deadline
+        self.deadline = deadline
         self._look = look
         # Not an event, which is a lock and Python code around it: interrupted there, nobody could ever wake it.
         self._wakes: SimpleQueue[None] = SimpleQueue()
 
     def wait(self) -> None:
         """Wait until something is delivered, or it has been long enough."""
-        while "result" not in self.__dict__ and (left := self._deadline - time.monotonic()) > 0:
+        while "result" not in self.__dict__ and (left := self.deadline - time.monotonic()) > 0:
             try:
                 self._wakes.get(timeout=min(left, LOOK_EVERY))
             except Empty:

@@ -137,7 +137,7 @@ class PgBouncer:
             os.chown(path, account.get("user", -1), account.get("group", -1))
         self._log = open(self._folder / "log", "wb")
         self._process = subprocess.Popen(
-            ["pgbouncer", str(self._folder / "pgbouncer.ini")],
+            [shutil.which("pgbouncer") or "pgbouncer", str(self._folder / "pgbouncer.ini")],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.STDOUT,

@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -80,6 +81,67 @@ async def test_many_operations(bounced: dict[str, Any], figure: Figure) -> None:
         f"8 threads with 500 operations each, 50 tasks: {len(errors)} errors of {operations}, no SET reaches others",
     )
     await async_database.close()
+
+
+@pytest.fixture(params=["transaction", "session", "statement"])
+def mode(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def forgotten(config: dict[str, Any], cluster: Cluster, mode: str) -> Iterator[dict[str, Any]]:
+    """The configuration of somebody who does not know that a PgBouncer is in between."""
+    if shutil.which("pgbouncer") is None and not ON_CI:
+        pytest.skip("pgbouncer is not installed (Debian: apt install pgbouncer)")
+    with PgBouncer(cluster, default_pool_size=6, pool_mode=mode) as bouncer:
+        settings = {**config["connection_settings"], "port": bouncer.port, "prepare_threshold": 0}
+        pool = {"min_size": 2, "max_size": 2}
+        yield {"connection_settings": settings, "pool_settings": pool, "async_pool_settings": pool}
+
+
+PREPARED = "SELECT count(*) FROM pg_prepared_statements"
+
+
+def test_a_forgotten_key_is_noticed(mode: str, forgotten: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    database = Database(forgotten)
+    for number in range(8):
+        assert database.fetch_value("SELECT %s::int", [number]) == number
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(lambda _: database.fetch_value(PREPARED) > 0, range(6))) == [mode == "session"] * 6
+    warnings = [record.getMessage() for record in caplog.records if "pgbouncer: true" in record.getMessage()]
+    assert len(warnings) == (mode != "session")
+    database.close()
+
+
+async def test_tasks_notice_it_too(mode: str, forgotten: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    database = AsyncDatabase(forgotten)
+    for number in range(8):
+        assert await database.fetch_value("SELECT %s::int", [number]) == number
+    assert (await database.fetch_value(PREPARED) > 0) is (mode == "session")
+    assert ("pgbouncer: true" in caplog.text) is (mode != "session")
+    await database.close()
+
+
+@pytest.mark.parametrize("mode", ["transaction"])
+def test_whoever_says_that_it_is_safe_is_believed(
+    mode: str, forgotten: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    forgotten["connection_settings"]["pgbouncer"] = False
+    database = Database(forgotten)
+    for _ in range(8):
+        database.fetch_value("SELECT 1")
+    assert database.fetch_value(PREPARED) > 0
+    assert "pgbouncer" not in caplog.text
+    database.close()
+
+
+def test_a_server_is_no_pooler(config: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    config["connection_settings"]["prepare_threshold"] = 0
+    database = Database(config)
+    database.fetch_value("SELECT 1")
+    assert database.fetch_value(PREPARED) > 0
+    assert caplog.text == ""
+    database.close()
 
 
 def test_without_settings_a_query_method_is_one_statement(bounced: dict[str, Any]) -> None:
