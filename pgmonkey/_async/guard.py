@@ -19,7 +19,7 @@ from psycopg.errors import InFailedSqlTransaction, QueryCanceled, error_from_res
 from psycopg.pq import ExecStatus, PipelineStatus, TransactionStatus
 from psycopg.pq.abc import PGconn
 
-from .._driver.cancel import request_cancel
+from .._driver.cancel import request_cancel, stop_at_exit
 from .._driver.deadlines import INTERVAL
 from .._driver.failure import Failure
 from .._driver.lending import LendableConnection
@@ -29,7 +29,7 @@ from .._pool.open_blocks import Exit, OpenBlocks, Runner, by_frame, current_exit
 from .._pool.place import query_above
 from ..errors import CommandTimeoutError, CommitUnknownError, ForkedError, GivenBackError
 from .psycopg_types import AsyncAnyConnection
-from .waiting import INTERRUPTS, wait_for
+from .waiting import cannot_wait, wait_for
 from .watcher import Watcher
 
 T = TypeVar("T")
@@ -95,6 +95,7 @@ class AsyncGuard(_Base):
 
     async def after(self, error: BaseException, gen: PQGen[object]) -> None:
         """Do what is to be done after *error* has ended the wait for *gen*."""
+        stop_at_exit()
         pgconn, state = self.pgconn, self.__dict__
         if isinstance(error, psycopg.Error):
             if isinstance(error, CommandTimeoutError):
@@ -106,7 +107,7 @@ class AsyncGuard(_Base):
             if on_error is not None:
                 on_error(error, pgconn)
             self._note_failure(error)
-        elif isinstance(error, INTERRUPTS) and pgconn.transaction_status == TransactionStatus.ACTIVE:
+        elif not cannot_wait(error) and pgconn.transaction_status == TransactionStatus.ACTIVE:
             await _stop(gen, pgconn, self.own_watcher())
             self._note_failure(QueryCanceled(f"interrupted by {type(error).__name__}"))
 

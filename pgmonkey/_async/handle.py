@@ -15,6 +15,7 @@ from weakref import WeakMethod, ref
 
 import psycopg
 from psycopg.abc import AdaptContext
+from psycopg.pq.abc import PGconn
 
 from .._config.blueprint import blueprint
 from .._config.schema import Config, Kind
@@ -170,6 +171,10 @@ class AsyncConnectionHandle:
     def close(self) -> None:
         """Close what is idle now and what is lent when it comes back."""
         self._pool.close(f"{self.kind} connection closed; ask get_database_connection() again")
+
+    def leave(self) -> list[PGconn]:
+        """Close what is idle, at the end of the process; return what is at work."""
+        return self._pool.leave()
 
     def terminate(self) -> None:
         """Close everything now."""

@@ -19,8 +19,6 @@ from .._driver.deadlines import SILENT, Deadline
 T = TypeVar("T")
 sleep = asyncio.sleep
 POOL_KIND: Kind = "async_pool"
-INTERRUPTS = (asyncio.CancelledError, KeyboardInterrupt)
-"""What interrupts a wait: cancellation and Ctrl-C."""
 LOOK_EVERY = 0.25
 """Seconds after which is seen whether there is something for the waiters."""
 # Minimum of seconds between two checks for expired waiters.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import _thread
 import logging
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, wait
 from functools import partial
 from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
 from socket import SHUT_RDWR, socket
-from time import monotonic
+from time import monotonic, sleep
 
 import psycopg
 from psycopg.pq import PollingStatus
@@ -19,6 +19,13 @@ logger = logging.getLogger("pgmonkey")
 
 # Seconds until a cancel request that the server does not answer is given up.
 _TIMEOUT = 10.0
+# Seconds that the end of the process is held up until the server has its cancel requests; and a caller that has to send
+# one itself.
+_EXIT = 0.2
+
+_pending: set[Future[None]] = set()
+_ending_in: int | None = None
+"""The thread in which the process ends; None as long as it does not."""
 
 
 def request_cancel(pgconn: PGconn) -> Future[None]:
@@ -28,6 +35,8 @@ def request_cancel(pgconn: PGconn) -> Future[None]:
     Use *pgconn* again only when the future is done: the request might end the next statement.
     """
     done: Future[None] = Future()
+    _pending.add(done)
+    done.add_done_callback(_pending.discard)
     try:
         if psycopg.capabilities.has_cancel_safe():
             send: Callable[[], None] = partial(_drive, pgconn.cancel_conn())
@@ -36,10 +45,61 @@ def request_cancel(pgconn: PGconn) -> Future[None]:
         # threading.Thread takes locks.  A finalizer that calls this may have interrupted threading's own code, which
         # holds them, and would wait for ever.
         _thread.start_new_thread(_send, (send, done))
-    except (RuntimeError, psycopg.Error) as error:  # the interpreter is ending, or the connection is lost
+    except RuntimeError:  # no thread can be started: too many run, or the process ends
+        _send(partial(_cancel_here, [pgconn]), done)
+    except psycopg.Error as error:  # the connection is lost
         logger.debug("a statement could not be cancelled: %s", error)
         done.set_result(None)
     return done
+
+
+def cancel_at_exit(pgconns: Iterable[PGconn]) -> None:
+    """Have the server end what *pgconns* are doing, which other threads use, without waiting until it has ended.
+
+    Those threads stop where they are, as Python stops them a moment later: their errors would only be printed.
+    """
+    global _ending_in
+    _ending_in = _thread.get_ident()
+    if psycopg.capabilities.has_cancel_safe():
+        _cancel_here(pgconns)
+    else:
+        for pgconn in pgconns:
+            request_cancel(pgconn)
+    wait(list(_pending), _EXIT)
+
+
+def stop_at_exit() -> None:
+    """Never return in a thread that the end of the process has interrupted."""
+    while _ending_in not in (None, _thread.get_ident()):
+        sleep(_TIMEOUT)
+
+
+def _cancel_here(pgconns: Iterable[PGconn]) -> None:
+    """Send cancel requests from this thread, all at the same time."""
+    if not psycopg.capabilities.has_cancel_safe():
+        return  # the older function waits for as long as the network does
+    deadline = monotonic() + _EXIT
+    with DefaultSelector() as selector:
+        for pgconn in pgconns:
+            try:
+                request = pgconn.cancel_conn()
+                request.start()
+                _watch(request, selector)
+            except psycopg.Error as error:
+                logger.debug("a statement could not be cancelled: %s", error)
+        while selector.get_map() and (left := deadline - monotonic()) > 0:
+            for key, _ in selector.select(left):
+                selector.unregister(key.fileobj)
+                _watch(key.data, selector)
+
+
+def _watch(request: PGcancelConn, selector: DefaultSelector) -> None:
+    """Go on with *request* as far as that is possible now, and let *selector* watch what it waits for."""
+    status = request.poll()
+    if status == PollingStatus.READING:
+        selector.register(request.socket, EVENT_READ, request)
+    elif status == PollingStatus.WRITING:
+        selector.register(request.socket, EVENT_WRITE, request)
 
 
 def hang_up(pgconn: PGconn) -> None:

@@ -11,7 +11,10 @@ import weakref
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
+from psycopg.pq.abc import PGconn
+
 from .._config.schema import Config, Kind
+from .._driver.cancel import cancel_at_exit
 
 # Digest of the resolved configuration, kind, and for async kinds the identity of the event loop.
 Key = tuple[str, Kind, "int | None"]
@@ -37,6 +40,10 @@ class Handle(Protocol):
 
     def close(self) -> None:
         """Close idle connections now, and borrowed ones when they are given back."""
+        ...
+
+    def leave(self) -> list[PGconn]:
+        """Close what is idle, at the end of the process; return what is at work."""
         ...
 
     def terminate(self) -> None:
@@ -206,7 +213,16 @@ class Cache:
                 handle.terminate()
             self._forget(entry)
 
+    def leave(self) -> list[PGconn]:
+        """Close what is idle, at the end of the process; return what is at work."""
+        handles = [handle for entry in list(self._open) if (handle := entry.handle()) is not None]
+        return [pgconn for handle in handles for pgconn in handle.leave()]
+
 
 cache = Cache()
-# The server is told that the sessions end, rather than left to find their sockets closed.
-atexit.register(cache.close)
+
+
+@atexit.register
+def _at_exit() -> None:
+    # The server is told that the sessions end, rather than left to find their sockets closed.
+    cancel_at_exit(cache.leave())

@@ -46,6 +46,7 @@ W = TypeVar("W", bound="Waiter[Any]")
 
 # As plain numbers, which are faster to compare than members of an enumeration.
 _IDLE, _NO_PIPELINE = int(pq.TransactionStatus.IDLE), int(pq.PipelineStatus.OFF)
+_ACTIVE = int(pq.TransactionStatus.ACTIVE)
 # Seconds between two looks at what may have been left undone, however many wait.
 _LOOK_EVERY = 0.2
 # Minimum of seconds between two looks at connections that are lent and should be replaced.
@@ -421,6 +422,19 @@ class Ledger(ABC, Generic[P, W]):
         self._evict()
         for pooled in self.lent:
             logger.warning("%s: closed while a connection is still lent: %s", self.name, str(pooled))
+
+    def leave(self) -> list[PGconn]:
+        """Close what is idle, at the end of the process; return what is at work.
+
+        What is lent is not closed: libpq must not lose a connection while another thread is inside it.
+        """
+        self._mind_forks()
+        for _ in range(len(self._idle)):
+            try:
+                self._idle.pop().close()
+            except IndexError:
+                break
+        return [pooled.pgconn for pooled in self.lent if pooled.pgconn.transaction_status == _ACTIVE]
 
     def after_fork_in_child(self) -> None:
         """Start empty: what was open belongs to the parent, and must not be ended from here."""

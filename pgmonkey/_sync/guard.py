@@ -21,7 +21,7 @@ from psycopg.errors import InFailedSqlTransaction, QueryCanceled, error_from_res
 from psycopg.pq import ExecStatus, PipelineStatus, TransactionStatus
 from psycopg.pq.abc import PGconn
 
-from .._driver.cancel import request_cancel
+from .._driver.cancel import request_cancel, stop_at_exit
 from .._driver.deadlines import INTERVAL
 from .._driver.failure import Failure
 from .._driver.lending import LendableConnection
@@ -31,7 +31,7 @@ from .._pool.open_blocks import Exit, OpenBlocks, Runner, by_frame, current_exit
 from .._pool.place import query_above
 from ..errors import CommandTimeoutError, CommitUnknownError, ForkedError, GivenBackError
 from .psycopg_types import AnyConnection
-from .waiting import INTERRUPTS, wait_for
+from .waiting import cannot_wait, wait_for
 from .watcher import Watcher
 
 T = TypeVar("T")
@@ -97,6 +97,7 @@ class Guard(_Base):
 
     def after(self, error: BaseException, gen: PQGen[object]) -> None:
         """Do what is to be done after *error* has ended the wait for *gen*."""
+        stop_at_exit()
         pgconn, state = self.pgconn, self.__dict__
         if isinstance(error, psycopg.Error):
             if isinstance(error, CommandTimeoutError):
@@ -108,7 +109,7 @@ class Guard(_Base):
             if on_error is not None:
                 on_error(error, pgconn)
             self._note_failure(error)
-        elif isinstance(error, INTERRUPTS) and pgconn.transaction_status == TransactionStatus.ACTIVE:
+        elif not cannot_wait(error) and pgconn.transaction_status == TransactionStatus.ACTIVE:
             _stop(gen, pgconn, self.own_watcher())
             self._note_failure(QueryCanceled(f"interrupted by {type(error).__name__}"))
 

@@ -26,8 +26,6 @@ try_acquire: Callable[[Lock], bool] = methodcaller("acquire", False)
 """Acquires a lock if it is free; tells whether it was."""
 sleep = time.sleep
 POOL_KIND: Kind = "pool"
-INTERRUPTS = (KeyboardInterrupt,)
-"""What interrupts a wait."""
 LOOK_EVERY = 0.25
 """Seconds after which a waiter looks itself whether there is something for it."""
 
