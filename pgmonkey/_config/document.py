@@ -83,7 +83,8 @@ class Document:
         while nearest and nearest not in self.lines:
             nearest = nearest[: max(nearest.rfind("."), nearest.rfind("["), 0)]
         location = f"{self.source}:{self.lines[nearest]}" if nearest else self.source
-        return f"{location}: {path}" if path else location
+        shown = path if path.isprintable() else repr(path)
+        return f"{location}: {shown}" if path else location
 
 
 def is_url(text: str) -> bool:

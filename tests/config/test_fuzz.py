@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pgmonkey import ConfigError, PGConnectionManager, load_config, redact_config
@@ -73,6 +73,7 @@ def load(text: str | bytes, **options: Any) -> None:
 
 @MANY
 @given(config=configs, resolve=st.booleans())
+@example(config={"connection_settings": {}, "sync_settings": {"\n": None}}, resolve=False)
 def test_any_structure(config: dict[str, Any], resolve: bool) -> None:
     load(yaml.safe_dump(config, allow_unicode=True), resolve_env=resolve)
 
