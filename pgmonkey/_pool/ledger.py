@@ -472,7 +472,9 @@ class Ledger(ABC, Generic[P, W]):
         # Of those that try for the last place at this moment, only one gets it.
         size = min(len(self._tickets), self._max_size)
         sizes = {"pool_min": self._settings.min_size, "pool_max": self._max_size, "pool_size": size}
-        sizes.update(pool_available=len(self._idle), requests_waiting=len(self._waiters))
+        # Not the length of `_idle`: upkeep takes one after the other from there to look at it.
+        idle = [pooled for pooled in self._connected() if pooled.lent_at is None and pooled.frame is None]
+        sizes.update(pool_available=len(idle), requests_waiting=len(self._waiters))
         sizes.update({name: int(count) for name, count in self._counters.items()})
         return sizes
 
