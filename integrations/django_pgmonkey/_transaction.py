@@ -27,17 +27,19 @@ logger = logging.getLogger("pgmonkey")
 _CURE = "put what may fail into 'with transaction.atomic():' and catch its error around that block"
 
 
-def _refuse(name: str) -> Callable[..., None]:
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise psycopg.ProgrammingError(
-            f"{name}() is forbidden in a request, which is a transaction that commits at its end, and rolls back when "
-            "its status is an error; use 'with transaction.atomic():' for a part that may fail"
-        )
-
-    return refuse
+def _refuse(what: str) -> None:
+    raise psycopg.ProgrammingError(
+        f"{what} is forbidden in a request, which is a transaction that commits at its end, and rolls back when its "
+        "status is an error; use 'with transaction.atomic():' for a part that may fail"
+    )
 
 
-_REFUSED = {name: _refuse(name) for name in ("commit", "rollback", "set_autocommit", "tpc_begin")}
+def _refuse_method(name: str) -> Callable[..., None]:
+    return lambda *args, **kwargs: _refuse(f"{name}()")
+
+
+_REFUSED = {name: _refuse_method(name) for name in ("commit", "rollback", "set_autocommit", "tpc_begin")}
+_REFUSED["refuse_end"] = _refuse  # by which pgmonkey's cursors refuse a COMMIT that is executed as a statement
 
 
 class NotingErrors(DatabaseErrorWrapper):

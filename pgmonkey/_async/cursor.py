@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import cast
 
 import psycopg
 from psycopg import AsyncCursor
@@ -12,8 +13,9 @@ from psycopg.rows import tuple_row
 
 from .._driver.begin import begin_statement
 from .._driver.cursors import convert, fast_class, plan_for, set_result
-from .._driver.sql import Statement, is_one_plain
+from .._driver.sql import TO_SAVEPOINT, Statement, ends_transaction, is_one_plain
 from .fastpath import Lent, begin_anew, execute_plan, execute_text, forget_plans, may_repeat
+from .guard import AsyncGuard
 from .psycopg_types import AsyncAnyCursor
 
 
@@ -35,7 +37,7 @@ async def _execute(
         # What is composed, a template or in binary goes psycopg's own way: its text is no key by which to find a plan.
         plain = prepare is None and binary is None and self.format == Format.TEXT
         if query.__class__ not in (str, bytes) or not plain:
-            return await AsyncCursor.execute(self, query, params, prepare=prepare, binary=binary)
+            return await _execute_as_psycopg(self, query, params, prepare=prepare, binary=binary)
         # Without parameters psycopg does not look for placeholders, so the same text is another statement.
         key = query if params is not None else (query, None)
         async with connection.lock:
@@ -47,7 +49,7 @@ async def _execute(
                 result = await execute_plan(pooled, plan, begin_statement(connection))
                 set_result(self, query, [result], anew=True)
                 return self
-        await AsyncCursor.execute(self, query, params)
+        await _execute_as_psycopg(self, query, params)
     except psycopg.Error as error:
         if not may_repeat(connection.__dict__["pool"], pooled, error):
             raise
@@ -84,7 +86,20 @@ async def _execute_merged(
                 results = await execute_text(pooled, converted, begin_statement(connection))
                 set_result(self, query, results, anew=False)
                 return self
-    return await AsyncCursor.execute(self, query, params, prepare=prepare, binary=binary)
+    return await _execute_as_psycopg(self, query, params, prepare=prepare, binary=binary)
+
+
+async def _execute_as_psycopg(
+    self: AsyncAnyCursor, query: Statement, params: Params | None, **options: bool | None
+) -> AsyncAnyCursor:
+    """Do as psycopg, unless *query* would end a unit of work; set again the session values that it has undone."""
+    connection, ends = cast("AsyncGuard", self.connection), ends_transaction(query)
+    if ends and ends != TO_SAVEPOINT:
+        connection.refuse_end(ends)
+    await AsyncCursor.execute(self, query, params, **options)
+    if ends == TO_SAVEPOINT:
+        await connection.set_values()
+    return self
 
 
 @lru_cache

@@ -17,6 +17,7 @@ from psycopg.pq.abc import PGresult
 
 from .._driver.begin import Begin, begin_statement, send_text_with_begin, send_with_begin
 from .._driver.compat import FAST_PATH, PIPELINES, PostgresQuery
+from .._driver.failure import Refusal
 from .._driver.plan import Declined, Plan, Read, is_plain, is_psycopgs, read_count, remember
 from .._driver.prepared import is_refused
 from .._driver.psycopg_types import RowFactory
@@ -114,7 +115,7 @@ async def begin_anew(connection: AsyncAnyConnection) -> None:
 class Borrowed(Protocol):
     """A borrowed connection; the psycopg connection over it is made only when the borrower asks for it."""
 
-    refusal: psycopg.Error | None
+    refusal: Refusal | None
     lent: AsyncAnyConnection | None
     pooled: AsyncPooledConnection | None
     begin: Begin

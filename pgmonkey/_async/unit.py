@@ -6,6 +6,7 @@ import sys
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from types import FrameType, TracebackType
 from typing import Any, Generic, Protocol, TypeVar, cast
 
@@ -14,6 +15,7 @@ from psycopg import AsyncConnection, AsyncTransaction, Rollback
 from psycopg.pq import TransactionStatus
 from psycopg.rows import Row
 
+from .._driver.failure import Refusal
 from .._driver.plan import Declined, Read
 from .._driver.sql import Params, Statement
 from .._driver.transaction_mode import DEFAULT, TransactionMode
@@ -26,7 +28,7 @@ from .guard import AsyncGuard
 from .lease import AsyncLease
 from .nested import AsyncNested
 from .psycopg_types import AsyncAnyConnection
-from .waiting import Lock, TurnLock, cannot_wait
+from .waiting import TurnLock, cannot_wait
 
 T = TypeVar("T")
 
@@ -71,7 +73,7 @@ class AsyncUnitOfWork(Generic[Row]):
         self._on_borrow = on_borrow
         self._lease: AsyncLease | None = None
         self._borrowing = False
-        self._refusal: psycopg.Error | None = None
+        self._refusal: Refusal | None = None
         """Why nothing more is done and nothing will be committed."""
         self._has_values = source.ask is not None or bool(values)
         self._asks = source.ask is not None and values is None
@@ -83,8 +85,8 @@ class AsyncUnitOfWork(Generic[Row]):
         # first to need the connection.  Each waits for its turn, also to begin and to end a savepoint.
         self._turn = TurnLock()
         self._busy = False
-        # The client may disconnect while the connection is given back.
-        self._ending = Lock()
+        self._cancelling: AbstractAsyncContextManager[object] | None = None
+        """Taken while `cancel` uses the connection; None unless it was called."""
 
     async def connection(self, *, timeout: float | None = None) -> AsyncConnection[Row]:
         """Return the connection of this unit, borrowed at the first call.
@@ -192,7 +194,9 @@ class AsyncUnitOfWork(Generic[Row]):
         return None
 
     def _over(self) -> psycopg.Error:
-        return self._refusal or GivenBackError("this unit of work is finished, and its connection was given back")
+        if self._refusal is not None:
+            return self._refusal()
+        return GivenBackError("this unit of work is finished, and its connection was given back")
 
     # -- the connection ---------------------------------------------------------------------------------------------
 
@@ -204,18 +208,16 @@ class AsyncUnitOfWork(Generic[Row]):
         if not self._has_values or scopes.is_asking(self.source):
             return None
         if self._asks:
-            self._values, self._asks = scopes.ask(self.source)
+            values, self._asks = scopes.ask(self.source)
+            # What is not set any more is reset, also when a savepoint is rolled back in which that was done.
+            self._values = {**dict.fromkeys(self._values), **values}
         return self._values
 
     async def _set_values(self, lease: AsyncLease, values: Mapping[str, str | None]) -> None:
         status = lease.status
         if status == _INTRANS:
             before = lease.values
-            changed = {
-                name: values.get(name)
-                for name in (*before, *values)
-                if name not in before or values.get(name) != before[name]
-            }
+            changed = {name: value for name, value in values.items() if name not in before or value != before[name]}
             await cast("AsyncGuard", lease.connection).set_values(changed)
         if status in (_IDLE, _INTRANS):  # a transaction that has failed takes none
             lease.set_values(values)
@@ -330,13 +332,11 @@ class AsyncUnitOfWork(Generic[Row]):
 
     def refuse(self, reason: str) -> None:
         """Let nothing more be done, and nothing be committed."""
-        self._refuse(psycopg.ProgrammingError(f"nothing of this transaction is committed: {reason}"))
-
-    def _refuse(self, error: psycopg.Error) -> None:
         if self._refusal is None:
-            self._refusal = error
+            message = f"nothing of this transaction is committed: {reason}"
+            self._refusal = partial(psycopg.ProgrammingError, message)
             if self._lease is not None:
-                self._lease.refuse(error)
+                self._lease.refuse(self._refusal)
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
@@ -355,7 +355,7 @@ class AsyncUnitOfWork(Generic[Row]):
             if self._lease is not None:
                 await self._end(error)
             if self._refusal is not None and error is None:
-                raise self._refusal
+                raise self._refusal()
             if self.blocks:
                 self.blocks.clear()
 
@@ -373,17 +373,18 @@ class AsyncUnitOfWork(Generic[Row]):
 
     def _start_anew(self) -> None:
         self._lease = None
-        if not isinstance(self._refusal, CancelledUnitError):
+        if self._cancelling is None:
             self._refusal = None
 
     async def cancel(self, reason: str) -> None:
         """Undo what was done, end the statement that runs on the server, and refuse every statement that follows."""
-        self._refusal = CancelledUnitError(reason)
+        self._refusal = partial(CancelledUnitError, reason)
+        self._cancelling = self._cancelling or TurnLock()
         lease = self._lease
         if lease is not None:
-            async with self._ending:
+            async with self._cancelling:
                 await lease.cancel(self._refusal)
-            await self.roll_back(self._refusal)
+            await self.roll_back(self._refusal())
 
     async def _end(self, error: BaseException | None) -> None:
         lease = self._lease
@@ -401,10 +402,12 @@ class AsyncUnitOfWork(Generic[Row]):
                     if error is None:
                         raise _in_itself()
                     return
-                async with self._ending:
-                    if error is None and self.blocks:
-                        self._look_at_open_blocks()
-                    await lease.finish(error or self._refusal)
+                if self._cancelling is not None:
+                    async with self._cancelling:
+                        pass  # not before `cancel` has done with the connection
+                if error is None and self.blocks:
+                    self._look_at_open_blocks()
+                await lease.finish(error or (self._refusal and self._refusal()))
         except BaseException:
             lease.abandon()  # when interrupted before it was finished
             raise

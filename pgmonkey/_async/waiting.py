@@ -8,10 +8,11 @@ import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from contextvars import Context
 from inspect import isawaitable
 from time import monotonic
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, Literal, TypeVar, cast
 
 from .._config.schema import Kind
 from .._driver.deadlines import SILENT, Deadline
@@ -56,31 +57,90 @@ _DONE: asyncio.Future[None] = asyncio.Future(loop=cast(Any, _NoLoop()))
 _DONE.set_result(None)
 
 
-class Lock(asyncio.Lock):
-    """An `asyncio.Lock` that `try_acquire` can take without awaiting."""
+# Stands for what runs outside of any task; never done.
+_NO_TASK: asyncio.Future[Any] = asyncio.Future(loop=cast(Any, _NoLoop()))
 
-    _locked: bool
-    _waiters: deque[asyncio.Future[bool]] | None
+
+class Lock(asyncio.Lock):
+    """A lock that belongs to the task that took it, and is taken and released in one step each.
+
+    An exception that comes beside such a step leaves it taken.  So its own task is let in again, where it would wait
+    for itself; and what a task that has ended did not release is free.
+    """
+
+    _task: asyncio.Future[Any] | None = None
+    # Of the class, and empty: whoever has to wait makes the lock's own.
+    _queue: deque[asyncio.Future[None]] = deque()  # noqa: RUF012
+    _timer: asyncio.TimerHandle | None = None
+
+    def locked(self) -> bool:
+        """Return whether a task has it."""
+        return self._task is not None and not self._task.done()
 
     def __aenter__(self) -> Any:
-        if self._locked or self._waiters:
-            return super().__aenter__()
-        self._locked = True
-        return _DONE
+        if self._task is None and not self._queue:
+            self._task = asyncio.current_task() or _NO_TASK
+            return _DONE
+        return self.acquire_for(asyncio.current_task())
 
     def __aexit__(self, *_: object) -> Any:
-        if self._waiters:
-            super().release()
-        else:
-            self._locked = False
+        self._task = None
+        if self._queue:
+            self._wake()
         return _DONE
+
+    async def acquire(self) -> Literal[True]:
+        """Take the lock when it is free."""
+        return await self.acquire_for(asyncio.current_task())
 
     def release(self) -> None:
         """Release the lock."""
-        if self._waiters or not self._locked:
-            super().release()
-        else:
-            self._locked = False
+        self._task = None
+        if self._queue:
+            self._wake()
+
+    async def acquire_for(self, task: asyncio.Task[Any] | None) -> Literal[True]:
+        """Take the lock for *task* when it is free, and who came first has had it."""
+        first = not self._queue
+        while self._task is not task and not (first and not self.locked()):
+            await self._wait()
+            first = True
+        self._task = task or _NO_TASK
+        return True
+
+    async def _wait(self) -> None:
+        turn: asyncio.Future[None] = current_loop().create_future()
+        queue: deque[asyncio.Future[None]] = self.__dict__.setdefault("_queue", deque())
+        try:
+            queue.append(turn)
+            if self._timer is None:
+                self._look_later()
+            await turn
+        except BaseException:
+            if not self.locked():
+                self._wake()
+            raise
+        finally:
+            with suppress(ValueError):  # `_look` was faster
+                self._queue.remove(turn)
+
+    def _wake(self) -> None:
+        turn = next((turn for turn in self._queue if not turn.done()), None)
+        if turn is not None:
+            turn.set_result(None)
+
+    def _look_later(self) -> None:
+        # The timer keeps the context it is made in, and with the waiter's context it would keep a whole request alive.
+        self._timer = current_loop().call_later(LOOK_EVERY, self._look, context=Context())
+
+    def _look(self) -> None:
+        """Do what an interrupted task has left undone; called now and then while others wait."""
+        self._timer = None
+        if not self.locked():
+            self._queue = deque(turn for turn in self._queue if not turn.done())
+            self._wake()
+        if self._queue:
+            self._look_later()
 
 
 TurnLock = Lock
@@ -89,9 +149,9 @@ TurnLock = Lock
 def try_acquire(lock: asyncio.Lock) -> bool:
     """Acquire *lock* if it is free, without the coroutine that waiting needs; tell whether it was."""
     ours: Lock = lock  # type: ignore[assignment]  # a pooled connection has no other
-    if ours._locked or ours._waiters:
+    if ours._task is not None or ours._queue:
         return False
-    ours._locked = True
+    ours._task = asyncio.current_task() or _NO_TASK
     return True
 
 
@@ -153,7 +213,8 @@ def _look_at_error(task: asyncio.Future[Any]) -> None:
 async def acquire(lock: asyncio.Lock, timeout: float) -> bool:
     """Acquire *lock* within *timeout* seconds; tell whether that succeeded."""
     try:
-        return await asyncio.wait_for(lock.acquire(), timeout)
+        # Before Python 3.12 it is another task that waits.
+        return await asyncio.wait_for(cast(Lock, lock).acquire_for(asyncio.current_task()), timeout)
     except asyncio.TimeoutError:  # the built-in TimeoutError only from Python 3.11 on
         return False
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from copy import copy
+from typing import TypeAlias
 
 import psycopg
 from psycopg import sql
 from psycopg.errors import InFailedSqlTransaction
+
+Refusal: TypeAlias = Callable[[], psycopg.Error]
+"""Makes the error that says why nothing more is done; one that is kept would keep the frames that it was raised in."""
 
 # In characters.
 _LONGEST = 120

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Mapping
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -19,14 +18,15 @@ from psycopg.abc import AdaptContext, PQGen, PQGenConn
 from psycopg.adapt import AdaptersMap
 from psycopg.errors import error_from_result
 from psycopg.generators import execute
-from psycopg.pq import ExecStatus, PipelineStatus, TransactionStatus
+from psycopg.pq import ConnStatus, ExecStatus, PipelineStatus, TransactionStatus
+from psycopg.pq.abc import PGresult
 
 from ..errors import GivenBackError, PgmonkeyError
-from .begin import set_command
 from .compat import FAST_PATH, LENDING_ERROR
 from .deadlines import connecting_until, limited_connecting
 from .prepared import Prepared
 from .psycopg_types import AnyConnection
+from .wire import check_answered, check_commit
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -73,13 +73,26 @@ class LendableConnection(_Base):
                 if result.status == ExecStatus.FATAL_ERROR:
                     raise error_from_result(result)
 
+    def _exec_command(self, command: Any, *args: Any, **options: Any) -> PQGen[PGresult | None]:
+        """Do as psycopg; tell when the answer to a COMMIT was lost."""
+        commits = command == b"COMMIT" and self.pgconn.status == ConnStatus.OK
+        try:
+            result: PGresult | None = yield from super()._exec_command(command, *args, **options)
+        except psycopg.Error as error:
+            if commits:
+                check_answered(error)
+            raise
+        if commits and result is not None:  # None: in a pipeline
+            check_commit([result], self)
+        return result
+
     def starting(self) -> PQGen[None]:
         """Return the generator that begins a transaction where none is open."""
         return self._start_query()
 
-    def setting(self, values: Mapping[str, str | None]) -> PQGen[None]:
-        """Set session *values* until the end of the transaction."""
-        yield from self._exec_command(set_command(values, self))
+    def setting(self, command: bytes) -> PQGen[None]:
+        """Set session values by *command* until the end of the transaction."""
+        yield from self._exec_command(command)
 
     @property
     def depth(self) -> int:
@@ -134,8 +147,7 @@ class _TakenBack:
     def __getattr__(self, name: str) -> object:
         if name in _TAKEN_BACK:
             # A cancelled unit of work gives its connection back, perhaps between two steps of a statement.
-            refusal: Exception | type[Exception] | None = self.__dict__.get("refusal")
-            raise refusal or GivenBackError
+            raise self.__dict__.get("refusal", GivenBackError)()
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __repr__(self) -> str:

@@ -1,6 +1,7 @@
 """SQL as the query methods are given it, and whether executing it may leave something in the session.
 
-Nothing but the cleaning of a connection depends on reading SQL, and where the text does not tell, it is cleaned.  One
+The cleaning of a connection depends on reading SQL, and where the text does not tell, it is cleaned; so does refusing
+what would end a unit of work, before it is sent.  Nothing else does.  One
 lexer, after the server's own (src/backend/parser/scan.l), finds what is quoted and what is not; functions are known by
 their names.  What happens on the server without a name in the text is not seen: see docs/promises.md.
 """
@@ -102,6 +103,10 @@ _LASTING = re.compile(
 _SETTINGS = frozenset(("pg_settings", '"pg_settings"'))
 
 
+TO_SAVEPOINT = "ROLLBACK TO"
+"""The command that ends savepoints only."""
+
+
 class Effect(IntEnum):
     """What executing a statement may leave in the session."""
 
@@ -120,6 +125,8 @@ class _Look(NamedTuple):
     """Whether it is certainly one statement that returns rows, or a CALL."""
     merges: bool
     """Whether there may be placeholders in quotes, where the text of a parameter would end the quotes."""
+    ends: str = ""
+    """The command in it that ends a transaction, or else `TO_SAVEPOINT`, if there is one."""
 
 
 _PLACEHOLDER = re.compile(r"%[sbt(]")
@@ -137,6 +144,11 @@ def effect_of(text: bytes, template: bytes | None = None) -> Effect:
         if not look.merges:
             return look.effect
     return _look(text).effect
+
+
+def ends_transaction(query: Statement) -> str:
+    """Return the command in *query* that ends a transaction, or else `TO_SAVEPOINT`, if there is one; or nothing."""
+    return _read(text_of(query)).ends
 
 
 def text_of(query: Statement) -> str:
@@ -195,7 +207,11 @@ def _read_now(text: str) -> _Look:
     read = [_Statement(statement) for statement in statements if statement]
     effect = max((statement.effect() for statement in read), default=Effect.LASTING)
     one = len(read) == 1
-    return _Look(effect, one=one and read[0].verb in _PLAIN, rows=one and read[0].returns_rows, merges=merges)
+    # In the body of a function that is BEGIN ATOMIC, an END is no command.
+    commands = [statement.ends for statement in read if statement.verb != "end" or "atomic" not in found]
+    ends = min(filter(None, commands), default="", key=TO_SAVEPOINT.__eq__)
+    rows = one and read[0].returns_rows
+    return _Look(effect, one=one and read[0].verb in _PLAIN, rows=rows, merges=merges, ends=ends)
 
 
 _read_short = lru_cache(maxsize=1024)(_read_now)
@@ -223,6 +239,16 @@ class _Statement:
     def returns_rows(self) -> bool:
         """Whether it certainly does, unless it is a CALL, which may end transactions itself."""
         return self.verb in _RETURNING_ROWS and "into" not in self._tokens
+
+    @property
+    def ends(self) -> str:
+        """The command that it is, if that ends a transaction or rolls back to a savepoint."""
+        verb, following = self.verb, self._tokens[1:3]
+        if verb == "prepare" and following[:1] == ["transaction"]:
+            return "PREPARE TRANSACTION"
+        if verb not in ("abort", "commit", "end", "rollback") or following[:1] == ["prepared"]:
+            return ""
+        return TO_SAVEPOINT if "to" in following else verb.upper()
 
     def effect(self) -> Effect:
         """Return the most that any part of it may leave."""

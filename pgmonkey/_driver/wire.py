@@ -13,6 +13,7 @@ from psycopg.pq import ExecStatus, PipelineStatus
 from psycopg.pq.abc import PGconn, PGresult
 from psycopg.waiting import Wait
 
+from ..errors import CommitUnknownError
 from .psycopg_types import AnyConnection
 
 _Params: TypeAlias = Sequence[Buffer | None] | None
@@ -55,6 +56,29 @@ def fetching(pgconn: PGconn) -> PQGen[list[PGresult]]:
 def has_error(results: list[PGresult]) -> bool:
     """Tell whether the server sent an error, which says more than the loss of the connection that follows it."""
     return any(result.status == _FATAL for result in results)
+
+
+def check_answered(error: psycopg.Error) -> None:
+    """Raise `CommitUnknownError` if *error*, which came for a COMMIT, leaves open whether the server has done it.
+
+    With an SQLSTATE it is the server's answer that it has not; but a server that panics may have done it, and of class
+    08 is what PgBouncer says when it has lost the server.
+    """
+    state, severity = error.sqlstate or "", error.diag.severity_nonlocalized
+    if not state or severity == "PANIC" or (severity == "FATAL" and state.startswith("08")):
+        raise CommitUnknownError(error) from error
+
+
+def check_commit(results: list[PGresult], connection: AnyConnection) -> None:
+    """Raise unless *results* begin with the server's answer to a COMMIT, which may be ROLLBACK."""
+    answer = results[0] if results else None
+    if answer is not None and answer.status == _FATAL:
+        error = error_from_result(answer, encoding=connection.info.encoding)
+        check_answered(error)
+        raise error
+    if answer is None or answer.command_status not in (b"COMMIT", b"ROLLBACK"):
+        stray = psycopg.OperationalError("something else came in its place")
+        raise CommitUnknownError(stray) from stray
 
 
 def check_results(results: list[PGresult], connection: AnyConnection) -> None:

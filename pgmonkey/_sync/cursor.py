@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import cast
 
 import psycopg
 from psycopg import Cursor
@@ -14,8 +15,9 @@ from psycopg.rows import tuple_row
 
 from .._driver.begin import begin_statement
 from .._driver.cursors import convert, fast_class, plan_for, set_result
-from .._driver.sql import Statement, is_one_plain
+from .._driver.sql import TO_SAVEPOINT, Statement, ends_transaction, is_one_plain
 from .fastpath import Lent, begin_anew, execute_plan, execute_text, forget_plans, may_repeat
+from .guard import Guard
 from .psycopg_types import AnyCursor
 
 
@@ -37,7 +39,7 @@ def _execute(
         # What is composed, a template or in binary goes psycopg's own way: its text is no key by which to find a plan.
         plain = prepare is None and binary is None and self.format == Format.TEXT
         if query.__class__ not in (str, bytes) or not plain:
-            return Cursor.execute(self, query, params, prepare=prepare, binary=binary)
+            return _execute_as_psycopg(self, query, params, prepare=prepare, binary=binary)
         # Without parameters psycopg does not look for placeholders, so the same text is another statement.
         key = query if params is not None else (query, None)
         with connection.lock:
@@ -49,7 +51,7 @@ def _execute(
                 result = execute_plan(pooled, plan, begin_statement(connection))
                 set_result(self, query, [result], anew=True)
                 return self
-        Cursor.execute(self, query, params)
+        _execute_as_psycopg(self, query, params)
     except psycopg.Error as error:
         if not may_repeat(connection.__dict__["pool"], pooled, error):
             raise
@@ -86,7 +88,18 @@ def _execute_merged(
                 results = execute_text(pooled, converted, begin_statement(connection))
                 set_result(self, query, results, anew=False)
                 return self
-    return Cursor.execute(self, query, params, prepare=prepare, binary=binary)
+    return _execute_as_psycopg(self, query, params, prepare=prepare, binary=binary)
+
+
+def _execute_as_psycopg(self: AnyCursor, query: Statement, params: Params | None, **options: bool | None) -> AnyCursor:
+    """Do as psycopg, unless *query* would end a unit of work; set again the session values that it has undone."""
+    connection, ends = cast("Guard", self.connection), ends_transaction(query)
+    if ends and ends != TO_SAVEPOINT:
+        connection.refuse_end(ends)
+    Cursor.execute(self, query, params, **options)
+    if ends == TO_SAVEPOINT:
+        connection.set_values()
+    return self
 
 
 @lru_cache

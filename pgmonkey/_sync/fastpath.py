@@ -19,6 +19,7 @@ from psycopg.pq.abc import PGresult
 
 from .._driver.begin import Begin, begin_statement, send_text_with_begin, send_with_begin
 from .._driver.compat import FAST_PATH, PIPELINES, PostgresQuery
+from .._driver.failure import Refusal
 from .._driver.plan import Declined, Plan, Read, is_plain, is_psycopgs, read_count, remember
 from .._driver.prepared import is_refused
 from .._driver.psycopg_types import RowFactory
@@ -116,7 +117,7 @@ def begin_anew(connection: AnyConnection) -> None:
 class Borrowed(Protocol):
     """A borrowed connection; the psycopg connection over it is made only when the borrower asks for it."""
 
-    refusal: psycopg.Error | None
+    refusal: Refusal | None
     lent: AnyConnection | None
     pooled: PooledConnection | None
     begin: Begin

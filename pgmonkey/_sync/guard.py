@@ -17,16 +17,17 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 import psycopg
 from psycopg import Transaction
 from psycopg.abc import PQGen
-from psycopg.errors import InFailedSqlTransaction, QueryCanceled, error_from_result
-from psycopg.pq import ExecStatus, PipelineStatus, TransactionStatus
+from psycopg.errors import InFailedSqlTransaction, QueryCanceled
+from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.pq.abc import PGconn
 
+from .._driver.begin import set_command
 from .._driver.cancel import request_cancel, stop_at_exit
 from .._driver.deadlines import INTERVAL
 from .._driver.failure import Failure
 from .._driver.lending import LendableConnection
 from .._driver.prepared import Prepared
-from .._driver.wire import fetching
+from .._driver.wire import check_answered, check_commit, fetching
 from .._pool.open_blocks import Exit, OpenBlocks, Runner, by_frame, current_exit, current_runner
 from .._pool.place import query_above
 from ..errors import CommandTimeoutError, CommitUnknownError, ForkedError, GivenBackError
@@ -70,7 +71,7 @@ class Guard(_Base):
         state = self.__dict__
         # A cancelled unit of work refuses every statement, also those of cursors made before.
         if "refusal" in state:
-            raise state["refusal"]
+            raise state["refusal"]()
         unit = state["unit"]() if "unit" in state else None
         if unit is not None and unit.blocks:
             unit.check_statement()
@@ -100,7 +101,7 @@ class Guard(_Base):
         stop_at_exit()
         pgconn, state = self.pgconn, self.__dict__
         if isinstance(error, psycopg.Error):
-            if isinstance(error, CommandTimeoutError):
+            if isinstance(error, (CommandTimeoutError, CommitUnknownError)):
                 # Closed, not reused: a server that is too slow may be too slow to confirm the cancel.
                 request_cancel(pgconn)
                 self.own_watcher().finish()
@@ -147,7 +148,7 @@ class Guard(_Base):
     def set_autocommit(self, value: bool) -> None:
         """Do as psycopg, which waits only for the end of what is running; a unit of work is a transaction."""
         if value:
-            self._refuse_in_unit("autocommit")
+            self.refuse_end("autocommit")
             if self.__dict__.get("session_values"):
                 raise psycopg.ProgrammingError(WITHOUT_VALUES)
         with self.lock:
@@ -157,7 +158,7 @@ class Guard(_Base):
 
     def commit(self) -> None:
         """Do as psycopg, more directly where nothing unusual is going on; not in a unit of work, whose end commits."""
-        self._refuse_in_unit("commit()")
+        self.refuse_end("commit()")
         state, watcher = self.__dict__, self.own_watcher()
         with self.lock:
             if "refusal" not in state and watcher.pid == getpid() and self.can_commit_directly():
@@ -165,14 +166,12 @@ class Guard(_Base):
                 try:
                     pgconn.send_query(b"COMMIT")
                     sent = True
-                    result = (watcher.fetch(state.get("command_timeout")))[0]
-                    if result.status != ExecStatus.COMMAND_OK:
-                        raise error_from_result(result, encoding=self.info.encoding)
+                    results = watcher.fetch(state.get("command_timeout"))
+                    check_commit(results, self)
                 except BaseException as error:
                     self.after(error, fetching(pgconn))
-                    # Without an SQLSTATE the server has not answered.
-                    if sent and isinstance(error, psycopg.OperationalError) and error.sqlstate is None:
-                        raise CommitUnknownError(error) from error
+                    if sent and isinstance(error, psycopg.Error):
+                        check_answered(error)
                     raise
                 return
         prepared: Prepared = state["prepared"]
@@ -185,15 +184,16 @@ class Guard(_Base):
 
     def rollback(self) -> None:
         """Do as psycopg; not in a unit of work, which an error rolls back."""
-        self._refuse_in_unit("rollback()")
+        self.refuse_end("rollback()")
         super().rollback()
 
     def tpc_begin(self, xid: Any) -> None:
         """Do as psycopg; not in a unit of work, which is one transaction of its own."""
-        self._refuse_in_unit("tpc_begin()")
+        self.refuse_end("tpc_begin()")
         super().tpc_begin(xid)
 
-    def _refuse_in_unit(self, what: str) -> None:
+    def refuse_end(self, what: str) -> None:
+        """Raise `psycopg.ProgrammingError` where *what* would end a unit of work."""
         if self._in_unit:
             raise psycopg.ProgrammingError(
                 f"{what} is forbidden in a unit of work, such as a request or a transaction() block, which commits at "
@@ -284,10 +284,12 @@ class Guard(_Base):
             self.set_depth(depth)  # psycopg counts it, and nobody will end it
             raise
 
-    def set_values(self, values: Mapping[str, str | None]) -> None:
-        """Set session values until the end of the transaction that is open."""
-        with self.lock:
-            self.wait(self.setting(values))
+    def set_values(self, values: Mapping[str, str | None] | None = None) -> None:
+        """Set session *values* until the end of the transaction that is open, by default those that hold in it."""
+        command = self.__dict__.get("session_values") if values is None else set_command(values, self)
+        if command is not None:
+            with self.lock:
+                self.wait(self.setting(command))
 
     def own_watcher(self) -> Watcher:
         """Return what waits for this connection's answers."""

@@ -11,16 +11,17 @@ from time import monotonic
 
 import psycopg
 from psycopg.abc import AdaptContext
-from psycopg.errors import InFailedSqlTransaction, error_from_result
+from psycopg.errors import InFailedSqlTransaction
 from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
 
 from .._driver.begin import Begin, set_command
 from .._driver.cancel import hang_up, request_cancel
-from .._driver.failure import Failure
+from .._driver.failure import Failure, Refusal
 from .._driver.lending import lend, route_notices, take_back
 from .._driver.psycopg_types import RowFactory
 from .._driver.sql import Effect
+from .._driver.wire import check_answered, check_commit
 from ..errors import CommitUnknownError, ForkedError, GivenBackError
 from .connector import PooledConnection
 from .cursor import fast_cursor
@@ -34,7 +35,7 @@ logger = logging.getLogger("pgmonkey")
 # As plain numbers, which are faster to compare than members of an enumeration.
 _IDLE, _INTRANS = int(TransactionStatus.IDLE), int(TransactionStatus.INTRANS)
 _BEGIN: Begin = (b"BEGIN",)
-_DONE, _FATAL = int(ExecStatus.COMMAND_OK), int(ExecStatus.FATAL_ERROR)
+_FATAL = int(ExecStatus.FATAL_ERROR)
 # Seconds to wait for the end of a statement that was cancelled, and until it is cancelled again: a request that arrives
 # between two statements has no effect.
 _CANCEL_TIMEOUT = 5.0
@@ -59,8 +60,8 @@ class Lease:
         self, pool: Pool, pooled: PooledConnection, autocommit: bool, context: AdaptContext | None = None
     ) -> None:
         self.pool = pool
-        self.refusal: psycopg.Error | None = None
-        """Set by `cancel`: the error that every later statement raises."""
+        self.refusal: Refusal | None = None
+        """Makes the error that every later statement raises."""
         self.row_factory: RowFactory | None = None
         """The row factory; None for the connection's own."""
         self.unit: Callable[[], object] | None = None
@@ -213,11 +214,11 @@ class Lease:
         if lock.locked() and not cannot_wait(error) and acquire(lock, _LOCK_TIMEOUT):
             lock.release()
 
-    def refuse(self, error: psycopg.Error) -> None:
-        """Let every statement from now on raise *error*."""
-        self.refusal = error
+    def refuse(self, refusal: Refusal) -> None:
+        """Let every statement from now on raise what *refusal* makes."""
+        self.refusal = refusal
         if self.lent is not None:
-            self.lent.__dict__["refusal"] = error
+            self.lent.__dict__["refusal"] = refusal
 
     def _restore(self, pooled: PooledConnection) -> None:
         """Call the functions of the settings that make a connection fit for the next borrower; else close it.
@@ -233,15 +234,15 @@ class Lease:
             logger.warning("%s: closing a connection that was given back: %r", self.pool.name, failure)
             pooled.close()
 
-    def cancel(self, error: psycopg.Error) -> None:
-        """End what is running, on the server, and wait for its end; from now on every statement raises *error*.
+    def cancel(self, refusal: Refusal) -> None:
+        """End what is running, on the server, and wait for its end; from now on every statement is refused.
 
         A statement that is running raises `psycopg.errors.QueryCanceled`.  The lease stays the borrower's.
         """
         pooled = self.pooled
         if pooled is None or pooled.inherited:
             return
-        self.refuse(error)
+        self.refuse(refusal)
         lock, pgconn = pooled.connection.lock, pooled.pgconn
         deadline = monotonic() + _CANCEL_TIMEOUT
         while not acquire(lock, _CANCEL_AGAIN):
@@ -300,15 +301,24 @@ class Lease:
             results = self._send(pooled, b"COMMIT", clean)
         else:
             results = self._exchange(pooled, b"COMMIT")
-        if results[0].status != _DONE:
-            self._roll_back(pooled, clean)
-            raise error_from_result(results[0], encoding=pooled.connection.info.encoding)
-        if results[0].command_status == b"ROLLBACK":
-            # A statement of another task or thread failed while this waited for the connection's lock.
-            failure = pooled.prepared.failure
-            raise _failed(failure) from _cause(failure)
+        if not results or results[0].command_status != b"COMMIT":
+            self._not_committed(pooled, results, clean)
         if results[-1].status == _FATAL:
             pooled.close()  # committed, but not clean
+
+    def _not_committed(self, pooled: PooledConnection, results: list[PGresult], clean: bool) -> None:
+        """Raise what *results* say in the place of COMMIT."""
+        try:
+            check_commit(results, pooled.connection)
+        except CommitUnknownError:
+            pooled.close()
+            raise
+        except psycopg.Error:
+            self._roll_back(pooled, clean)
+            raise
+        # ROLLBACK: a statement of another task or thread failed while this waited for the connection's lock.
+        failure = pooled.prepared.failure
+        raise _failed(failure) from _cause(failure)
 
     def _roll_back(self, pooled: PooledConnection, clean: bool, error: BaseException | None = None) -> None:
         status = pooled.pgconn.transaction_status
@@ -361,8 +371,8 @@ class Lease:
             return pooled.watcher.fetch(connection.__dict__["command_timeout"])
         except BaseException as error:
             after_error(connection, error)
-            if sent and message.startswith(b"COMMIT") and isinstance(error, psycopg.OperationalError):
-                raise CommitUnknownError(error) from error
+            if sent and message.startswith(b"COMMIT") and isinstance(error, psycopg.Error):
+                check_answered(error)
             raise
         finally:
             lock.release()

@@ -8,6 +8,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from types import FrameType, TracebackType
 from typing import Any, Generic, Protocol, TypeVar, cast
 
@@ -16,6 +17,7 @@ from psycopg import Connection, Rollback, Transaction
 from psycopg.pq import TransactionStatus
 from psycopg.rows import Row
 
+from .._driver.failure import Refusal
 from .._driver.plan import Declined, Read
 from .._driver.sql import Params, Statement
 from .._driver.transaction_mode import DEFAULT, TransactionMode
@@ -28,7 +30,7 @@ from .guard import Guard
 from .lease import Lease
 from .nested import Nested
 from .psycopg_types import AnyConnection
-from .waiting import Lock, TurnLock, cannot_wait
+from .waiting import TurnLock, cannot_wait
 
 T = TypeVar("T")
 
@@ -73,7 +75,7 @@ class UnitOfWork(Generic[Row]):
         self._on_borrow = on_borrow
         self._lease: Lease | None = None
         self._borrowing = False
-        self._refusal: psycopg.Error | None = None
+        self._refusal: Refusal | None = None
         """Why nothing more is done and nothing will be committed."""
         self._has_values = source.ask is not None or bool(values)
         self._asks = source.ask is not None and values is None
@@ -85,8 +87,8 @@ class UnitOfWork(Generic[Row]):
         # first to need the connection.  Each waits for its turn, also to begin and to end a savepoint.
         self._turn = TurnLock()
         self._busy = False
-        # The client may disconnect while the connection is given back.
-        self._ending = Lock()
+        self._cancelling: AbstractContextManager[object] | None = None
+        """Taken while `cancel` uses the connection; None unless it was called."""
 
     def connection(self, *, timeout: float | None = None) -> Connection[Row]:
         """Return the connection of this unit, borrowed at the first call.
@@ -192,7 +194,9 @@ class UnitOfWork(Generic[Row]):
         return None
 
     def _over(self) -> psycopg.Error:
-        return self._refusal or GivenBackError("this unit of work is finished, and its connection was given back")
+        if self._refusal is not None:
+            return self._refusal()
+        return GivenBackError("this unit of work is finished, and its connection was given back")
 
     # -- the connection ---------------------------------------------------------------------------------------------
 
@@ -204,18 +208,16 @@ class UnitOfWork(Generic[Row]):
         if not self._has_values or scopes.is_asking(self.source):
             return None
         if self._asks:
-            self._values, self._asks = scopes.ask(self.source)
+            values, self._asks = scopes.ask(self.source)
+            # What is not set any more is reset, also when a savepoint is rolled back in which that was done.
+            self._values = {**dict.fromkeys(self._values), **values}
         return self._values
 
     def _set_values(self, lease: Lease, values: Mapping[str, str | None]) -> None:
         status = lease.status
         if status == _INTRANS:
             before = lease.values
-            changed = {
-                name: values.get(name)
-                for name in (*before, *values)
-                if name not in before or values.get(name) != before[name]
-            }
+            changed = {name: value for name, value in values.items() if name not in before or value != before[name]}
             cast("Guard", lease.connection).set_values(changed)
         if status in (_IDLE, _INTRANS):  # a transaction that has failed takes none
             lease.set_values(values)
@@ -328,13 +330,11 @@ class UnitOfWork(Generic[Row]):
 
     def refuse(self, reason: str) -> None:
         """Let nothing more be done, and nothing be committed."""
-        self._refuse(psycopg.ProgrammingError(f"nothing of this transaction is committed: {reason}"))
-
-    def _refuse(self, error: psycopg.Error) -> None:
         if self._refusal is None:
-            self._refusal = error
+            message = f"nothing of this transaction is committed: {reason}"
+            self._refusal = partial(psycopg.ProgrammingError, message)
             if self._lease is not None:
-                self._lease.refuse(error)
+                self._lease.refuse(self._refusal)
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
@@ -353,7 +353,7 @@ class UnitOfWork(Generic[Row]):
             if self._lease is not None:
                 self._end(error)
             if self._refusal is not None and error is None:
-                raise self._refusal
+                raise self._refusal()
             if self.blocks:
                 self.blocks.clear()
 
@@ -371,17 +371,18 @@ class UnitOfWork(Generic[Row]):
 
     def _start_anew(self) -> None:
         self._lease = None
-        if not isinstance(self._refusal, CancelledUnitError):
+        if self._cancelling is None:
             self._refusal = None
 
     def cancel(self, reason: str) -> None:
         """Undo what was done, end the statement that runs on the server, and refuse every statement that follows."""
-        self._refusal = CancelledUnitError(reason)
+        self._refusal = partial(CancelledUnitError, reason)
+        self._cancelling = self._cancelling or TurnLock()
         lease = self._lease
         if lease is not None:
-            with self._ending:
+            with self._cancelling:
                 lease.cancel(self._refusal)
-            self.roll_back(self._refusal)
+            self.roll_back(self._refusal())
 
     def _end(self, error: BaseException | None) -> None:
         lease = self._lease
@@ -399,10 +400,12 @@ class UnitOfWork(Generic[Row]):
                     if error is None:
                         raise _in_itself()
                     return
-                with self._ending:
-                    if error is None and self.blocks:
-                        self._look_at_open_blocks()
-                    lease.finish(error or self._refusal)
+                if self._cancelling is not None:
+                    with self._cancelling:
+                        pass  # not before `cancel` has done with the connection
+                if error is None and self.blocks:
+                    self._look_at_open_blocks()
+                lease.finish(error or (self._refusal and self._refusal()))
         except BaseException:
             lease.abandon()  # when interrupted before it was finished
             raise

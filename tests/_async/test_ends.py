@@ -230,6 +230,57 @@ async def test_nothing_but_its_end_commits_a_unit(database: AsyncDatabase, obser
         assert rows(observer) == [3]
 
 
+ENDS = [
+    *("COMMIT", "END", "commit and chain", "-- at once\nCOMMIT", "SELECT 1; COMMIT", "COMMIT; BEGIN"),
+    *("ROLLBACK", "ABORT WORK", "ROLLBACK AND CHAIN", "PREPARE TRANSACTION 'pgmonkey'"),
+]
+
+
+@pytest.mark.parametrize("cursor", [psycopg.AsyncCursor, psycopg.AsyncClientCursor, psycopg.AsyncRawCursor])
+async def test_no_statement_ends_a_unit(
+    cursor: type[psycopg.AsyncCursor[Any]], database: AsyncDatabase, observer: Observer
+) -> None:
+    texts: Any = [text for end in ENDS for text in (end, end.encode(), sql.SQL(end))]
+    for fails in (False, True):
+        with suppress(ZeroDivisionError):
+            async with database.transaction() as connection:
+                connection.cursor_factory = cursor
+                assert await database.execute("INSERT INTO t VALUES (1)") == 1
+                for text in texts:
+                    for execute in (database.execute, database.fetch_one, connection.execute):
+                        with pytest.raises(psycopg.ProgrammingError, match="is forbidden in a unit of work"):
+                            await execute(text)
+                assert await database.execute("INSERT INTO t VALUES (2)") == 1
+                if fails:
+                    raise ZeroDivisionError
+        assert rows(observer) == ([] if fails else [1, 2])
+        observer.execute("DELETE FROM t")
+    await database.close()
+
+
+async def test_savepoints_and_functions_may_have_such_words(database: AsyncDatabase, observer: Observer) -> None:
+    async with database.transaction() as connection:
+        for execute in (database.execute, connection.execute):
+            await execute("SAVEPOINT a")
+            await execute("INSERT INTO t VALUES (1)")
+            await execute("ROLLBACK TO a")
+            await execute("RELEASE SAVEPOINT a")
+            await execute("SELECT 'COMMIT' AS end")
+            await execute("PREPARE p AS SELECT 1")
+            await execute("DEALLOCATE p")
+            await execute("DO $$BEGIN NULL; END$$")
+            await execute("CREATE FUNCTION f() RETURNS int LANGUAGE sql BEGIN ATOMIC SELECT 1; SELECT 2; END")
+            await execute("DROP FUNCTION f()")
+        await database.execute("INSERT INTO t VALUES (2)")
+    async with database.connection() as connection:
+        await connection.execute("INSERT INTO t VALUES (3)")
+        await connection.execute("COMMIT")
+        await connection.execute("INSERT INTO t VALUES (4)")
+        await connection.execute("ROLLBACK")
+    assert rows(observer) == [2, 3]
+    await database.close()
+
+
 # -- errors that were ignored -----------------------------------------------------------------------------------------
 
 

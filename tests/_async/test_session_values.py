@@ -64,6 +64,35 @@ async def test_they_hold_again_after_a_savepoint_was_rolled_back(
             assert await database.fetch_value(TENANT) == "2"
 
 
+BOTH = "SELECT current_setting('app.tenant', true), coalesce(current_setting('app.user', true), '')"
+
+
+@pytest.mark.parametrize("cursor", [psycopg.AsyncCursor, psycopg.AsyncClientCursor])
+@pytest.mark.parametrize("by_connection", [False, True])
+async def test_they_hold_again_after_a_savepoint_was_rolled_back_by_a_statement(
+    by_connection: bool, cursor: type[psycopg.AsyncCursor[Any]], database: AsyncDatabase, values: dict[str, Any]
+) -> None:
+    values["app.tenant"] = 1
+    async with database.transaction() as connection:
+        connection.cursor_factory = cursor
+        execute: Any = connection.execute if by_connection else database.execute
+        assert await database.fetch_one(BOTH) == ("1", "")
+        await execute("SAVEPOINT a")
+        values["app.tenant"] = 2
+        assert await database.fetch_one(BOTH) == ("2", "")
+        await execute("ROLLBACK TO a")
+        assert await (await connection.execute(BOTH)).fetchone() == ("2", "")
+        values.clear()
+        values["app.user"] = 3
+        assert await database.fetch_one(BOTH) == ("", "3")
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            await connection.execute("SELECT 1 / 0")
+        await execute("rollback transaction to savepoint a")
+        assert await database.fetch_one(BOTH) == ("", "3")
+        assert await (await connection.execute(BOTH)).fetchone() == ("", "3")
+    await database.close()
+
+
 async def test_they_hold_in_each_transaction_of_a_borrowed_connection(
     database: AsyncDatabase, values: dict[str, Any]
 ) -> None:

@@ -226,6 +226,55 @@ def test_nothing_but_its_end_commits_a_unit(database: Database, observer: Observ
         assert rows(observer) == [3]
 
 
+ENDS = [
+    *("COMMIT", "END", "commit and chain", "-- at once\nCOMMIT", "SELECT 1; COMMIT", "COMMIT; BEGIN"),
+    *("ROLLBACK", "ABORT WORK", "ROLLBACK AND CHAIN", "PREPARE TRANSACTION 'pgmonkey'"),
+]
+
+
+@pytest.mark.parametrize("cursor", [psycopg.Cursor, psycopg.ClientCursor, psycopg.RawCursor])
+def test_no_statement_ends_a_unit(cursor: type[psycopg.Cursor[Any]], database: Database, observer: Observer) -> None:
+    texts: Any = [text for end in ENDS for text in (end, end.encode(), sql.SQL(end))]
+    for fails in (False, True):
+        with suppress(ZeroDivisionError):
+            with database.transaction() as connection:
+                connection.cursor_factory = cursor
+                assert database.execute("INSERT INTO t VALUES (1)") == 1
+                for text in texts:
+                    for execute in (database.execute, database.fetch_one, connection.execute):
+                        with pytest.raises(psycopg.ProgrammingError, match="is forbidden in a unit of work"):
+                            execute(text)
+                assert database.execute("INSERT INTO t VALUES (2)") == 1
+                if fails:
+                    raise ZeroDivisionError
+        assert rows(observer) == ([] if fails else [1, 2])
+        observer.execute("DELETE FROM t")
+    database.close()
+
+
+def test_savepoints_and_functions_may_have_such_words(database: Database, observer: Observer) -> None:
+    with database.transaction() as connection:
+        for execute in (database.execute, connection.execute):
+            execute("SAVEPOINT a")
+            execute("INSERT INTO t VALUES (1)")
+            execute("ROLLBACK TO a")
+            execute("RELEASE SAVEPOINT a")
+            execute("SELECT 'COMMIT' AS end")
+            execute("PREPARE p AS SELECT 1")
+            execute("DEALLOCATE p")
+            execute("DO $$BEGIN NULL; END$$")
+            execute("CREATE FUNCTION f() RETURNS int LANGUAGE sql BEGIN ATOMIC SELECT 1; SELECT 2; END")
+            execute("DROP FUNCTION f()")
+        database.execute("INSERT INTO t VALUES (2)")
+    with database.connection() as connection:
+        connection.execute("INSERT INTO t VALUES (3)")
+        connection.execute("COMMIT")
+        connection.execute("INSERT INTO t VALUES (4)")
+        connection.execute("ROLLBACK")
+    assert rows(observer) == [2, 3]
+    database.close()
+
+
 # -- errors that were ignored -----------------------------------------------------------------------------------------
 
 

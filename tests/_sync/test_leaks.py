@@ -57,6 +57,31 @@ def test_closing_reports_what_is_still_borrowed(config: dict[str, Any], caplog: 
         connection.execute("SELECT 1")
 
 
+def test_a_block_that_was_refused_and_forgotten_refuses_nothing_more(
+    config: dict[str, Any], observer: psycopg.Connection[Any]
+) -> None:
+    observer.execute("CREATE TABLE t (a int)")
+    database = Database(pools(config, max_size=1))
+
+    def enter_by_hand() -> None:
+        outer, left, kept = database.transaction(), database.transaction(), database.transaction()
+        for block in (outer, left, kept):
+            block.__enter__()
+        with pytest.raises(psycopg.ProgrammingError, match="savepoints must nest"):
+            left.__exit__(None, None, None)
+        with pytest.raises(psycopg.ProgrammingError, match="savepoints must nest"):
+            database.execute("INSERT INTO t VALUES (1)")
+
+    gc.disable()
+    try:
+        enter_by_hand()
+        assert database.execute("INSERT INTO t VALUES (2)") == 1
+    finally:
+        gc.enable()
+    assert observer.execute("SELECT a FROM t").fetchall() == [(2,)]
+    database.close()
+
+
 def test_a_context_does_not_keep_the_connection_of_a_block_that_has_ended(config: dict[str, Any]) -> None:
     kind: Any = "normal" if POOL_KIND == "pool" else "async"
     get: Any = PGConnectionManager().get_database_connection_from_dict

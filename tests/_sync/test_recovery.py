@@ -188,26 +188,47 @@ def test_a_connection_that_is_left_in_pipeline_mode_is_not_lent_again(config: di
     database.close()
 
 
-@pytest.mark.parametrize("how", ["transaction", "commit"])
+# None; what is no message of the protocol; that the server is ready; and what another statement has done.
+ANSWERS = [b"", b"HTTP/1.1 502 Bad Gateway\r\n", b"Z\0\0\0\5I", b"C\0\0\0\rSELECT 1\0Z\0\0\0\5I"]
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("how", ["transaction", "commit", "psycopg", "retry"])
 def test_a_commit_whose_answer_is_lost_has_an_error_of_its_own(
-    how: str, config: dict[str, Any], observer: Observer
+    how: str, answer: bytes, config: dict[str, Any], observer: Observer
 ) -> None:
     observer.execute("CREATE TABLE t (a int)")
     connect = config["connection_settings"]
     with FaultProxy(connect["host"], int(connect["port"])) as proxy:
         through = {**config, "connection_settings": {**connect, "host": "127.0.0.1", "port": proxy.port}}
         database = Database(pools(through, max_size=1))
+
+        def insert(connection: Any) -> None:
+            connection.execute("INSERT INTO t VALUES (1)")
+            proxy.cut_after, proxy.garbage = int(not answer), answer
+
+        def work() -> None:
+            if how == "retry":
+                database.retry(lambda: insert(database))
+            elif how == "transaction":
+                with database.transaction() as connection:
+                    insert(connection)
+            else:
+                with database.connection() as connection:
+                    if how == "commit":
+                        insert(connection)
+                        connection.commit()
+                    else:
+                        with connection.transaction():
+                            insert(connection)
+
         with pytest.raises(CommitUnknownError, match="may have been committed") as caught:
-            with database.transaction() if how == "transaction" else database.connection() as connection:
-                connection.execute("INSERT INTO t VALUES (1)")
-                proxy.cut_after = 1
-                if how == "commit":
-                    connection.commit()
+            work()
         assert isinstance(caught.value, psycopg.errors.TransactionResolutionUnknown)
         assert caught.value.sqlstate == "08007"
-        assert isinstance(caught.value.__cause__, psycopg.OperationalError)
-        proxy.cut_after = 0
-        assert database.fetch_value("SELECT count(*) FROM t") == 1, "it was committed"
+        assert isinstance(caught.value.__cause__, psycopg.Error)
+        proxy.cut_after, proxy.garbage = 0, b""
+        assert database.fetch_value("SELECT count(*) FROM t") == 1, "it was committed, once"
         database.close()
 
 

@@ -64,6 +64,35 @@ def test_they_hold_again_after_a_savepoint_was_rolled_back(database: Database, v
             assert database.fetch_value(TENANT) == "2"
 
 
+BOTH = "SELECT current_setting('app.tenant', true), coalesce(current_setting('app.user', true), '')"
+
+
+@pytest.mark.parametrize("cursor", [psycopg.Cursor, psycopg.ClientCursor])
+@pytest.mark.parametrize("by_connection", [False, True])
+def test_they_hold_again_after_a_savepoint_was_rolled_back_by_a_statement(
+    by_connection: bool, cursor: type[psycopg.Cursor[Any]], database: Database, values: dict[str, Any]
+) -> None:
+    values["app.tenant"] = 1
+    with database.transaction() as connection:
+        connection.cursor_factory = cursor
+        execute: Any = connection.execute if by_connection else database.execute
+        assert database.fetch_one(BOTH) == ("1", "")
+        execute("SAVEPOINT a")
+        values["app.tenant"] = 2
+        assert database.fetch_one(BOTH) == ("2", "")
+        execute("ROLLBACK TO a")
+        assert (connection.execute(BOTH)).fetchone() == ("2", "")
+        values.clear()
+        values["app.user"] = 3
+        assert database.fetch_one(BOTH) == ("", "3")
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            connection.execute("SELECT 1 / 0")
+        execute("rollback transaction to savepoint a")
+        assert database.fetch_one(BOTH) == ("", "3")
+        assert (connection.execute(BOTH)).fetchone() == ("", "3")
+    database.close()
+
+
 def test_they_hold_in_each_transaction_of_a_borrowed_connection(database: Database, values: dict[str, Any]) -> None:
     values["app.tenant"] = 1
     with database.connection() as connection:

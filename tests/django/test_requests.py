@@ -305,6 +305,7 @@ ask()
 
 def test_psycopgs_own_ends_are_refused_in_a_request(project: Path) -> None:
     code = """
+from django.db.utils import ProgrammingError
 def end(name, *arguments):
     write("a")
     try:
@@ -328,6 +329,17 @@ def not_begun(request):
         print(error)
     write("a")
     return HttpResponse(status=409)
+@view
+def by_statements(request):
+    write("a")
+    for text in ("COMMIT", "ROLLBACK"):
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(text)
+        except ProgrammingError as error:
+            print(str(error).partition(" is forbidden in a request")[0])
+    write("b")
+    return HttpResponse()
 @view
 def in_a_block(request):
     with transaction.atomic():
@@ -379,6 +391,9 @@ connection.connection.commit()
         ),
         "set_autocommit",
         "not_begun 409",
+        "COMMIT",
+        "ROLLBACK",
+        "by_statements 200 a b",
         "commit",
         "in_a_block 200 a b",
         "with_connection 500",

@@ -25,6 +25,8 @@ class FaultProxy:
         """New connections are reset at once."""
         self.cut_after = 0
         """Connections are reset after that many bytes from the server; 0 for never."""
+        self.garbage = b""
+        """What comes in the place of all that the server says."""
         self.round_trips = 0
         """How often a client spoke after the server had."""
         self.port = 0
@@ -129,7 +131,7 @@ class FaultProxy:
                     if from_server and 0 < self.cut_after < seen:
                         _reset(client)
                         break
-                    writer.write(data)
+                    writer.write(self.garbage if from_server and self.garbage else data)
                     await writer.drain()
                 if writer.can_write_eof():
                     writer.write_eof()

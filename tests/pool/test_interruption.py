@@ -226,7 +226,7 @@ def test_an_interrupted_close_can_be_called_again(config: dict[str, Any], observ
 
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")  # interrupted between the call and the await
-@pytest.mark.parametrize("work", ["alone", "bare", "connection"])
+@pytest.mark.parametrize("work", ["alone", "bare", "connection", "transaction"])
 def test_interrupted_tasks_leave_the_pool_whole(work: str, config: dict[str, Any]) -> None:
     database: AsyncDatabase[Any] = AsyncDatabase(settings(config))
 
@@ -238,7 +238,7 @@ def test_interrupted_tasks_leave_the_pool_whole(work: str, config: dict[str, Any
             async with pool as connection:
                 await connection.execute("SELECT 1")
         else:
-            async with database.connection() as connection:
+            async with getattr(database, work)() as connection:
                 await connection.execute("SELECT 1")
 
     async def whole(at: str) -> None:
