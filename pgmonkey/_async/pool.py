@@ -33,8 +33,6 @@ _PAUSE = (0.1, 2.0)
 class AsyncPool(Ledger[AsyncPooledConnection, Waiter[AsyncPooledConnection]]):
     """A pool of connections made from a blueprint.  It opens at the first borrow."""
 
-    _upkeep: AsyncUpkeep
-
     def __init__(self, blueprint: Blueprint) -> None:
         super().__init__(blueprint, Queue)
         self.weak = ref(self)

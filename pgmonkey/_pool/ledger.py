@@ -76,8 +76,12 @@ class Waiter(Protocol[P]):
 class Upkeep(Protocol):
     """What keeps a pool in order in the background."""
 
-    def start(self) -> None:
-        """Begin, if there is something to do."""
+    def start(self, *, hurry: bool = False) -> None:
+        """Begin, if there is something to do; *hurry* where the server has just answered."""
+        ...
+
+    def stop(self) -> None:
+        """End."""
         ...
 
 
@@ -122,7 +126,7 @@ class Ledger(ABC, Generic[P, W]):
         pid = getpid()
         empty = {"_tickets": {}, "_idle": deque(), "_waiters": self._new_queue(), "_upkeep": self._new_upkeep()}
         # Threads of a child may be here at the same time: all take what the first one has made.
-        self.__dict__.update(self._books.setdefault(pid, {**empty, "_pid": pid}))
+        vars(self).update(self._books.setdefault(pid, {**empty, "_pid": pid}))
         for other in list(self._books):
             if other != pid:
                 self._books.pop(other, None)

@@ -35,8 +35,6 @@ _PAUSE = (0.1, 2.0)
 class Pool(Ledger[PooledConnection, Waiter[PooledConnection]]):
     """A pool of connections made from a blueprint.  It opens at the first borrow."""
 
-    _upkeep: Upkeep
-
     def __init__(self, blueprint: Blueprint) -> None:
         super().__init__(blueprint, Queue)
         self.weak = ref(self)
