@@ -197,16 +197,16 @@ class _Worker:
         self.ended = False
         # The method of a queue, in C, cannot be interrupted.
         self._forgotten = weakref.ref(cast(MethodType, method).__self__, self.wakes.put)
-        self._run = run
         self._before = before
-        self._thread = threading.Thread(target=self._work, name="pgmonkey-upkeep", daemon=True)
+        # As an argument, which the thread forgets at its end: an attribute would make a cycle with the ticker.
+        self._thread = threading.Thread(target=self._work, args=(run,), name="pgmonkey-upkeep", daemon=True)
         self._thread.start()
 
-    def _work(self) -> None:
+    def _work(self, run: Callable[[_Worker], None]) -> None:
         if self._before is not None:
             self._before._thread.join()
             self._before = None
-        self._run(self)
+        run(self)
 
     def end(self) -> None:
         self.ended = True

@@ -461,7 +461,7 @@ async def test_the_first_error_is_named_also_when_tables_have_changed_meanwhile(
         async with database.transaction() as connection:
             with suppress(psycopg.errors.DivisionByZero):
                 await connection.execute("SELECT 1/0")
-            connection.__dict__["pool"].forget_plans()
+            connection.__dict__["pool"]().forget_plans()
             with pytest.raises(InFailedSqlTransaction) as later:
                 await connection.execute("SELECT 1")
             assert isinstance(later.value.__cause__, psycopg.errors.DivisionByZero)

@@ -455,7 +455,7 @@ def test_the_first_error_is_named_also_when_tables_have_changed_meanwhile(databa
         with database.transaction() as connection:
             with suppress(psycopg.errors.DivisionByZero):
                 connection.execute("SELECT 1/0")
-            connection.__dict__["pool"].forget_plans()
+            connection.__dict__["pool"]().forget_plans()
             with pytest.raises(InFailedSqlTransaction) as later:
                 connection.execute("SELECT 1")
             assert isinstance(later.value.__cause__, psycopg.errors.DivisionByZero)
