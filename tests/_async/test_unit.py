@@ -217,7 +217,7 @@ async def test_a_unit_of_work_cancelled_before_it_borrowed(database: AsyncDataba
 
 
 async def test_a_pool_timeout_names_who_borrowed(config: dict[str, Any]) -> None:
-    config["pool_settings"] = config["async_pool_settings"] = {"max_size": 1, "timeout": 0.01}
+    config["pool_settings"] = config["async_pool_settings"] = {"max_size": 1, "timeout": 0.5}
     database = AsyncDatabase(config)
     unit = database.begin(label=lambda: "GET /slow")
     await unit.connection()

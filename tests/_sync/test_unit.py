@@ -209,7 +209,7 @@ def test_a_unit_of_work_cancelled_before_it_borrowed(database: Database) -> None
 
 
 def test_a_pool_timeout_names_who_borrowed(config: dict[str, Any]) -> None:
-    config["pool_settings"] = config["async_pool_settings"] = {"max_size": 1, "timeout": 0.01}
+    config["pool_settings"] = config["async_pool_settings"] = {"max_size": 1, "timeout": 0.5}
     database = Database(config)
     unit = database.begin(label=lambda: "GET /slow")
     unit.connection()

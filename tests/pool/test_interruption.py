@@ -173,7 +173,7 @@ def test_interrupted_work_leaves_the_pool_whole_and_stores_all_or_nothing(
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("timeout", [5, 0.01])
+@pytest.mark.parametrize("timeout", [5, 0.05])
 def test_an_interrupted_wait_leaves_the_queue(timeout: float, config: dict[str, Any]) -> None:
     database = Database(settings(config, timeout=timeout))
     while not database.stats().get("pool_size"):

@@ -38,7 +38,7 @@ class Pool(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        pool = {"min_size": 0, "max_size": LARGEST, "timeout": 0.02}
+        pool = {"min_size": 0, "max_size": LARGEST, "timeout": 10}
         self.manager = PGConnectionManager()
         self.handle = self.manager.get_database_connection_from_dict({**self.config, "pool_settings": pool}, "pool")
         self.observer.execute("TRUNCATE t")
@@ -60,7 +60,7 @@ class Pool(RuleBasedStateMachine):
     @rule()
     def borrow_one_too_many(self) -> None:
         with pytest.raises(PoolTimeoutError):
-            self.handle.borrow()
+            self.handle.borrow(timeout=0.02)
 
     @rule(lease=leases)
     def write(self, lease: Lease) -> None:

@@ -267,6 +267,7 @@ def refused_at_once(use):
     refused(lambda: use().__await__().send(None))
 
 async def asynchronously():
+    loop = asyncio.get_running_loop()
     for _ in range(9):
         await other.fetch_value("SELECT %s::text", ["warm"])
     handle = await PGConnectionManager().get_database_connection_from_dict(CONFIG, "async_pool")
@@ -280,6 +281,7 @@ async def asynchronously():
         pid = FORK_NOW
         if pid == 0:
             try:
+                asyncio._set_running_loop(loop)  # before Python 3.12 a child knows of none
                 refused_at_once(lambda: cursor.execute("SELECT 2"))
                 refused_at_once(lambda: lease.connection.commit())
                 refused_at_once(lambda: lease.finish())
