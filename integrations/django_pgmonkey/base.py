@@ -28,8 +28,8 @@ class DatabaseWrapper(PooledWrapper):
     validation_class = DatabaseValidation
 
     _open_cursors = 0
-    _process: int | None = None
-    """The process that has borrowed the connection, which `connect` itself looks at first."""
+    _process = 0
+    """The process that has borrowed the connection."""
     _thread_lease: weakref.ref[ThreadLease] | None = None
 
     # -- connections ----------------------------------------------------------------------------------------------
@@ -57,7 +57,7 @@ class DatabaseWrapper(PooledWrapper):
         except BaseException as error:
             lease.finish(error)
             raise
-        self.lease, self._process = lease, None
+        self.lease, self._process = lease, getpid()
         self._thread_lease = remember(self, lease, self._thread_lease)
         return connection
 
@@ -82,19 +82,11 @@ class DatabaseWrapper(PooledWrapper):
         return super()._configure_timezone(connection)
 
     def _set_autocommit(self, autocommit: bool) -> None:
+        if self.lease is not None and self._process != getpid():
+            self._connect_in_child()
         # Setting it takes a lock of psycopg's, and a borrowed connection is in autocommit already.
         if self.connection is None or self.connection.autocommit is not autocommit:
             super()._set_autocommit(autocommit)
-
-    def ensure_connection(self) -> None:
-        """Connect where there is no connection, or only that of the parent process."""
-        if self.lease is not None:
-            process = getpid()
-            if self._process is None:
-                self._process = process
-            elif self._process != process:
-                self.after_fork_in_child()  # Python was not told of the fork, as with uWSGI's
-        super().ensure_connection()
 
     def connect(self) -> None:
         """Connect, and begin the transaction that the middleware asked for."""
@@ -130,6 +122,11 @@ class DatabaseWrapper(PooledWrapper):
             self.connection = self.lease = None
             self._open_cursors = 0
 
+    def _connect_in_child(self) -> None:
+        # Python was not told of the fork, as with uWSGI's.
+        self.after_fork_in_child()
+        self.ensure_connection()
+
     def close_if_health_check_failed(self) -> None:
         """Ask the server only where a connection outlives requests; otherwise the pool checks it when it lends it."""
         if self.settings_dict.get("CONN_MAX_AGE", 0) != 0:
@@ -140,6 +137,8 @@ class DatabaseWrapper(PooledWrapper):
 
         With the release "query", closing the last cursor outside of a transaction gives the connection back.
         """
+        if self.lease is not None and self._process != getpid():
+            self._connect_in_child()
         cursor: Cursor[object] = super().create_cursor(name)
         if self.settings_dict["OPTIONS"].get("release") == "query" and self.lease is not None:
             self._open_cursors += 1
