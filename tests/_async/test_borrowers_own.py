@@ -12,6 +12,7 @@ from psycopg import AsyncClientCursor, AsyncConnection, AsyncServerCursor, Isola
 from psycopg.adapt import Dumper
 from psycopg.rows import dict_row
 from psycopg.types import TypeInfo
+from psycopg.types.string import TextLoader
 
 from pgmonkey import AsyncDatabase
 
@@ -55,7 +56,7 @@ async def set_autocommit(connection: AnyAsyncConnection) -> None:
 async def register(connection: AnyAsyncConnection) -> None:
     connection.adapters.register_dumper(str, Shouting)
     connection.adapters.types.add(TypeInfo("borrowers_own", 4242, 4243))
-    connection.adapters.register_loader("int4", psycopg.types.string.TextLoader)
+    connection.adapters.register_loader("int4", TextLoader)
 
 
 async def listen(connection: AnyAsyncConnection) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 import pytest
@@ -240,7 +240,7 @@ ENDS = [
 async def test_no_statement_ends_a_unit(
     cursor: type[psycopg.AsyncCursor[Any]], database: AsyncDatabase, observer: Observer
 ) -> None:
-    texts: Any = [text for end in ENDS for text in (end, end.encode(), sql.SQL(end))]
+    texts: Any = [text for end in ENDS for text in (end, end.encode(), sql.SQL(cast(Any, end)))]
     for fails in (False, True):
         with suppress(ZeroDivisionError):
             async with database.transaction() as connection:

@@ -131,7 +131,7 @@ async def test_an_ordinary_error_replaces_no_connection(code: str, config: dict[
     database = AsyncDatabase(pools(config, min_size=2))
     async with database.connection() as first, database.connection() as second:
         pids = {first.info.backend_pid, second.info.backend_pid}
-    raising = f"DO $$ BEGIN RAISE 'far away' USING ERRCODE = '{code}'; END $$"
+    raising: Any = f"DO $$ BEGIN RAISE 'far away' USING ERRCODE = '{code}'; END $$"
     with pytest.raises(psycopg.Error) as caught:
         await database.execute(raising)
     assert caught.value.sqlstate == code

@@ -14,6 +14,7 @@ from psycopg import ClientCursor, Connection, IsolationLevel, ServerCursor
 from psycopg.adapt import Dumper
 from psycopg.rows import dict_row
 from psycopg.types import TypeInfo
+from psycopg.types.string import TextLoader
 
 from pgmonkey import Database
 
@@ -57,7 +58,7 @@ def set_autocommit(connection: AnyAsyncConnection) -> None:
 def register(connection: AnyAsyncConnection) -> None:
     connection.adapters.register_dumper(str, Shouting)
     connection.adapters.types.add(TypeInfo("borrowers_own", 4242, 4243))
-    connection.adapters.register_loader("int4", psycopg.types.string.TextLoader)
+    connection.adapters.register_loader("int4", TextLoader)
 
 
 def listen(connection: AnyAsyncConnection) -> None:

@@ -297,7 +297,7 @@ def test_what_reset_leaves_open_is_closed(config: dict[str, Any], caplog: pytest
     with database.connection():
         pass
     assert "the 'reset' function left a transaction open" in caplog.text
-    leaving = "nothing"
+    leaving, pid = "nothing", 0
     for _ in range(2):
         with database.connection() as connection:
             assert connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE

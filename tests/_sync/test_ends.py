@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 import pytest
@@ -234,7 +234,7 @@ ENDS = [
 
 @pytest.mark.parametrize("cursor", [psycopg.Cursor, psycopg.ClientCursor, psycopg.RawCursor])
 def test_no_statement_ends_a_unit(cursor: type[psycopg.Cursor[Any]], database: Database, observer: Observer) -> None:
-    texts: Any = [text for end in ENDS for text in (end, end.encode(), sql.SQL(end))]
+    texts: Any = [text for end in ENDS for text in (end, end.encode(), sql.SQL(cast(Any, end)))]
     for fails in (False, True):
         with suppress(ZeroDivisionError):
             with database.transaction() as connection:

@@ -119,17 +119,18 @@ def test_a_pool_that_was_closed_is_not_found_again(config: dict[str, Any]) -> No
 def test_a_manager_that_is_gone_leaves_its_pool_to_who_uses_it(config: dict[str, Any], backends: Backends) -> None:
     """Without a variable for the manager, nobody else's `clear_cache` closes what it has given."""
     pool = PGConnectionManager().get_database_connection_from_dict(config, "pool")
-    for _ in range(2):
-        manager = PGConnectionManager()
-        assert manager.get_database_connection_from_dict(config, "pool") is pool, "still cached"
-        manager.clear_cache()
+    others = [PGConnectionManager(), PGConnectionManager()]
+    for other in others:
+        assert other.get_database_connection_from_dict(config, "pool") is pool, "still cached"
+        other.clear_cache()
         assert not pool.closed
         with pool as connection:
             assert connection.execute("SELECT 1").fetchone() == (1,)
-    del pool, connection
+            del connection
+    del pool
     wait_until(lambda: backends() == [])
-    pool = manager.get_database_connection_from_dict(config, "pool")
-    manager.clear_cache()
+    pool = others[0].get_database_connection_from_dict(config, "pool")
+    others[0].clear_cache()
     assert pool.closed, "it is another one, which only this manager has given"
 
 
