@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from contextlib import suppress
+from contextvars import copy_context
+from functools import partial
 from operator import methodcaller
 from queue import Empty, SimpleQueue
 from types import MethodType
@@ -82,11 +84,10 @@ def wait_for(future: Future[Any], timeout: float | None) -> None:
 
 def connect_within(deadline: Deadline | None, connect: Callable[..., T], arguments: Mapping[str, Any]) -> T:
     """Return what *connect* returns; raise `psycopg.errors.ConnectionTimeout` at the *deadline*."""
-    token = connecting_until.set(deadline)
-    try:
-        return connect(**arguments)
-    finally:
-        connecting_until.reset(token)
+    # In a context of its own: an interruption could leave the deadline to whoever connects next in this one.
+    context = copy_context()
+    context.run(connecting_until.set, deadline)
+    return context.run(partial(connect, **arguments))
 
 
 def acquire(lock: threading.Lock, timeout: float) -> bool:

@@ -25,6 +25,7 @@ import pytest
 
 import pgmonkey
 from pgmonkey import AsyncDatabase, Database, PoolTimeoutError
+from pgmonkey._driver.deadlines import connecting_until
 
 OURS = str(Path(pgmonkey.__file__).parent)
 SIZE = 2
@@ -206,6 +207,7 @@ def test_an_interrupted_connect_leaves_its_place(config: dict[str, Any]) -> None
     for tracer in interruptions(KeyboardInterrupt):
         database = Database(settings(config))
         interrupt(tracer, partial(database.fetch_one, "SELECT 1"))
+        assert connecting_until.get() is None, tracer.at
         assert_whole(database, tracer.at)
         database.close()
 
