@@ -113,8 +113,8 @@ def test_calls_in_tasks(name: str, config: dict[str, Any]) -> None:
     found = calls(lambda: loop.run_until_complete(often())) / 20
     loop.run_until_complete(database.close())
     loop.close()
-    # Before Python 3.12 asyncio.current_task() is Python, which calls twice, and about ten are needed.
-    assert found <= LIMITS[name][1] + 20 * (sys.version_info < (3, 12))
+    # Before Python 3.13 asyncio itself calls more: before 3.12 its current_task() is Python, which calls twice.
+    assert found <= LIMITS[name][1] + 20 * (sys.version_info < (3, 13))
 
 
 def test_calls_in_a_rotation_of_many_statements(config: dict[str, Any]) -> None:

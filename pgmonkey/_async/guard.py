@@ -99,9 +99,10 @@ class AsyncGuard(_Base):
         stop_at_exit()
         pgconn, state = self.pgconn, self.__dict__
         if isinstance(error, psycopg.Error):
+            if isinstance(error, CommandTimeoutError):
+                request_cancel(pgconn)
             if isinstance(error, (CommandTimeoutError, CommitUnknownError)):
                 # Closed, not reused: a server that is too slow may be too slow to confirm the cancel.
-                request_cancel(pgconn)
                 self.own_watcher().finish()
             reference: Callable[[], OnError | None] | None = state.get("on_error")
             on_error = reference and reference()

@@ -84,7 +84,8 @@ class AsyncUpkeep:
                 try:
                     self._ticker = Ticker(self._run)
                 except RuntimeError as error:  # no thread can be started: too many run, or the process ends
-                    logger.warning("%s: no upkeep for now: %s", pool.name, error)
+                    level = logging.DEBUG if "shutdown" in str(error) else logging.WARNING
+                    logger.log(level, "%s: no upkeep for now: %s", pool.name, error)
         elif hurry or not self._schedule.pause:
             self._schedule.pause = 0.0
             ticker.hurry()
