@@ -92,5 +92,6 @@ def test_a_wrong_configuration_is_one_line(tmp_path: Path) -> None:
         done = subprocess.run([*flask, *arguments], cwd=tmp_path, env=environ, capture_output=True, text=True)
         assert done.returncode == 1
         assert done.stderr == (
-            f"Error: {tmp_path}/nowhere.yaml: cannot read the configuration file: No such file or directory\n"
+            f"Error: shop: PGMONKEY_CONFIG: {tmp_path}/nowhere.yaml: cannot read the configuration file: "
+            "No such file or directory\n"
         )
