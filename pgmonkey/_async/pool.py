@@ -26,8 +26,6 @@ from .waiting import Caller, Queue, Waiter, current_loop, sleep
 logger = logging.getLogger("pgmonkey")
 
 
-# Seconds that a pool may take at least to open.
-_OPENING = 1.0
 # Seconds between new connections that are refused, doubled each time up to the second.
 _PAUSE = (0.1, 2.0)
 
@@ -190,10 +188,10 @@ class AsyncPool(Ledger[AsyncPooledConnection, Waiter[AsyncPooledConnection]]):
     async def open(self, timeout: float | None = None) -> None:
         """Make the first connection now, so that a wrong configuration fails here; do nothing when there was one.
 
-        *timeout* is in seconds; when None it is the pool's own, but at least a second, because that is for borrowers.
+        *timeout* is in seconds, the pool's own when None.
         """
         if not self.opened:
-            timeout = max(self._settings.timeout, _OPENING) if timeout is None else timeout
+            timeout = self._settings.timeout if timeout is None else timeout
             self.give_back(await self._checkout(timeout, checks=False))
 
     async def ping(self, timeout: float) -> None:

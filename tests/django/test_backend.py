@@ -224,7 +224,7 @@ def test_persistent_connections_are_refused_in_the_words_of_django(project: Path
 
 
 def test_an_exhausted_pool_names_who_holds_its_connections(project: Path, config: dict[str, Any]) -> None:
-    config["pool_settings"] = {"min_size": 1, "max_size": 1, "timeout": 0.05}
+    config["pool_settings"] = {"min_size": 1, "max_size": 1, "timeout": 0.5}
     (project / "config.yaml").write_text(yaml.safe_dump(config))
     code = """
 import threading

@@ -23,7 +23,7 @@ def db(config: dict[str, Any], observer: Observer) -> PGMonkey:
 
 @pytest.mark.parametrize("kind", ["async", "sync"])
 def test_an_exhausted_pool_names_the_route(config: dict[str, Any], caplog: pytest.LogCaptureFixture, kind: str) -> None:
-    config["pool_settings"] = config["async_pool_settings"] = {"max_size": 1, "timeout": 0.05}
+    config["pool_settings"] = config["async_pool_settings"] = {"max_size": 1, "timeout": 0.5}
     db = PGMonkey(config)
     app = FastAPI(lifespan=db.lifespan)
 

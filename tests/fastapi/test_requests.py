@@ -155,7 +155,7 @@ def test_what_fails_around_the_endpoint_rolls_back(app: FastAPI, db: PGMonkey, o
 
 
 def test_mounted_applications(config: dict[str, Any], observer: Observer, db: PGMonkey) -> None:
-    config["async_pool_settings"] = {"max_size": 1, "timeout": 0.05}
+    config["async_pool_settings"] = {"max_size": 1, "timeout": 0.5}
     db = PGMonkey(config)
     inner = FastAPI()
 

@@ -375,7 +375,7 @@ def test_session_values_are_those_of_the_request(app: Flask, db: PGMonkey) -> No
 def test_an_exhausted_pool_names_the_route(
     config: dict[str, Any], caplog: pytest.LogCaptureFixture, db: PGMonkey
 ) -> None:
-    config["pool_settings"] = {"max_size": 1, "timeout": 0.05}
+    config["pool_settings"] = {"max_size": 1, "timeout": 0.5}
     app = Flask("shop")
     app.config["PGMONKEY_CONFIG"] = config
     db.init_app(app)
