@@ -82,6 +82,10 @@ class LendableConnection(_Base):
             if commits:
                 check_answered(error)
             raise
+        except IndexError:  # psycopg takes the last of no results
+            if commits:
+                check_commit([], self)
+            raise
         if commits and result is not None:  # None: in a pipeline
             check_commit([result], self)
         return result
