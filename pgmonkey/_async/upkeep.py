@@ -133,10 +133,11 @@ class AsyncUpkeep:
     async def _failed(self, pool: AsyncKept, error: Exception) -> float:
         name = pool.name
         first, expired = self._schedule.failed()
+        reason = " ".join(str(error).split())
         if first:
-            logger.warning("%s: cannot connect, trying again: %s", name, error)
+            logger.warning("%s: cannot connect, trying again: %s", name, reason)
         elif expired:
-            logger.error("%s: cannot connect for %g s: %s", name, self._settings.reconnect_timeout, error)
+            logger.error("%s: cannot connect for %g s: %s", name, self._settings.reconnect_timeout, reason)
             if self._settings.reconnect_failed is not None:
                 await self._tell(self._settings.reconnect_failed, pool)
         return self._schedule.retry_after()

@@ -236,7 +236,10 @@ class Ledger(ABC, Generic[P, W]):
         if now - self._looked_at >= _LOOK_EVERY:
             self._looked_at = now
             # The exception of an interrupted task is in a cycle with the frames that it left, and these may have a
-            # connection.  It was made a moment ago, so it is among the young objects, which are quickly looked at.
+            # connection.  It was made a moment ago, so it is among the young objects, which are quickly looked at,
+            # once no connection, which is old, refers to one of the frames.
+            for pooled in self._connected():
+                pooled.settle_place()
             gc.collect(1)
         self.serve()
 
@@ -323,7 +326,8 @@ class Ledger(ABC, Generic[P, W]):
         self._counters["connections_errors"] += 1
         if isinstance(error, psycopg.Error):
             self._last_error = str(error)
-        if isinstance(error, psycopg.OperationalError):
+        # A pool that has never opened is for the caller to open again, or to give up.
+        if self.opened and isinstance(error, psycopg.OperationalError):
             self._review()
 
     def observe(self, error: psycopg.Error, pgconn: PGconn) -> None:

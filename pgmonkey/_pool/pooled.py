@@ -119,6 +119,11 @@ class Pooled(Generic[C, W]):
         """Where it was borrowed; None while it is idle, or used by the pool itself."""
         return Place.above(self.frame, self.label, None) if self.frame is not None else self.lent_at
 
+    def settle_place(self) -> None:
+        """Keep the place itself, and not the frame that it can be told from."""
+        if self.frame is not None:
+            self.lent_at, self.frame = self.place, None
+
     def __str__(self) -> str:
         age, place = f"{monotonic() - self.borrowed_at:.1f} s", self.place
         return age if place is None else f"{age}, borrowed {place}"
