@@ -192,22 +192,28 @@ async def connect_within(
         return await connect(**arguments)
     # A task of its own, which asyncio's timer ends: psycopg looks at the clock every 100 ms only.
     task = asyncio.ensure_future(connect(**arguments))
-    task.add_done_callback(_look_at_error)
     try:
         await asyncio.wait([task], timeout=deadline.left)
         if task.done():
             return task.result()
-    finally:
-        task.cancel()
+    except BaseException:
+        _give_up(task)
+        raise
+    _give_up(task)
     await asyncio.wait([task])
     del task  # with what it was making, for which the server waits: the error's traceback has this frame
     raise deadline.late(SILENT)
 
 
-def _look_at_error(task: asyncio.Future[Any]) -> None:
-    # asyncio logs the error of a task that nobody has asked for it.
-    if not task.cancelled():
-        task.exception()
+def _give_up(connecting: asyncio.Task[Any]) -> None:
+    connecting.cancel()
+    connecting.add_done_callback(_close_made)
+
+
+def _close_made(connecting: asyncio.Future[Any]) -> None:
+    # Python 3.10 and 3.11 may lose a cancellation, and go on.
+    if not connecting.cancelled() and connecting.exception() is None:
+        connecting.result().pgconn.finish()
 
 
 async def acquire(lock: asyncio.Lock, timeout: float) -> bool:

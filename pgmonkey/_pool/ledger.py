@@ -428,7 +428,8 @@ class Ledger(ABC, Generic[P, W]):
         """
         self.close_reason = self.close_reason or reason
         self._evict()
-        for pooled in self.lent:
+        # What upkeep has in hand was borrowed nowhere.
+        for pooled in [pooled for pooled in self.lent if pooled.place is not None]:
             logger.warning("%s: closed while a connection is still lent: %s", self.name, str(pooled))
 
     def leave(self) -> list[PGconn]:

@@ -43,7 +43,9 @@ def database(demo: Demo) -> Iterator[psycopg.Connection[Any]]:
 
 @pytest.fixture(params=SHOPS)
 def shop(request: pytest.FixtureRequest, demo: Demo, database: object) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=demo.urls[request.param]) as client:
+    # A new connection each time: an old gunicorn may close one that waits for a request, at the moment when that comes.
+    anew = httpx.Limits(max_keepalive_connections=0)
+    with httpx.Client(base_url=demo.urls[request.param], limits=anew) as client:
         yield client
 
 
