@@ -7,9 +7,9 @@ import contextlib
 import gc
 import itertools
 import os
-import time
 import random
 import sys
+import time
 import types
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
