@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -27,6 +26,7 @@ from .._driver.sql import Params, Statement, returns_rows, text_of
 from .._driver.transaction_mode import DEFAULT, TransactionMode
 from .._pool.cache import Holder, cache
 from .._pool.place import Label
+from .._pool.schedule import uniform
 from .._pool.scopes import Ask, SessionValues, Shared, ask, enter, find, inside, is_asking
 from ..errors import PoolClosedError
 from .fastpath import AsyncFastPath, begin_anew, may_repeat
@@ -487,7 +487,7 @@ class AsyncDatabase(Generic[Row]):
                     return await function()
             except (SerializationFailure, DeadlockDetected):
                 # At random, so that those that collided do not meet again.
-                await sleep(random.uniform(0, pause))  # noqa: S311
+                await sleep(uniform(0, pause))
                 pause = min(2 * pause, longest)
         async with block():
             return await function()

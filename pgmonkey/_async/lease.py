@@ -14,7 +14,7 @@ from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
 
 from .._driver.begin import Begin, set_command
-from .._driver.cancel import hang_up, request_cancel
+from .._driver.cancel import hang_up, request_cancel, stop_at_exit
 from .._driver.failure import Failure, Refusal
 from .._driver.lending import lend, route_notices, take_back
 from .._driver.psycopg_types import RowFactory
@@ -308,6 +308,7 @@ class AsyncLease:
 
     async def _not_committed(self, pooled: AsyncPooledConnection, results: list[PGresult], clean: bool) -> None:
         """Raise what *results* say in the place of COMMIT."""
+        stop_at_exit()  # which may have cancelled it
         try:
             check_commit(results, pooled.connection)
         except CommitUnknownError:

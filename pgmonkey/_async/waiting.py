@@ -61,6 +61,10 @@ _DONE.set_result(None)
 _NO_TASK: asyncio.Future[Any] = asyncio.Future(loop=cast(Any, _NoLoop()))
 
 
+# Seconds to wait for the end of an attempt to connect that was cancelled; before Python 3.12 it may go on for longer.
+_END = 0.02
+
+
 class Lock(asyncio.Lock):
     """A lock that belongs to the task that took it, and is taken and released in one step each.
 
@@ -200,7 +204,7 @@ async def connect_within(
         _give_up(task)
         raise
     _give_up(task)
-    await asyncio.wait([task])
+    await asyncio.wait([task], timeout=_END)
     del task  # with what it was making, for which the server waits: the error's traceback has this frame
     raise deadline.late(SILENT)
 

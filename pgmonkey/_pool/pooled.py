@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import weakref
 from collections.abc import Callable
 from os import getpid
@@ -19,6 +18,7 @@ from .._driver.prepared import Prepared
 from .._driver.psycopg_types import AnyConnection
 from . import forks
 from .place import Label, Place
+from .schedule import uniform
 
 
 class Watching(Protocol):
@@ -103,7 +103,7 @@ class Pooled(Generic[C, W]):
         self.plans = Plans(connection, self.prepared)
         self.arrived = watcher.arrived  # looked up once: the ledger asks at each borrow
         self.borrowed_at = monotonic()
-        lifetime = max_lifetime * random.uniform(1 - _JITTER, 1)  # noqa: S311
+        lifetime = max_lifetime * uniform(1 - _JITTER, 1)
         self.expires = monotonic() + lifetime
         self.renew_at = monotonic() + lifetime * (1 - EARLY)
         """When upkeep replaces it, if it is idle then."""

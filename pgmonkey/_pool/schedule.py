@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-import random
+from random import SystemRandom
 from time import monotonic
 
 from .._config.schema import PoolSettings
+
+# Not the program's own generator, whose numbers would change with the pool's work after a ``random.seed()``.
+uniform = SystemRandom().uniform
 
 # Seconds between two looks at a pool that has more connections than it keeps, or watches for leaks.
 _LOOK_EVERY = 5.0
@@ -39,7 +42,7 @@ class Schedule:
 
     def retry_after(self) -> float:
         """Return the seconds until the next attempt, jittered so that processes do not try all at once."""
-        return self.pause * random.uniform(0.75, 1.25)  # noqa: S311
+        return self.pause * uniform(0.75, 1.25)
 
     def succeeded(self) -> None:
         """Note that all connections could be made."""

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -29,6 +28,7 @@ from .._driver.sql import Params, Statement, returns_rows, text_of
 from .._driver.transaction_mode import DEFAULT, TransactionMode
 from .._pool.cache import Holder, cache
 from .._pool.place import Label
+from .._pool.schedule import uniform
 from .._pool.scopes import Ask, SessionValues, Shared, ask, enter, find, inside, is_asking
 from ..errors import PoolClosedError
 from .fastpath import FastPath, begin_anew, may_repeat
@@ -483,7 +483,7 @@ class Database(Generic[Row]):
                     return function()
             except (SerializationFailure, DeadlockDetected):
                 # At random, so that those that collided do not meet again.
-                sleep(random.uniform(0, pause))  # noqa: S311
+                sleep(uniform(0, pause))
                 pause = min(2 * pause, longest)
         with block():
             return function()
