@@ -35,6 +35,7 @@ def request_cancel(pgconn: PGconn) -> Future[None]:
     Use *pgconn* again only when the future is done: the request might end the next statement.
     """
     done: Future[None] = Future()
+    done.set_running_or_notify_cancel()  # from now on, a task that stops waiting cannot cancel it
     _pending.add(done)
     done.add_done_callback(_pending.discard)
     try:
