@@ -199,4 +199,7 @@ def _clean_cache() -> Iterator[None]:
     yield
     from pgmonkey._pool.cache import cache
 
-    cache.close()
+    for entry in list(cache._open):
+        if (handle := entry.handle()) is not None:
+            handle.terminate()
+        cache._forget(entry)

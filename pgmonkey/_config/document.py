@@ -25,7 +25,7 @@ class Secret(Protocol):
 
     def get_secret_value(self) -> str:
         """Return the value."""
-        raise NotImplementedError
+        ...
 
 
 class Url(Protocol):
@@ -33,7 +33,7 @@ class Url(Protocol):
 
     def unicode_string(self) -> str:
         """Return the URL."""
-        raise NotImplementedError
+        ...
 
 
 Path: TypeAlias = str | os.PathLike[str] | Secret | Url

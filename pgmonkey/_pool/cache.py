@@ -205,14 +205,6 @@ class Cache:
         held = list(holder.held.items())
         return [(entry.key, handle) for entry, handle in held if entry.successor is None and entry in self._open]
 
-    def close(self) -> None:
-        """Close every connection, at the end of the process."""
-        for entry in list(self._open):
-            handle = entry.handle()
-            if handle is not None:
-                handle.terminate()
-            self._forget(entry)
-
     def leave(self) -> list[PGconn]:
         """Close what is idle, at the end of the process; return what is at work."""
         handles = [handle for entry in list(self._open) if (handle := entry.handle()) is not None]

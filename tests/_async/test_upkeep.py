@@ -15,6 +15,7 @@ from pgmonkey._async.waiting import sleep
 from pgmonkey.embedded import Server
 
 from ..configs import pools
+from ..conftest import ON_CI
 
 Backends = Callable[[], list[tuple[int, str]]]
 Observer = psycopg.Connection[Any]
@@ -146,8 +147,9 @@ async def test_an_ordinary_error_replaces_no_connection(code: str, config: dict[
 
 async def test_a_foreign_server_that_is_away_replaces_no_connection(config: dict[str, Any]) -> None:
     database = AsyncDatabase(pools(config, min_size=2))
-    if await database.fetch_value("SELECT 1 FROM pg_available_extensions WHERE name = 'postgres_fdw'") is None:
-        pytest.skip("this server has no postgres_fdw")
+    available = "SELECT 1 FROM pg_available_extensions WHERE name = 'postgres_fdw'"
+    if await database.fetch_value(available) is None and not ON_CI:
+        pytest.skip("this server has no postgres_fdw; Debian's postgresql has it")
     await database.execute("CREATE EXTENSION postgres_fdw")
     await database.execute("CREATE SERVER away FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '127.0.0.1', port '1')")
     await database.execute("CREATE USER MAPPING FOR CURRENT_USER SERVER away")

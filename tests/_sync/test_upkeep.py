@@ -17,6 +17,7 @@ from pgmonkey._sync.waiting import sleep
 from pgmonkey.embedded import Server
 
 from ..configs import pools
+from ..conftest import ON_CI
 
 Backends = Callable[[], list[tuple[int, str]]]
 Observer = psycopg.Connection[Any]
@@ -148,8 +149,9 @@ def test_an_ordinary_error_replaces_no_connection(code: str, config: dict[str, A
 
 def test_a_foreign_server_that_is_away_replaces_no_connection(config: dict[str, Any]) -> None:
     database = Database(pools(config, min_size=2))
-    if database.fetch_value("SELECT 1 FROM pg_available_extensions WHERE name = 'postgres_fdw'") is None:
-        pytest.skip("this server has no postgres_fdw")
+    available = "SELECT 1 FROM pg_available_extensions WHERE name = 'postgres_fdw'"
+    if database.fetch_value(available) is None and not ON_CI:
+        pytest.skip("this server has no postgres_fdw; Debian's postgresql has it")
     database.execute("CREATE EXTENSION postgres_fdw")
     database.execute("CREATE SERVER away FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '127.0.0.1', port '1')")
     database.execute("CREATE USER MAPPING FOR CURRENT_USER SERVER away")
