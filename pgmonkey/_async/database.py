@@ -354,17 +354,15 @@ class AsyncDatabase(Generic[Row]):
     ) -> T:
         """Run *query* through psycopg, which is to prepare it unless the fast path *declined* because of that.
 
-        Returns what *fetch* returns.  The result is in memory then, and the connection, or the turn in the unit, given
-        back: *fetch* calls the program's classes, and these may use the database.
+        The values are loaded while the connection is there: some of psycopg's loaders look at it.  The rows are made
+        when it, or the turn in the unit, is given back: by the program's classes, which may use the database.
         """
 
-        async def work(connection: AsyncConnection[Row]) -> AsyncCursor[Any]:
-            return await self._execute(
-                connection, query, params, declined, tuple_row if fetch is _fetch_value else None
-            )
+        async def work(connection: AsyncConnection[Row]) -> Callable[[], T]:
+            return await fetch(await self._execute(connection, query, params, declined), connection.row_factory)
 
         if scope is not None:
-            return await fetch(await scope.do(work))
+            return (await scope.do(work))()
         handle = await self._pool()
         # Settings that hold for a transaction need one, also for a single statement.
         if handle.needs_transactions:
@@ -374,30 +372,22 @@ class AsyncDatabase(Generic[Row]):
         fetching = fetch is not _count
         text = text_of(query) if fetching else ""
         in_doubt = fetching and text not in self._returning and not returns_rows(text)
-        answers: list[T] = []
         lease = await self.borrow(autocommit=not in_doubt)
         try:
             lease.in_autocommit = not (in_doubt or lease.has_mode)
-            cursor = await work(lease.connection)
-            if in_doubt:
-                answers.append(await fetch(cursor))
-                if text:
-                    remember(self._returning, text, None, _MAX_RETURNING)
+            make = await work(lease.connection)
         except BaseException as error:
             await lease.finish(error, clean=lease.unclean)
             raise
         await lease.finish(clean=lease.unclean)
-        return answers[0] if in_doubt else await fetch(cursor)
+        if in_doubt and text:
+            remember(self._returning, text, None, _MAX_RETURNING)
+        return make()
 
     async def _execute(
-        self,
-        connection: AsyncConnection[Row],
-        query: Statement,
-        params: Params,
-        declined: Declined,
-        row_factory: AsyncRowFactory[Any] | None,
-    ) -> AsyncCursor[Any]:
-        cursor = connection.cursor(row_factory=row_factory or connection.row_factory)
+        self, connection: AsyncConnection[Row], query: Statement, params: Params, declined: Declined
+    ) -> AsyncCursor[TupleRow]:
+        cursor = connection.cursor(row_factory=tuple_row)
         outdated = declined is Declined.REFUSED
         try:
             await cursor.execute(query, params, prepare=False if outdated else None)
@@ -534,21 +524,27 @@ class AsyncDatabase(Generic[Row]):
 
 
 _Scope: TypeAlias = "AsyncUnitOfWork[Any] | AsyncNested"
-_Fetch: TypeAlias = "Callable[[AsyncCursor[Any]], Awaitable[T]]"
+_Fetch: TypeAlias = "Callable[[AsyncCursor[TupleRow], AsyncRowFactory[Any]], Awaitable[Callable[[], T]]]"
+"""Loads the values of a result; returns what makes the answer of a query method from them."""
 
 
-async def _fetch_one(cursor: AsyncCursor[Row]) -> Row | None:
-    return await cursor.fetchone()
+async def _fetch_one(cursor: AsyncCursor[TupleRow], row_factory: AsyncRowFactory[Row]) -> Callable[[], Row | None]:
+    values = await cursor.fetchone()
+    make = row_factory(cursor)
+    return lambda: None if values is None else make(values)
 
 
-async def _fetch_all(cursor: AsyncCursor[Row]) -> list[Row]:
-    return await cursor.fetchall()
+async def _fetch_all(cursor: AsyncCursor[TupleRow], row_factory: AsyncRowFactory[Row]) -> Callable[[], list[Row]]:
+    rows = await cursor.fetchall()
+    make = row_factory(cursor)
+    return lambda: [make(values) for values in rows]
 
 
-async def _fetch_value(cursor: AsyncCursor[Any]) -> Any:
-    row = await cursor.fetchone()
-    return None if row is None else row[0]
+async def _fetch_value(cursor: AsyncCursor[TupleRow], _row_factory: AsyncRowFactory[Any]) -> Callable[[], Any]:
+    values = await cursor.fetchone()
+    return lambda: None if values is None else values[0]
 
 
-async def _count(cursor: AsyncCursor[Any]) -> int:
-    return cursor.rowcount
+async def _count(cursor: AsyncCursor[TupleRow], _row_factory: AsyncRowFactory[Any]) -> Callable[[], int]:
+    count = cursor.rowcount
+    return lambda: count

@@ -352,15 +352,15 @@ class Database(Generic[Row]):
     def _run(self, scope: _Scope | None, query: Statement, params: Params, fetch: _Fetch[T], declined: Declined) -> T:
         """Run *query* through psycopg, which is to prepare it unless the fast path *declined* because of that.
 
-        Returns what *fetch* returns.  The result is in memory then, and the connection, or the turn in the unit, given
-        back: *fetch* calls the program's classes, and these may use the database.
+        The values are loaded while the connection is there: some of psycopg's loaders look at it.  The rows are made
+        when it, or the turn in the unit, is given back: by the program's classes, which may use the database.
         """
 
-        def work(connection: Connection[Row]) -> Cursor[Any]:
-            return self._execute(connection, query, params, declined, tuple_row if fetch is _fetch_value else None)
+        def work(connection: Connection[Row]) -> Callable[[], T]:
+            return fetch(self._execute(connection, query, params, declined), connection.row_factory)
 
         if scope is not None:
-            return fetch(scope.do(work))
+            return (scope.do(work))()
         handle = self._pool()
         # Settings that hold for a transaction need one, also for a single statement.
         if handle.needs_transactions:
@@ -370,30 +370,22 @@ class Database(Generic[Row]):
         fetching = fetch is not _count
         text = text_of(query) if fetching else ""
         in_doubt = fetching and text not in self._returning and not returns_rows(text)
-        answers: list[T] = []
         lease = self.borrow(autocommit=not in_doubt)
         try:
             lease.in_autocommit = not (in_doubt or lease.has_mode)
-            cursor = work(lease.connection)
-            if in_doubt:
-                answers.append(fetch(cursor))
-                if text:
-                    remember(self._returning, text, None, _MAX_RETURNING)
+            make = work(lease.connection)
         except BaseException as error:
             lease.finish(error, clean=lease.unclean)
             raise
         lease.finish(clean=lease.unclean)
-        return answers[0] if in_doubt else fetch(cursor)
+        if in_doubt and text:
+            remember(self._returning, text, None, _MAX_RETURNING)
+        return make()
 
     def _execute(
-        self,
-        connection: Connection[Row],
-        query: Statement,
-        params: Params,
-        declined: Declined,
-        row_factory: RowFactory[Any] | None,
-    ) -> Cursor[Any]:
-        cursor = connection.cursor(row_factory=row_factory or connection.row_factory)
+        self, connection: Connection[Row], query: Statement, params: Params, declined: Declined
+    ) -> Cursor[TupleRow]:
+        cursor = connection.cursor(row_factory=tuple_row)
         outdated = declined is Declined.REFUSED
         try:
             cursor.execute(query, params, prepare=False if outdated else None)
@@ -530,21 +522,27 @@ class Database(Generic[Row]):
 
 
 _Scope: TypeAlias = "UnitOfWork[Any] | Nested"
-_Fetch: TypeAlias = "Callable[[Cursor[Any]], T]"
+_Fetch: TypeAlias = "Callable[[Cursor[TupleRow], RowFactory[Any]], Callable[[], T]]"
+"""Loads the values of a result; returns what makes the answer of a query method from them."""
 
 
-def _fetch_one(cursor: Cursor[Row]) -> Row | None:
-    return cursor.fetchone()
+def _fetch_one(cursor: Cursor[TupleRow], row_factory: RowFactory[Row]) -> Callable[[], Row | None]:
+    values = cursor.fetchone()
+    make = row_factory(cursor)
+    return lambda: None if values is None else make(values)
 
 
-def _fetch_all(cursor: Cursor[Row]) -> list[Row]:
-    return cursor.fetchall()
+def _fetch_all(cursor: Cursor[TupleRow], row_factory: RowFactory[Row]) -> Callable[[], list[Row]]:
+    rows = cursor.fetchall()
+    make = row_factory(cursor)
+    return lambda: [make(values) for values in rows]
 
 
-def _fetch_value(cursor: Cursor[Any]) -> Any:
-    row = cursor.fetchone()
-    return None if row is None else row[0]
+def _fetch_value(cursor: Cursor[TupleRow], _row_factory: RowFactory[Any]) -> Callable[[], Any]:
+    values = cursor.fetchone()
+    return lambda: None if values is None else values[0]
 
 
-def _count(cursor: Cursor[Any]) -> int:
-    return cursor.rowcount
+def _count(cursor: Cursor[TupleRow], _row_factory: RowFactory[Any]) -> Callable[[], int]:
+    count = cursor.rowcount
+    return lambda: count

@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import AsyncClientCursor, AsyncConnection, AsyncRawCursor, AsyncRawServerCursor, sql
-from psycopg.rows import class_row, namedtuple_row, scalar_row
+from psycopg.rows import class_row, dict_row, namedtuple_row, scalar_row, tuple_row
 
 from pgmonkey import AsyncDatabase
 
@@ -117,6 +117,42 @@ async def test_a_value_whatever_the_rows(factory: Any, config: dict[str, Any]) -
             assert await database.fetch_value(query) == 1
     assert await database.ping() > 0
     await database.close()
+
+
+# psycopg makes their loaders, or those of their elements, when it comes to them, and looks at the connection then.
+LATE = [
+    "SELECT ROW(1, 'a', NULL, now()) AS a",
+    "SELECT t FROM (SELECT 1, 'a' WHERE %s) AS t",
+    "SELECT NULL::record AS a UNION ALL SELECT ROW(ARRAY['a', NULL], ROW(1.5))",
+    "SELECT ARRAY[NULL, 1]::int8[] AS a, ARRAY[now(), NULL] AS b, ARRAY['a'::bytea] AS c",
+    "SELECT tstzrange(now(), NULL) AS a, ARRAY[tstzrange(now(), NULL)] AS b, '{[1,3)}'::int4multirange AS c",
+]
+
+
+@pytest.mark.parametrize("factory", [tuple_row, dict_row, class_row(Thing)])
+@pytest.mark.parametrize("query", LATE)
+async def test_values_whose_loaders_look_at_the_connection(query: str, factory: Any, config: dict[str, Any]) -> None:
+    params = [True] if "%s" in query else None
+    found = []
+    # A database for each: one that has it prepared executes it in another way.
+    for way in ("connection", "fetch_all", "fetch_one", "fetch_value"):
+        database: AsyncDatabase[Any] = AsyncDatabase(prepared(config), row_factory=factory)
+        for _ in range(4):
+            if way == "connection":
+                async with database.connection() as connection:
+                    rows = await (await connection.execute(query, params)).fetchall()
+            else:
+                answer = await getattr(database, way)(query, params)
+                rows = {"fetch_all": answer, "fetch_one": [answer], "fetch_value": [(answer,)]}[way]
+            found.append([list(map(type, values_of(row))) for row in rows])
+        await database.close()
+    expected = found[0]
+    assert found == [expected] * 8 + [expected[:1]] * 4 + [[expected[0][:1]]] * 4
+
+
+def values_of(row: Any) -> tuple[Any, ...]:
+    named = row.values if isinstance(row, Thing) else row
+    return tuple(named.values()) if isinstance(named, dict) else named
 
 
 @pytest.mark.parametrize("factory", [AsyncRawCursor, AsyncClientCursor, AsyncRawServerCursor])
