@@ -186,7 +186,8 @@ class Server:
     def start(self) -> None:
         """Create the cluster if need be and start the server; return when it accepts connections.
 
-        Raises `EmbeddedError` when there are no binaries or the server does not start within 60 seconds.
+        Raises `EmbeddedError` when there are no binaries, a file or folder cannot be made, or the server does not start
+        within 60 seconds.
         """
         try:
             self._temporary = _make_temporary()
@@ -206,8 +207,12 @@ class Server:
             finally:
                 os.close(folder)
             self._launch(base / "data")
-        except BaseException:  # KeyboardInterrupt too: __exit__() is not called when __enter__() fails
+        except BaseException as error:  # KeyboardInterrupt too: __exit__() is not called when __enter__() fails
             self.stop()
+            if isinstance(error, OSError):
+                raise EmbeddedError(
+                    f"cannot make a cluster in {self._folder or tempfile.gettempdir()}: {error}"
+                ) from error
             raise
 
     def stop(self) -> None:

@@ -197,6 +197,14 @@ def test_a_password_file_that_is_something_else_is_refused(outside: Path) -> Non
         secret.rmdir() if secret.is_dir() else secret.unlink()
 
 
+def test_a_folder_that_cannot_be_used_is_told_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "taken" / "password").mkdir(parents=True)
+    for folder, problem in [(tmp_path / "file" / "cluster", "Not a directory"), (tmp_path / "taken", "password")]:
+        with pytest.raises(EmbeddedError, match=f"cannot make a cluster in {folder}: .*{problem}"):
+            Server(folder).start()
+
+
 def test_the_server_gets_a_small_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_TOKEN", "hunter2")
     with Server() as server:
