@@ -155,12 +155,13 @@ def in_memory():
 def run_pytest(session, *arguments, whole=False):
     """Run the tests against what is installed: ``python -m pytest`` would find the source tree first.
 
-    Programs are drawn at random, anew in each session, so one session draws many of them; *whole* says which.
+    Programs are drawn at random, the same ones each time; *whole* says which session draws many of them.
     """
     environ = {"PGMONKEY_TEST_INSTALLED": "1", **in_memory()}
     if not whole:
         environ.update(PGMONKEY_PROPERTIES="50", PGMONKEY_EXAMPLES="25")
-    session.run("pytest", "--numprocesses=2", *arguments, *session.posargs, env=environ)
+    run = ("pytest", "--numprocesses=2", "--hypothesis-profile=same")
+    session.run(*run, *arguments, *session.posargs, env=environ)
 
 
 @nox.session(python=FOUND)
@@ -214,7 +215,7 @@ def ecosystem(session):
 
 @nox.session
 def properties(session):
-    """Compare 20,000 random programs with what psycopg alone makes of them; ``-- 1000`` for another number.
+    """Compare 20,000 new random programs with what psycopg alone makes of them; ``-- 1000`` for another number.
 
     Then serve 2,000 random applications of each framework, and compare what is stored with the statuses that left; then
     run 5,000 random programs of blocks side by side, and compare it with what was acknowledged.
@@ -227,7 +228,7 @@ def properties(session):
         "PGMONKEY_EXAMPLES": "2000",
         "PGMONKEY_PROPERTIES": session.posargs[0] if session.posargs else "20000",
     }
-    run = ("pytest", "--numprocesses=0", "--timeout=0")
+    run = ("pytest", "--numprocesses=0", "--timeout=0", "--hypothesis-profile=new")
     grids = [f"tests/contract/test_grid_{name}.py" for name in ("flask", "fastapi", "django")]
     session.run(*run, "tests/properties", *grids, env={**environ, **in_memory()})
     environ["PGMONKEY_EXAMPLES"] = "5000"

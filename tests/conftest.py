@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 import yaml
+from hypothesis import settings
 from psycopg import sql
 
 import pgmonkey
@@ -33,6 +34,9 @@ AT_BOTH_ENDS = {
     *("test_embedded.py", "test_structure.py"),
 }
 _SERVERS = "(?:flask|fastapi|django)(?:-sync|-gthread|-uvloop|-hypercorn)?"
+# How programs are drawn: the same in each run, so that a change is not refused for another's fault; or new ones.
+settings.register_profile("same", derandomize=True)
+settings.register_profile("new", derandomize=False)
 _numbers = itertools.count(1)
 _server: Server | None = None
 
