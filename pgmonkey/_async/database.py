@@ -355,14 +355,15 @@ class AsyncDatabase(Generic[Row]):
         """Run *query* through psycopg, which is to prepare it unless the fast path *declined* because of that.
 
         The values are loaded while the connection is there: some of psycopg's loaders look at it.  The rows are made
-        when it, or the turn in the unit, is given back: by the program's classes, which may use the database.
+        when it is given back, by the program's classes, which may use the database.
         """
 
-        async def work(connection: AsyncConnection[Row]) -> Callable[[], T]:
-            return await fetch(await self._execute(connection, query, params, declined), connection.row_factory)
+        async def work(connection: AsyncConnection[Row]) -> tuple[AsyncCursor[TupleRow], AsyncRowFactory[Any]]:
+            return await self._execute(connection, query, params, declined), connection.row_factory
 
         if scope is not None:
-            return (await scope.do(work))()
+            # Not in the unit's turn: the program's loaders, too, may use the database.
+            return (await fetch(*await scope.do(work)))()
         handle = await self._pool()
         # Settings that hold for a transaction need one, also for a single statement.
         if handle.needs_transactions:
@@ -375,7 +376,7 @@ class AsyncDatabase(Generic[Row]):
         lease = await self.borrow(autocommit=not in_doubt)
         try:
             lease.in_autocommit = not (in_doubt or lease.has_mode)
-            make = await work(lease.connection)
+            make = await fetch(*await work(lease.connection))
         except BaseException as error:
             await lease.finish(error, clean=lease.unclean)
             raise

@@ -353,14 +353,15 @@ class Database(Generic[Row]):
         """Run *query* through psycopg, which is to prepare it unless the fast path *declined* because of that.
 
         The values are loaded while the connection is there: some of psycopg's loaders look at it.  The rows are made
-        when it, or the turn in the unit, is given back: by the program's classes, which may use the database.
+        when it is given back, by the program's classes, which may use the database.
         """
 
-        def work(connection: Connection[Row]) -> Callable[[], T]:
-            return fetch(self._execute(connection, query, params, declined), connection.row_factory)
+        def work(connection: Connection[Row]) -> tuple[Cursor[TupleRow], RowFactory[Any]]:
+            return self._execute(connection, query, params, declined), connection.row_factory
 
         if scope is not None:
-            return (scope.do(work))()
+            # Not in the unit's turn: the program's loaders, too, may use the database.
+            return (fetch(*scope.do(work)))()
         handle = self._pool()
         # Settings that hold for a transaction need one, also for a single statement.
         if handle.needs_transactions:
@@ -373,7 +374,7 @@ class Database(Generic[Row]):
         lease = self.borrow(autocommit=not in_doubt)
         try:
             lease.in_autocommit = not (in_doubt or lease.has_mode)
-            make = work(lease.connection)
+            make = fetch(*work(lease.connection))
         except BaseException as error:
             lease.finish(error, clean=lease.unclean)
             raise

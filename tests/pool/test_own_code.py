@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg.adapt import Dumper
+from psycopg.adapt import Dumper, Loader
 from psycopg.rows import class_row
 
 from pgmonkey import Database
@@ -51,6 +51,31 @@ def test_a_row_class_may_use_the_database(way: str, config_of_one: dict[str, Any
                 10,
                 20,
             ]
+
+    if way == "alone":
+        read()
+    else:
+        with getattr(database, way)():
+            read()
+    database.close()
+
+
+@pytest.mark.parametrize("way", ["alone", "transaction", "unit_of_work"])
+def test_a_loader_may_use_the_database(way: str, config_of_one: dict[str, Any]) -> None:
+    class Looking(Loader):
+        def load(self, data: Any) -> Any:
+            return database.fetch_value("SELECT 10 * %s::int8", [int(bytes(data))])
+
+    def configure(connection: psycopg.Connection[Any]) -> None:
+        connection.adapters.register_loader("int4", Looking)
+
+    # It is called while its connection is there, which it may look at, so it needs another one where that is lent.
+    config_of_one["pool_settings"].update(configure=configure, max_size=2)
+    database = Database(config_of_one)
+
+    def read() -> None:
+        for _ in range(6):
+            assert database.fetch_all("SELECT a FROM generate_series(1, %s) AS a", [2]) == [(10,), (20,)]
 
     if way == "alone":
         read()
