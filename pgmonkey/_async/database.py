@@ -16,7 +16,7 @@ from psycopg.errors import (
     QueryCanceled,
     SerializationFailure,
 )
-from psycopg.rows import AsyncRowFactory, Row, TupleRow, tuple_row
+from psycopg.rows import AsyncRowFactory, Row, RowMaker, TupleRow, tuple_row
 
 from .._config.blueprint import blueprint
 from .._config.source import Origin, Sources
@@ -358,8 +358,9 @@ class AsyncDatabase(Generic[Row]):
         when it is given back, by the program's classes, which may use the database.
         """
 
-        async def work(connection: AsyncConnection[Row]) -> tuple[AsyncCursor[TupleRow], AsyncRowFactory[Any]]:
-            return await self._execute(connection, query, params, declined), connection.row_factory
+        async def work(connection: AsyncConnection[Row]) -> tuple[AsyncCursor[TupleRow], RowMaker[Any]]:
+            cursor = await self._execute(connection, query, params, declined)
+            return cursor, tuple if fetch is _fetch_value else connection.row_factory(cursor)
 
         if scope is not None:
             # Not in the unit's turn: the program's loaders, too, may use the database.
@@ -525,27 +526,25 @@ class AsyncDatabase(Generic[Row]):
 
 
 _Scope: TypeAlias = "AsyncUnitOfWork[Any] | AsyncNested"
-_Fetch: TypeAlias = "Callable[[AsyncCursor[TupleRow], AsyncRowFactory[Any]], Awaitable[Callable[[], T]]]"
+_Fetch: TypeAlias = "Callable[[AsyncCursor[TupleRow], RowMaker[Any]], Awaitable[Callable[[], T]]]"
 """Loads the values of a result; returns what makes the answer of a query method from them."""
 
 
-async def _fetch_one(cursor: AsyncCursor[TupleRow], row_factory: AsyncRowFactory[Row]) -> Callable[[], Row | None]:
+async def _fetch_one(cursor: AsyncCursor[TupleRow], make: RowMaker[Row]) -> Callable[[], Row | None]:
     values = await cursor.fetchone()
-    make = row_factory(cursor)
     return lambda: None if values is None else make(values)
 
 
-async def _fetch_all(cursor: AsyncCursor[TupleRow], row_factory: AsyncRowFactory[Row]) -> Callable[[], list[Row]]:
+async def _fetch_all(cursor: AsyncCursor[TupleRow], make: RowMaker[Row]) -> Callable[[], list[Row]]:
     rows = await cursor.fetchall()
-    make = row_factory(cursor)
     return lambda: [make(values) for values in rows]
 
 
-async def _fetch_value(cursor: AsyncCursor[TupleRow], _row_factory: AsyncRowFactory[Any]) -> Callable[[], Any]:
+async def _fetch_value(cursor: AsyncCursor[TupleRow], _make: RowMaker[Any]) -> Callable[[], Any]:
     values = await cursor.fetchone()
     return lambda: None if values is None else values[0]
 
 
-async def _count(cursor: AsyncCursor[TupleRow], _row_factory: AsyncRowFactory[Any]) -> Callable[[], int]:
+async def _count(cursor: AsyncCursor[TupleRow], _make: RowMaker[Any]) -> Callable[[], int]:
     count = cursor.rowcount
     return lambda: count

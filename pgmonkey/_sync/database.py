@@ -18,7 +18,7 @@ from psycopg.errors import (
     QueryCanceled,
     SerializationFailure,
 )
-from psycopg.rows import Row, RowFactory, TupleRow, tuple_row
+from psycopg.rows import Row, RowFactory, RowMaker, TupleRow, tuple_row
 
 from .._config.blueprint import blueprint
 from .._config.source import Origin, Sources
@@ -356,8 +356,9 @@ class Database(Generic[Row]):
         when it is given back, by the program's classes, which may use the database.
         """
 
-        def work(connection: Connection[Row]) -> tuple[Cursor[TupleRow], RowFactory[Any]]:
-            return self._execute(connection, query, params, declined), connection.row_factory
+        def work(connection: Connection[Row]) -> tuple[Cursor[TupleRow], RowMaker[Any]]:
+            cursor = self._execute(connection, query, params, declined)
+            return cursor, tuple if fetch is _fetch_value else connection.row_factory(cursor)
 
         if scope is not None:
             # Not in the unit's turn: the program's loaders, too, may use the database.
@@ -523,27 +524,25 @@ class Database(Generic[Row]):
 
 
 _Scope: TypeAlias = "UnitOfWork[Any] | Nested"
-_Fetch: TypeAlias = "Callable[[Cursor[TupleRow], RowFactory[Any]], Callable[[], T]]"
+_Fetch: TypeAlias = "Callable[[Cursor[TupleRow], RowMaker[Any]], Callable[[], T]]"
 """Loads the values of a result; returns what makes the answer of a query method from them."""
 
 
-def _fetch_one(cursor: Cursor[TupleRow], row_factory: RowFactory[Row]) -> Callable[[], Row | None]:
+def _fetch_one(cursor: Cursor[TupleRow], make: RowMaker[Row]) -> Callable[[], Row | None]:
     values = cursor.fetchone()
-    make = row_factory(cursor)
     return lambda: None if values is None else make(values)
 
 
-def _fetch_all(cursor: Cursor[TupleRow], row_factory: RowFactory[Row]) -> Callable[[], list[Row]]:
+def _fetch_all(cursor: Cursor[TupleRow], make: RowMaker[Row]) -> Callable[[], list[Row]]:
     rows = cursor.fetchall()
-    make = row_factory(cursor)
     return lambda: [make(values) for values in rows]
 
 
-def _fetch_value(cursor: Cursor[TupleRow], _row_factory: RowFactory[Any]) -> Callable[[], Any]:
+def _fetch_value(cursor: Cursor[TupleRow], _make: RowMaker[Any]) -> Callable[[], Any]:
     values = cursor.fetchone()
     return lambda: None if values is None else values[0]
 
 
-def _count(cursor: Cursor[TupleRow], _row_factory: RowFactory[Any]) -> Callable[[], int]:
+def _count(cursor: Cursor[TupleRow], _make: RowMaker[Any]) -> Callable[[], int]:
     count = cursor.rowcount
     return lambda: count
