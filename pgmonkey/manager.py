@@ -20,12 +20,18 @@ SyncKind = Literal["normal", "pool"]
 AsyncKind = Literal["async", "async_pool"]
 
 
-class Options(TypedDict, total=False):
+class Reading(TypedDict, total=False):
+    """How a configuration is read."""
+
+    resolve_env: bool
+    allow_sensitive_defaults: bool
+    profile: str | None
+
+
+class Options(Reading, total=False):
     """Options of `PGConnectionManager.get_database_connection`."""
 
     force_reload: bool
-    resolve_env: bool
-    allow_sensitive_defaults: bool
 
 
 class CacheInfo(TypedDict):
@@ -63,16 +69,19 @@ class PGConnectionManager:
         force_reload: bool = False,
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
+        profile: str | None = None,
     ) -> ConnectionHandle | Awaitable[AsyncConnectionHandle]:
         """Return the open connection or pool of *kind* for the configuration file *config*; awaitable for async kinds.
 
         *kind* is ``normal``, ``pool``, ``async`` or ``async_pool``, and defaults to the file's ``connection_type``.
         The same configuration and kind give the same object, until the file changes, or a variable or secret file that
-        it refers to.  *force_reload* replaces the object with a new one.
+        it refers to.  *force_reload* replaces the object with a new one; *profile* chooses one of the ``profiles``.
 
         Raises `ConfigError`, `EnvInterpolationError`, or psycopg's exception when the server cannot be reached.
         """
-        return self._open(self._sources.config(config, resolve_env, allow_sensitive_defaults), kind, force_reload)
+        return self._open(
+            self._sources.config(config, resolve_env, allow_sensitive_defaults, profile), kind, force_reload
+        )
 
     @overload
     def get_database_connection_from_dict(
@@ -94,9 +103,12 @@ class PGConnectionManager:
         force_reload: bool = False,
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
+        profile: str | None = None,
     ) -> ConnectionHandle | Awaitable[AsyncConnectionHandle]:
         """Do as `get_database_connection`, for a configuration that is a mapping already."""
-        return self._open(self._sources.config(config, resolve_env, allow_sensitive_defaults), kind, force_reload)
+        return self._open(
+            self._sources.config(config, resolve_env, allow_sensitive_defaults, profile), kind, force_reload
+        )
 
     @property
     def cache_info(self) -> CacheInfo:
@@ -121,9 +133,16 @@ class PGConnectionManager:
         """Do as `clear_cache`, which waits for nothing and so may be called inside an event loop too."""
         self.clear_cache()
 
-    def load(self, config: Origin, *, resolve_env: bool = False, allow_sensitive_defaults: bool = False) -> Config:
+    def load(
+        self,
+        config: Origin,
+        *,
+        resolve_env: bool = False,
+        allow_sensitive_defaults: bool = False,
+        profile: str | None = None,
+    ) -> Config:
         """Return the checked configuration; read a file again only when it, or what it refers to, has changed."""
-        return self._sources.config(config, resolve_env, allow_sensitive_defaults)
+        return self._sources.config(config, resolve_env, allow_sensitive_defaults, profile)
 
     # Not a coroutine: for sync kinds the callers get the connection itself.
     def _open(

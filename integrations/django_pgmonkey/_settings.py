@@ -23,7 +23,7 @@ ConnectionParams = dict[str, Any]
 """Keyword arguments of psycopg's ``connect()``."""
 
 # Options of pgmonkey, and of Django's own backend; all others are keywords of libpq.
-_OURS = ("config", "resolve_env", "allow_sensitive_defaults", "release")
+_OURS = ("config", "resolve_env", "allow_sensitive_defaults", "profile", "release")
 _DJANGOS = ("pool", "assume_role", "isolation_level", "server_side_binding", "prepare_threshold", "cursor_factory")
 # Django's names of settings, and libpq's keywords for them.
 _SETTINGS = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port"}
@@ -57,14 +57,14 @@ def for_libpq(settings: ConnectionParams) -> ConnectionParams:
 
 
 @lru_cache
-def _reader(path: str, allow_sensitive_defaults: bool, keyword: str) -> Callable[[], str]:
+def _reader(path: str, allow_sensitive_defaults: bool, profile: str | None, keyword: str) -> Callable[[], str]:
     """Return a function that reads *keyword* from the file.
 
     For equal arguments it is the same function: pools are found by their configuration, of which it is a part.
     """
 
     def read() -> str:
-        config = load_config(path, resolve_env=True, allow_sensitive_defaults=allow_sensitive_defaults)
+        config = load_config(path, resolve_env=True, allow_sensitive_defaults=allow_sensitive_defaults, profile=profile)
         return str(for_libpq(config["connection_settings"])[keyword])
 
     return read
@@ -111,6 +111,7 @@ class Settings:
             options["config"],
             resolve_env=options.get("resolve_env", False),
             allow_sensitive_defaults=options.get("allow_sensitive_defaults", False),
+            profile=options.get("profile"),
         )
 
     def require(self) -> None:
@@ -162,7 +163,7 @@ class Settings:
         names = {"user": "USER", "password": "PASSWORD"}
         own = for_libpq(self.yaml["connection_settings"])
         return {
-            keyword: _reader(self.path, options.get("allow_sensitive_defaults", False), keyword)
+            keyword: _reader(self.path, options.get("allow_sensitive_defaults", False), options.get("profile"), keyword)
             for keyword, name in names.items()
             if keyword in own and not self.settings[name] and keyword not in options
         }

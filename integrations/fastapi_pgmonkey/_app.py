@@ -33,6 +33,7 @@ class Options(TypedDict):
 
     resolve_env: bool
     allow_sensitive_defaults: bool
+    profile: str | None
 
 
 logger = logging.getLogger("pgmonkey")
@@ -43,7 +44,8 @@ _READY_WITHIN = 2.0  # seconds: orchestrators give up on a probe after a few
 class PGMonkey(Generic[Row]):
     """PostgreSQL in a FastAPI application.
 
-    *config* is the path of a YAML file, a URL, or a mapping.  *row_factory* is psycopg's; rows are tuples by default.
+    *config* is the path of a YAML file, a URL, or a mapping; *profile* chooses one of its ``profiles``.  *row_factory*
+    is psycopg's; rows are tuples by default.
 
     With ``transaction="request"``, a request is one transaction, begun by its first query.  It is committed before the
     response leaves when the status is below 400, and rolled back otherwise; a COMMIT that fails is an exception for the
@@ -64,6 +66,7 @@ class PGMonkey(Generic[Row]):
         *,
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
+        profile: str | None = None,
         row_factory: None = None,
         transaction: Transaction = "request",
         cancel_on_disconnect: bool = True,
@@ -77,6 +80,7 @@ class PGMonkey(Generic[Row]):
         *,
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
+        profile: str | None = None,
         row_factory: BaseRowFactory[Row],
         transaction: Transaction = "request",
         cancel_on_disconnect: bool = True,
@@ -89,6 +93,7 @@ class PGMonkey(Generic[Row]):
         *,
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
+        profile: str | None = None,
         row_factory: BaseRowFactory[Row] | None = None,
         transaction: Transaction = "request",
         cancel_on_disconnect: bool = True,
@@ -104,6 +109,7 @@ class PGMonkey(Generic[Row]):
             config,
             resolve_env=resolve_env,
             allow_sensitive_defaults=allow_sensitive_defaults,
+            profile=profile,
             row_factory=factory,
             session_values=self._values_of_request,
         )
@@ -112,6 +118,7 @@ class PGMonkey(Generic[Row]):
             config,
             resolve_env=resolve_env,
             allow_sensitive_defaults=allow_sensitive_defaults,
+            profile=profile,
             row_factory=factory,
             session_values=self._values_of_request,
         )
@@ -119,7 +126,11 @@ class PGMonkey(Generic[Row]):
         self.transaction: Transaction = transaction
         self.cancel_on_disconnect = cancel_on_disconnect
         self._config = config
-        self._options: Options = {"resolve_env": resolve_env, "allow_sensitive_defaults": allow_sensitive_defaults}
+        self._options: Options = {
+            "resolve_env": resolve_env,
+            "allow_sensitive_defaults": allow_sensitive_defaults,
+            "profile": profile,
+        }
         self._open_at_start = open_at_start
         self._session_values: SessionValues | None = None
         self.threads = Threads()

@@ -21,9 +21,10 @@ from ._unavailable import UNAVAILABLE, answer_unavailable, health_blueprint
 class PGMonkey(BoundDatabase[Row]):
     """PostgreSQL in a Flask application.
 
-    Reads from ``app.config``: ``PGMONKEY_CONFIG`` (path of a YAML file, relative to the application's root, a URL, or a
-    mapping), ``PGMONKEY_RESOLVE_ENV``, ``PGMONKEY_ALLOW_SENSITIVE_DEFAULTS``, ``PGMONKEY_TRANSACTION``, and
-    ``PGMONKEY_BINDS``, which names further databases: ``{"reports": "reports.yaml"}`` is ``db["reports"]``.
+    Reads from ``app.config``: ``PGMONKEY_CONFIG`` (path of a YAML file, relative to the application's root, a URL,
+    or a mapping), ``PGMONKEY_RESOLVE_ENV``, ``PGMONKEY_ALLOW_SENSITIVE_DEFAULTS``, ``PGMONKEY_PROFILE`` (one of the
+    file's ``profiles``), ``PGMONKEY_TRANSACTION``, and ``PGMONKEY_BINDS``, which names further databases:
+    ``{"reports": "reports.yaml"}`` is ``db["reports"]``.
 
     With ``PGMONKEY_TRANSACTION = "request"``, the default, a request is one transaction, begun by its first query.  It
     is committed before the response leaves when the status is below 400, and rolled back otherwise; a COMMIT that fails
@@ -113,6 +114,7 @@ class PGMonkey(BoundDatabase[Row]):
                 settings.config,
                 resolve_env=settings.resolve_env,
                 allow_sensitive_defaults=settings.allow_sensitive_defaults,
+                profile=settings.profile,
                 row_factory=row_factory,
                 session_values=bound.values_of_request,
             )

@@ -18,7 +18,7 @@ Scope = Literal["request", "statement"]
 _BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 # How pydantic's SecretStr and PostgresDsn give their texts.
 _TEXTS = ("get_secret_value", "unicode_string")
-_KEYS = ("config", "resolve_env", "allow_sensitive_defaults", "transaction")
+_KEYS = ("config", "resolve_env", "allow_sensitive_defaults", "profile", "transaction")
 _PREFIX = "PGMONKEY_"
 _NAMES = [key.upper() for key in (*_KEYS, "binds")]
 
@@ -32,6 +32,7 @@ class Settings:
     config: Origin
     resolve_env: bool
     allow_sensitive_defaults: bool
+    profile: str | None
     scope: Scope
 
 
@@ -104,10 +105,14 @@ def _settings(app: Flask, where: str, own: Mapping[str, object], common: Mapping
         return f"{app.name}: PGMONKEY_{key.upper()}", common[key]
 
     scope_from, scope = value("transaction")
+    profile_from, profile = value("profile")
+    if profile is not None and not isinstance(profile, str):
+        raise ConfigError(f"{profile_from}: expected the name of a profile, got {type(profile).__name__}")
     return Settings(
         config=config,
         resolve_env=_boolean(*value("resolve_env")),
         allow_sensitive_defaults=_boolean(*value("allow_sensitive_defaults")),
+        profile=profile,
         scope=check_scope(scope_from, "request" if scope is None else scope),
     )
 

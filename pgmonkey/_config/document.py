@@ -44,6 +44,7 @@ Origin: TypeAlias = Path | Mapping[str, object]
 _URL = re.compile(r"\s*postgres(?:ql)?(?:\+[a-z0-9_]+)?://", re.IGNORECASE)
 # What is no path, although the '//' of a URL, or a quote, is missing: it may hold a password.
 _LIKE_URL = re.compile(r":.*@|passw\w*\s*=", re.IGNORECASE)
+_MORE = re.compile(r"(?<=[:=]).+", re.DOTALL)
 _MAX_BYTES = 64 * 1024
 # libyaml parses faster, but not every build of PyYAML contains it.
 _Loader: type[yaml.SafeLoader | yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -72,6 +73,10 @@ class Document:
     source: str
     values: dict[str, object]
     lines: dict[str, int] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    """Under which path a key is written, where that is another one: in a profile, or in a URL's query."""
+    references: dict[str, str] = field(default_factory=dict, repr=False)
+    """What a value was resolved from, by the path of its key."""
     folder: str = ""
     """The folder of the file, which relative paths in it start from."""
     resolved: bool = False
@@ -79,12 +84,18 @@ class Document:
 
     def where(self, path: str) -> str:
         """Return ``file:line: path`` for a dotted *path*, with the line of the nearest key above it that has one."""
-        nearest = path
-        while nearest and nearest not in self.lines:
-            nearest = nearest[: max(nearest.rfind("."), nearest.rfind("["), 0)]
+        nearest, written = _nearest(path, self.lines), _nearest(path, self.names)
         location = f"{self.source}:{self.lines[nearest]}" if nearest else self.source
-        shown = path if path.isprintable() else repr(path)
-        return f"{location}: {shown}" if path else location
+        shown = f"{self.names[written]}{path[len(written) :]}" if written else path
+        # A key that was to be more, such as password=..., may hold a secret.
+        shown = _MORE.sub("...", shown)
+        return f"{location}: {shown if shown.isprintable() else repr(shown)}" if path else location
+
+
+def _nearest(path: str, known: Mapping[str, object]) -> str:
+    while path and path not in known:
+        path = path[: max(path.rfind("."), path.rfind("["), 0)]
+    return path
 
 
 def is_url(text: str) -> bool:
@@ -125,7 +136,7 @@ def read_document(origin: Origin) -> Document:
         raise ConfigError(f"{source}: empty; 'pgmonkey pgconfig create' writes a template")
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: expected sections such as 'connection_settings:', found {describe_type(values)}")
-    return Document(source, values, builder.lines, os.path.dirname(source))
+    return Document(source, values, builder.lines, folder=os.path.dirname(source))
 
 
 def plain(value: object) -> object:

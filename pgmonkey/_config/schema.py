@@ -11,7 +11,6 @@ import json
 import logging
 import math
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,7 +25,25 @@ from psycopg.conninfo import conninfo_to_dict
 
 from ..errors import ConfigError
 from .document import Document, describe_type, plain
-from .keywords import KEYWORDS, PLAIN, Keyword
+from .keywords import (
+    ARGUMENTS,
+    CONNINFO,
+    KEYWORDS,
+    NUMBER,
+    OURS,
+    PARAMETER,
+    PLAIN,
+    POOL,
+    PORTS,
+    POSITIVE,
+    POSITIVE_SECONDS,
+    PROFILES,
+    SECONDS,
+    SECTIONS,
+    WORDS,
+    Key,
+    is_written,
+)
 from .redaction import Unpicklable, is_sensitive, redact_text
 
 logger = logging.getLogger("pgmonkey")
@@ -34,16 +51,8 @@ logger = logging.getLogger("pgmonkey")
 Kind = Literal["normal", "pool", "async", "async_pool"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-SECTIONS = (
-    "connection_type",
-    "connection_settings",
-    "pool_settings",
-    "sync_settings",
-    "async_settings",
-    "async_pool_settings",
-)
-# A dot separates the prefix of an extension's parameters, such as auto_explain.log_min_duration.
-_PARAMETER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_$]*(\.[A-Za-z_][A-Za-z0-9_$]*)*\Z")
+# A longer value is not shown as a whole.
+_MAX_SHOWN = 60
 
 
 Hook: TypeAlias = Callable[..., Any]
@@ -116,19 +125,19 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-# The arguments of psycopg.connect() beside libpq's keywords.  The last three cannot be written in YAML.
-ARGUMENTS = ("autocommit", "prepare_threshold", "row_factory", "cursor_factory", "context")
-# pgmonkey's own keys, which psycopg does not know.
-OURS = ("command_timeout", "pgbouncer")
 # Keywords that may change while a pool is open: each new connection is made with their current values.
 CREDENTIALS = ("user", "password", "passfile", "sslcert", "sslkey", "sslpassword")
 HOOKS = ("configure", "check", "reset", "reconnect_failed")
 """Functions that a pool calls; of async pools, coroutine functions."""
-_MAY_BE_ZERO = ("reconnect_timeout", "open_timeout", "leak_detection_threshold")
-_BOOLEANS = ("autocommit", "pgbouncer", "open", "close_returns", "check_on_checkout", "clean_on_return")
-_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 # How alike an unknown section and a known one are that is taken for a slip, so that app_settings is not.
 _SLIP = 0.88
+
+
+def key_of(section: str, name: str) -> Key:
+    """Return what the table says of the key *name* of *section*; plain text where it says nothing."""
+    if section == "connection_settings":
+        return KEYWORDS.get(name) or ARGUMENTS.get(name) or OURS.get(name, PLAIN)
+    return POOL.get(name, PLAIN) if section in ("pool_settings", "async_pool_settings") else PLAIN
 
 
 def normalised(values: Mapping[str, object]) -> dict[str, object]:
@@ -144,40 +153,52 @@ def normalised(values: Mapping[str, object]) -> dict[str, object]:
     }
 
 
-def _normal(section: str, key: str, value: object) -> object:
+def _normal(section: str, name: str, value: object) -> object:
     if isinstance(value, (list, tuple)):
-        return [_normal(section, key, item) for item in value]
+        return [_normal(section, name, item) for item in value]
     value = plain(value)
-    keyword = KEYWORDS.get(key, PLAIN) if section == "connection_settings" else PLAIN
-    if keyword.kind == "path" and isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if section in ("sync_settings", "async_settings"):
-        return value
-    if key in _BOOLEANS or keyword.kind == "switch":
-        return _WORDS.get(str(value).strip().lower(), value) if isinstance(value, (str, int)) else value
-    if section == "connection_settings" and isinstance(value, bool) and key in libpq_keywords():
+    key = key_of(section, name)
+    if name == "host" or key.holds == "path":
+        value = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if key.holds in ("boolean", "switch") and isinstance(value, (str, int)):
+        return WORDS.get(str(value).strip().lower(), value)
+    if section == "connection_settings" and isinstance(value, bool) and name in libpq_keywords():
         return str(value).lower()  # "password: true" is a text like others
-    if key == "kwargs" and isinstance(value, Mapping):
-        return {name: plain(item) for name, item in value.items()}
+    if name == "kwargs" and isinstance(value, Mapping):
+        return {argument: plain(item) for argument, item in value.items()}
     return value
 
 
-def _problem(keyword: Keyword, text: str) -> str | None:
-    """Return what is wrong with the value *text*, which libpq would tell only when it connects."""
-    if keyword.choices and text not in keyword.choices:
-        return f"is not one of {', '.join(keyword.choices)}"
-    parts = [part.strip() for part in text.split(",")] if keyword.plural else [text.strip()]
-    numbers = all((part.isascii() and part.isdecimal()) or (not part and len(parts) > 1) for part in parts)
-    if keyword.kind == "switch" and not numbers:
-        return "is neither true nor false"
-    if (
-        keyword.kind == "number"
-        and keyword.plural
-        and not (numbers and all(0 < int(part or 1) < 65536 for part in parts))
-    ):
-        return "is not a port (1 to 65535)"
-    if keyword.kind == "number" and not numbers:
-        return "is not a whole number of at least 0"
+def _problem(name: str, key: Key, value: object) -> str | None:
+    """Return what is wrong with *value*, which is no mapping or list, and the cure; None when nothing is."""
+    text = str(value)
+    if key.holds in ("boolean", "switch"):
+        if isinstance(value, bool) or value in key.choices or (key.holds == "switch" and is_written(NUMBER, text)):
+            return None
+        more = "".join(f", nor {choice!r}" for choice in key.choices)
+        return f"is neither true nor false{more}; write it as in '{name}: true'"
+    if key.choices:
+        if text in key.choices:
+            return None
+        cure = did_you_mean(text, key.choices) or "; write one of them"
+        return f"is not one of {', '.join(key.choices)}{cure}"
+    # A float that is whole is as good as an integer, as in JSON.
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if key.holds in ("number", "port"):
+        text = str(int(value)) if isinstance(value, float) and value.is_integer() else text
+    if key.holds == "number":
+        if is_written(POSITIVE if key.least else NUMBER, text):
+            return None
+        return f"is not a whole number of at least {key.least}; write it as in '{name}: 10'"
+    if key.holds == "port" and not is_written(PORTS, text):
+        return f"is not a port (1 to 65535); write it as in '{name}: 5432'"
+    if key.holds == "seconds":
+        if number and 0 <= cast("float", value) < math.inf and (value or key.least == 0):
+            return None
+        if isinstance(value, str) and is_written(POSITIVE_SECONDS if key.least is None else SECONDS, text):
+            return None
+        least = "greater than 0" if key.least is None else "of at least 0"
+        return f"is not a number of seconds {least}; write it as in '{name}: 2.5'"
     return None
 
 
@@ -190,16 +211,19 @@ class _Checker:
         # Only logged, unless it is a slip: the file may have sections for others, and a newer libpq may know a key.
         for name in map(str, values):
             if name not in SECTIONS:
-                if get_close_matches(name.lower(), SECTIONS, n=1, cutoff=_SLIP):
-                    raise self._error(name, f"unknown section{did_you_mean(name, SECTIONS)}")
-                logger.warning(
-                    "%s: unknown section ignored%s", self._document.where(name), did_you_mean(name, SECTIONS)
-                )
+                known = (*SECTIONS, PROFILES)
+                if get_close_matches(name.lower(), known, n=1, cutoff=_SLIP):
+                    raise self._error(name, f"unknown section{did_you_mean(name, known)}")
+                logger.warning("%s: unknown section ignored%s", self._document.where(name), did_you_mean(name, known))
         if values.get("connection_settings") is None:
-            raise self._error("", "the section 'connection_settings' is missing; it says how to connect")
-        kind = values.get("connection_type", "normal")
+            raise self._error(
+                "", "the section 'connection_settings' is missing; add it, with 'host:', 'dbname:' and so on in it"
+            )
+        kind = values.get("connection_type") or "normal"
         if kind not in KINDS:
-            raise self._error("connection_type", f"{kind!r} is not one of {', '.join(KINDS)}")
+            shown = self._shown("connection_type", PLAIN, kind)
+            cure = did_you_mean(str(kind), KINDS) or "; write one of them"
+            raise self._error("connection_type", f"{shown} is not one of {', '.join(KINDS)}{cure}")
         connect, arguments = self._connection(self._section("connection_settings"))
         sync_settings, async_settings = self._settings("sync_settings"), self._settings("async_settings")
         pool, async_pool = self._pool("pool_settings"), self._pool("async_pool_settings")
@@ -215,15 +239,31 @@ class _Checker:
     def _error(self, path: str, problem: str) -> ConfigError:
         return ConfigError(f"{self._document.where(path)}: {problem}")
 
+    def _shown(self, path: str, key: Key, value: object) -> str:
+        """Return how a message names *value*: never a secret, nor what a variable or file gave."""
+        written = self._document.references.get(path)
+        if written is not None:
+            return f"what {written} stands for"
+        if key.hidden or is_sensitive(path.rpartition(".")[2]):
+            return "the value"
+        if isinstance(value, (str, int, float)):
+            text = repr(redact_text(value) if isinstance(value, str) else value)
+            return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+        return describe_type(value)
+
     def _section(self, name: str) -> Mapping[str, object]:
         section = self._document.values.get(name)
         if section is None:
             return {}
         if not isinstance(section, Mapping):
-            raise self._error(name, f"expected keys and values, found {describe_type(section)}")
+            raise self._error(
+                name,
+                f"expected keys and values, found {describe_type(section)}; "
+                "write them on lines of their own, indented, with a blank after each ':'",
+            )
         for key in section:
             if not isinstance(key, str):
-                raise self._error(name, f"a key must be text, not {key!r}")
+                raise self._error(name, f"a key must be text, found {describe_type(key)}; write its name")
         return section
 
     def _unknown(self, path: str, key: str, known: Iterable[str]) -> None:
@@ -248,9 +288,9 @@ class _Checker:
             elif key in known:
                 connect[key] = self._keyword(path, key, value)
             elif key in ARGUMENTS or key in OURS:
-                arguments[key] = self._argument(path, key, value)
+                arguments[key] = self._value(path, key, key_of("connection_settings", key), value)
             else:
-                self._unknown(path, key, known | {*ARGUMENTS, *OURS})
+                self._unknown(path, key, {*known, *ARGUMENTS, *OURS})
         return connect, arguments
 
     def _check_pgbouncer(
@@ -277,7 +317,7 @@ class _Checker:
             )
 
     def _conninfo(self, path: str, value: object) -> dict[str, str]:
-        text = self._text(path, "conninfo", value)
+        text = self._text(path, CONNINFO, value)
         try:
             parts = {key: str(item) for key, item in conninfo_to_dict(text).items() if item is not None}
         except ProgrammingError:  # libpq's message quotes the string, and with it a password
@@ -285,32 +325,66 @@ class _Checker:
             shown = f"; {cure}" if self._is_literal(text) else ""
             raise self._error(path, f"not a valid connection string or URL{shown}") from None
         for key, part in parts.items():
-            problem = _problem(KEYWORDS.get(key, PLAIN), part) if part else None
+            problem = _problem(key, KEYWORDS.get(key, PLAIN), part) if part else None
             if problem and "${" not in part:
+                cause = problem.partition(";")[0]
                 raise self._error(
                     path,
-                    f"its {key} {problem}; in a URL, ':', '/' and '@' of a password are written as %3A, %2F and %40",
+                    f"its {key} {cause}; in a URL, ':', '/' and '@' of a password are written as %3A, %2F and %40",
                 )
         return parts
 
-    def _keyword(self, path: str, key: str, value: object) -> str:
-        keyword = KEYWORDS.get(key, PLAIN)
-        if isinstance(value, list) and keyword.plural:
-            return ",".join(self._keyword(f"{path}[{i}]", key, item) for i, item in enumerate(value))
+    def _keyword(self, path: str, name: str, value: object) -> str:
+        key = KEYWORDS.get(name, PLAIN)
+        if isinstance(value, list) and key.plural:
+            return ",".join(self._keyword(f"{path}[{i}]", name, item) for i, item in enumerate(value))
         text = self._text(path, key, int(value) if isinstance(value, bool) else value)  # libpq's switches are 0 and 1
         if self._is_literal(text):
             return text
-        problem = _problem(keyword, text)
-        if problem:
-            raise self._error(path, f"{'the value' if keyword.hidden else repr(text)} {problem}")
-        return text.strip() if keyword.kind == "number" else text
+        self._value(path, name, key, text)
+        return text.strip() if key.holds in ("number", "port") else text
 
-    def _text(self, path: str, key: str, value: object) -> str:
-        """Return *value* as text that libpq can be given."""
+    def _value(self, path: str, name: str, key: Key, value: object) -> Any:
+        """Return *value* as what the table says that *key* holds."""
+        if key.holds == "code":
+            if isinstance(value, (str, int, float, list, Mapping)):
+                raise self._error(
+                    path,
+                    "only Python code can give this; remove it here and use get_database_connection_from_dict()",
+                )
+            return value
+        self._check_resolved(path, key, value)
+        if key.holds == "keys":
+            if not isinstance(value, Mapping):
+                found = describe_type(value)
+                raise self._error(path, f"expected keys and values, found {found}; indent them on lines of their own")
+            return value
+        if key.holds == "text" or isinstance(value, (list, Mapping)):
+            value = self._text(path, key, value)
+        problem = _problem(name, key, value)
+        if problem:
+            raise self._error(path, f"{self._shown(path, key, value)} {problem}")
+        if key.holds == "number":
+            return int(cast("str | float", value))
+        return float(cast("str | float", value)) if key.holds == "seconds" else value
+
+    def _check_resolved(self, path: str, key: Key, value: object) -> None:
+        if self._document.resolved:
+            return
+        cure = "pass resolve_env=True (--resolve-env)"
         if isinstance(value, Mapping) and ("from_env" in value or "from_file" in value):
-            raise self._error(path, "a from_env or from_file reference needs resolve_env=True (--resolve-env)")
+            raise self._error(path, f"a from_env or from_file reference is not resolved; {cure}")
+        if isinstance(value, str) and "${" in value and key.holds in ("number", "seconds", "boolean"):
+            raise self._error(path, f"a reference is not resolved; {cure}")
+
+    def _text(self, path: str, key: Key, value: object) -> str:
+        """Return *value* as text that libpq can be given."""
+        self._check_resolved(path, PLAIN, value)
         if not isinstance(value, (str, int, float)):
-            raise self._error(path, f"expected text or a number, found {describe_type(value)}")
+            more = ", or a list of values" if key.plural else ""
+            raise self._error(
+                path, f"expected text or a number, found {describe_type(value)}; write one value, in quotes{more}"
+            )
         text = str(value)
         self._check_characters(path, key, text)
         if self._is_literal(text):
@@ -324,41 +398,38 @@ class _Checker:
         """Tell whether *text* holds a reference that nobody has asked to resolve."""
         return "${" in text and not self._document.resolved
 
-    def _check_characters(self, path: str, key: str, text: str) -> None:
-        shown = "the value" if is_sensitive(key) else repr(redact_text(text))
+    def _check_characters(self, path: str, key: Key, text: str) -> None:
         if "\0" in text:
-            raise self._error(path, f"{shown} holds a NUL character")
+            raise self._error(path, f"{self._shown(path, key, text)} holds a NUL character; remove it")
         try:
             text.encode()
         except UnicodeEncodeError:  # bytes in the environment that are not UTF-8, or half of a surrogate pair
+            shown = self._shown(path, key, text)
             raise self._error(path, f"{shown} holds what is not a character in UTF-8; encode it as UTF-8") from None
-
-    def _argument(self, path: str, key: str, value: object) -> object:
-        if key == "command_timeout":
-            return self._seconds(path, key, value)
-        if key in ("autocommit", "pgbouncer"):
-            return self._boolean(path, value)
-        if key == "prepare_threshold":
-            return self._whole_number(path, value, least=0)
-        if isinstance(value, (str, int, float, list, dict)):
-            raise self._only_python(path)
-        return value
 
     def _settings(self, name: str) -> dict[str, str]:
         settings: dict[str, str] = {}
         for key, value in self._section(name).items():
             path = f"{name}.{key}"
-            if not _PARAMETER_NAME.match(key):
-                raise self._error(path, f"{key!r} is not the name of a server parameter, such as 'statement_timeout'")
+            if not is_written(PARAMETER, key):
+                raise self._error(
+                    path, "not the name of a server parameter; write one such as 'statement_timeout' or 'app.tenant'"
+                )
             if value is None:
                 continue
+            self._check_resolved(path, PLAIN, value)
             items = value if isinstance(value, list) else [value]
-            if any(not isinstance(item, (str, int, float)) for item in items):
-                raise self._error(path, f"expected text, a number or a boolean, found {describe_type(value)}")
+            for item in items:
+                if not isinstance(item, (str, int, float)):
+                    raise self._error(
+                        path,
+                        f"expected text, a number or a boolean, found {describe_type(item)}; "
+                        "write one value, in quotes, or a list of them",
+                    )
             # Booleans and lists as PostgreSQL takes them: true, false, and commas as in search_path.
             texts = [str(item).lower() if isinstance(item, bool) else str(item) for item in items]
             for text in texts:
-                self._check_characters(path, key, text)
+                self._check_characters(path, PLAIN, text)
             # The server ignores the case of names: of two spellings the last replaces the other.
             settings[key.lower()] = ", ".join(texts)
         return settings
@@ -367,10 +438,10 @@ class _Checker:
         values: dict[str, Any] = {}
         for key, value in self._section(name).items():
             path = f"{name}.{key}"
-            if key not in PoolSettings.__dataclass_fields__:
-                self._unknown(path, key, PoolSettings.__dataclass_fields__)
-            elif value is not None:
-                values[key] = self._pool_value(path, key, value)
+            if key not in POOL:
+                self._unknown(path, key, POOL)
+            elif value is not None and value != "":
+                values[key] = self._value(path, key, POOL[key], value)
         max_size = values.get("max_size")
         # A small max_size alone must not be refused because of the default min_size.
         if max_size is not None and "min_size" not in values:
@@ -378,55 +449,12 @@ class _Checker:
         settings = PoolSettings(**values)
         if max_size is not None and settings.min_size > max_size:
             raise self._error(
-                f"{name}.min_size", f"min_size ({settings.min_size}) is larger than max_size ({max_size})"
+                f"{name}.min_size",
+                f"min_size ({settings.min_size}) is larger than max_size ({max_size}); lower it, or raise max_size",
             )
         if max_size is None and settings.min_size == 0:
-            raise self._error(f"{name}.min_size", "a pool with min_size 0 needs a max_size of at least 1")
+            raise self._error(f"{name}.min_size", "a pool with min_size 0 needs a max_size of at least 1; add max_size")
         return settings
-
-    def _pool_value(self, path: str, key: str, value: object) -> object:
-        if key in ("min_size", "max_size", "max_waiting", "num_workers"):
-            return self._whole_number(path, value, least=1 if key in ("max_size", "num_workers") else 0)
-        if key in ("timeout", "max_lifetime", "max_idle", *_MAY_BE_ZERO):
-            return self._seconds(path, key, value)
-        if key == "clean_on_return" and value == "always":
-            return value
-        if key in ("open", "close_returns", "check_on_checkout", "clean_on_return"):
-            return self._boolean(path, value)
-        if key == "name":
-            if not isinstance(value, str):
-                raise self._error(path, f"expected text, found {describe_type(value)}")
-        elif key == "kwargs":
-            if not isinstance(value, Mapping):
-                raise self._error(path, f"expected keys and values, found {describe_type(value)}")
-        elif not callable(value):
-            raise self._only_python(path)
-        return value
-
-    def _boolean(self, path: str, value: object) -> bool:
-        if not isinstance(value, bool):
-            raise self._error(path, f"{value!r} is neither true nor false")
-        return value
-
-    def _whole_number(self, path: str, value: object, *, least: int) -> int:
-        if isinstance(value, str) and value.strip().isdecimal() and len(value) < 20:
-            value = int(value)  # a resolved ${VAR} is text
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:  # bool is a subclass of int
-            raise self._error(path, f"{value!r} is not a whole number of at least {least}")
-        return value
-
-    def _seconds(self, path: str, key: str, value: object) -> float:
-        try:
-            seconds = math.nan if isinstance(value, bool) else float(cast("str | float", value))
-        except (TypeError, ValueError):
-            seconds = math.nan
-        # Written so that it is true for NaN, which compares as false with everything.
-        if not 0 < seconds < math.inf and not (key in _MAY_BE_ZERO and seconds == 0):
-            raise self._error(path, f"{value!r} is not a number of seconds greater than 0")
-        return seconds
-
-    def _only_python(self, path: str) -> ConfigError:
-        return self._error(path, "only Python code can give this; use get_database_connection_from_dict()")
 
 
 # A function keeps the identity that it had first: what it has captured may change, as a token that is renewed does.

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 
 from ..errors import ConfigError
 from .document import Document, Origin, Path, is_url, location, read_document
+from .keywords import PROFILES, SECTIONS
+from .profiles import with_profile
 from .redaction import Unpicklable
 from .references import Dependencies, file_signature, resolve_references
-from .schema import SECTIONS, Config, check, normalised
+from .schema import Config, check, normalised
 from .urls import with_url_apart
 
 __all__ = ["Origin", "Path", "Source", "Sources", "load_config"]
@@ -21,29 +23,30 @@ __all__ = ["Origin", "Path", "Source", "Sources", "load_config"]
 _LEGACY_WRAPPER = "postgresql"
 
 
-def load_config(path: Origin, *, resolve_env: bool = False, allow_sensitive_defaults: bool = False) -> dict[str, Any]:
+def load_config(
+    path: Origin, *, resolve_env: bool = False, allow_sensitive_defaults: bool = False, profile: str | None = None
+) -> dict[str, Any]:
     """Return the checked configuration at *path*: a file, a URL or a mapping; *resolve_env* resolves its references.
 
-    The result holds secrets: log ``redact_config(...)`` of it instead.  Raises `ConfigError` and, where a reference
-    cannot be resolved, `EnvInterpolationError`.
+    *profile* chooses one of its ``profiles``.  The result holds secrets: log ``redact_config(...)`` of it instead.
+    Raises `ConfigError` and, where a reference cannot be resolved, `EnvInterpolationError`.
     """
-    document = _prepare(read_document(path), resolve_env, allow_sensitive_defaults, Dependencies())
+    document = _prepare(written(path, profile), resolve_env, allow_sensitive_defaults, Dependencies())
     check(document)
     return document.values
 
 
-def _prepare(
-    document: Document, resolve_env: bool, allow_sensitive_defaults: bool, dependencies: Dependencies
-) -> Document:
-    """Return the sections with references resolved and the parameters of a URL in their places.
+def written(origin: Origin, profile: str | None = None) -> Document:
+    """Return the sections of *origin* as they are written, with those of *profile* in their places.
 
-    Unwraps the old top-level ``postgresql:``; *dependencies* collects what was read.
+    Unwraps the old top-level ``postgresql:``.
     """
+    document = read_document(origin)
     values: Mapping[str, object] = document.values
     lines = document.lines
     if _LEGACY_WRAPPER in values:
         inner = values[_LEGACY_WRAPPER]
-        if not isinstance(inner, Mapping) or not values.keys().isdisjoint(SECTIONS):
+        if not isinstance(inner, Mapping) or not values.keys().isdisjoint((*SECTIONS, PROFILES)):
             raise ConfigError(
                 f"{document.where(_LEGACY_WRAPPER)}: the old wrapper holds all sections or is absent; "
                 "remove it and move its sections to the top level"
@@ -56,7 +59,17 @@ def _prepare(
         values = {**inner, **{name: value for name, value in values.items() if name != _LEGACY_WRAPPER}}
         prefix = f"{_LEGACY_WRAPPER}."
         lines = {path.removeprefix(prefix): line for path, line in lines.items()}
-    prepared = Document(document.source, dict(values), lines, document.folder, resolve_env)
+    return with_profile(replace(document, values=dict(values), lines=lines), profile)
+
+
+def _prepare(
+    document: Document, resolve_env: bool, allow_sensitive_defaults: bool, dependencies: Dependencies
+) -> Document:
+    """Return *document* with references resolved and the parameters of a URL in their places.
+
+    *dependencies* collects what was read.
+    """
+    prepared = replace(document, resolved=resolve_env)
     if resolve_env:
         prepared.values = resolve_references(
             prepared, allow_sensitive_defaults=allow_sensitive_defaults, dependencies=dependencies
@@ -77,8 +90,14 @@ class _Loaded(NamedTuple):
 class Source(Unpicklable):
     """One configuration, read again only when its file, or what it refers to, has changed."""
 
-    def __init__(self, origin: Origin, resolve_env: bool = False, allow_sensitive_defaults: bool = False) -> None:
-        self._origin = origin
+    def __init__(
+        self,
+        origin: Origin,
+        resolve_env: bool = False,
+        allow_sensitive_defaults: bool = False,
+        profile: str | None = None,
+    ) -> None:
+        self._origin = origin, profile
         self._file = origin if isinstance(origin, str) and not is_url(origin) else None
         self._options = (resolve_env, allow_sensitive_defaults)
         self._loaded: _Loaded | None = None
@@ -95,7 +114,7 @@ class Source(Unpicklable):
         ):
             return loaded.config
         dependencies = Dependencies()
-        config = check(_prepare(read_document(self._origin), *self._options, dependencies))
+        config = check(_prepare(written(*self._origin), *self._options, dependencies))
         has_references = bool(dependencies.environ or dependencies.files)
         if has_references:
             config = replace(config, reload=self.config)
@@ -108,17 +127,19 @@ class Sources(Unpicklable):
     """The configurations that one manager was asked for; files are remembered by path."""
 
     def __init__(self) -> None:
-        self._sources: dict[tuple[str, bool, bool], Source] = {}
+        self._sources: dict[tuple[str, bool, bool, str | None], Source] = {}
 
-    def config(self, origin: Origin, resolve_env: bool, allow_sensitive_defaults: bool) -> Config:
+    def config(
+        self, origin: Origin, resolve_env: bool, allow_sensitive_defaults: bool, profile: str | None = None
+    ) -> Config:
         """Return the checked configuration of *origin* as it is now."""
         # An isinstance() with the abstract classes takes longer than the rest of a cached call.
         if not isinstance(origin, (str, PurePath)):
             if isinstance(origin, Mapping):
                 # Not remembered: the program may change a mapping at any time, and that leaves no trace.
-                return Source(origin, resolve_env, allow_sensitive_defaults).config()
+                return Source(origin, resolve_env, allow_sensitive_defaults, profile).config()
             origin = location(origin)
-        key = (os.fspath(origin), resolve_env, allow_sensitive_defaults)
+        key = (os.fspath(origin), resolve_env, allow_sensitive_defaults, profile)
         # setdefault() is atomic: of two threads that come at once, both get the same source.
         source = self._sources.get(key) or self._sources.setdefault(key, Source(*key))
         return source.config()

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from urllib.parse import unquote
 
 from .document import is_url
-from .schema import ARGUMENTS, OURS, PoolSettings, did_you_mean, libpq_keywords
+from .keywords import ARGUMENTS, OURS, POOL
+from .schema import did_you_mean, libpq_keywords
 
 _POOL = "pool_"
 _ENCODE = "percent-encode what belongs to the user's name and password: '@' as %40, '/' as %2F, ':' as %3A, '%' as %25"
@@ -33,7 +34,7 @@ def with_url_apart(values: Mapping[str, object]) -> dict[str, object]:
     for item in filter(None, query.split("&")):
         name, _, value = item.partition("=")
         key = unquote(name)
-        if key.removeprefix(_POOL) in PoolSettings.__dataclass_fields__ and key.startswith(_POOL):
+        if key.removeprefix(_POOL) in POOL and key.startswith(_POOL):
             pool[key.removeprefix(_POOL)] = unquote(value)
         elif key in (*ARGUMENTS, *OURS):
             own[key] = unquote(value)
@@ -44,7 +45,7 @@ def with_url_apart(values: Mapping[str, object]) -> dict[str, object]:
                 *libpq_keywords(),
                 *ARGUMENTS,
                 *OURS,
-                *(_POOL + each for each in PoolSettings.__dataclass_fields__),
+                *(_POOL + each for each in POOL),
             }
             # What stands before an '@' in the query may be a part of a password.
             shown = "a parameter" if "@" in query and "@" not in rest else f"the parameter {key!r}"

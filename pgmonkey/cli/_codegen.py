@@ -10,8 +10,9 @@ from typing import cast
 
 from .._config.blueprint import startup_options
 from .._config.document import is_url, read_document
+from .._config.keywords import OURS
 from .._config.redaction import is_sensitive
-from .._config.schema import OURS, Config, Kind
+from .._config.schema import Config, Kind
 from .._config.source import load_config
 from ..errors import ConfigError
 
@@ -46,10 +47,10 @@ if __name__ == "__main__":
 """
 
 
-def pgmonkey_code(path: str, kind: Kind, flags: Mapping[str, bool]) -> str:
+def pgmonkey_code(path: str, kind: Kind, flags: Mapping[str, object]) -> str:
     """Return code that connects to the configuration at *path* with pgmonkey."""
     config, imports = (_URL_FROM, "import os\n\n") if is_url(path) else (repr(path), "")
-    arguments = ", ".join([config, repr(kind), *(f"{name}={value}" for name, value in flags.items())])
+    arguments = ", ".join([config, repr(kind), *(f"{name}={value!r}" for name, value in flags.items())])
     name = "pool" if kind.endswith("pool") else "connection"
     if kind in ("normal", "pool"):
         return (

@@ -9,14 +9,14 @@ from contextlib import AsyncExitStack, ExitStack
 from importlib import resources
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import psycopg
 
 from .._config.document import is_url
 from .._config.schema import KINDS, Config, Kind
 from ..errors import ConfigError
-from ..manager import AsyncKind, PGConnectionManager, SyncKind
+from ..manager import AsyncKind, PGConnectionManager, Reading, SyncKind
 from . import _codegen
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def _add_file(parser: argparse.ArgumentParser) -> None:
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--connection-type", choices=KINDS, help="override the file's connection_type")
+    parser.add_argument("--profile", help="the one of the file's profiles to use (default: the one called default)")
     parser.add_argument(
         "--resolve-env", action="store_true", help="resolve ${VAR}, from_env and from_file references in the file"
     )
@@ -88,8 +89,9 @@ def _open_private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _flags(options: argparse.Namespace) -> dict[str, bool]:
-    return {name: True for name in ("resolve_env", "allow_sensitive_defaults") if getattr(options, name)}
+def _flags(options: argparse.Namespace) -> Reading:
+    names = ("resolve_env", "allow_sensitive_defaults", "profile")
+    return cast("Reading", {name: getattr(options, name) for name in names if getattr(options, name)})
 
 
 def _load(options: argparse.Namespace, manager: PGConnectionManager) -> Config:

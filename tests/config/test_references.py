@@ -11,7 +11,7 @@ import pytest
 from pgmonkey import ConfigError, EnvInterpolationError, PGConnectionManager, load_config
 
 
-def load(folder: Path, text: str, **options: bool) -> dict[str, Any]:
+def load(folder: Path, text: str, **options: Any) -> dict[str, Any]:
     path = folder / "config.yaml"
     path.write_text(text, encoding="utf-8")
     settings: dict[str, Any] = load_config(path, resolve_env=True, **options)["connection_settings"]
