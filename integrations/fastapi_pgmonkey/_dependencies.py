@@ -5,7 +5,9 @@ leave to FastAPI's stack for the scope "function", which ends before the respons
 """
 
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, NamedTuple
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 from fastapi import Depends
 from psycopg import AsyncConnection, Connection
@@ -17,6 +19,9 @@ from ._compat import end_of_function, gives_to_plain_endpoint
 from ._overrides import OVERRIDDEN_BY
 from ._request import REQUEST, RequestState
 from ._types import RequestDatabases
+from ._units import is_answer
+
+Value = TypeVar("Value")
 
 # Applications annotate the rows that they expect; these fit all of them.
 AnyAsyncConnection = AsyncConnection[Any]
@@ -62,8 +67,7 @@ def _dependencies(find: Callable[[HTTPConnection], RequestDatabases]) -> Depende
         unit = pgmonkey.sync_database.current_unit()
         if unit is not None:
             return await pgmonkey.threads.borrow(unit, pgmonkey.sync_database.timeout)
-        borrowed = pgmonkey.threads.connection(pgmonkey.sync_database)
-        return await end_of_function(request.scope).enter_async_context(borrowed)
+        return await _enter(request, pgmonkey.threads.connection(pgmonkey.sync_database))
 
     async def database(request: HTTPConnection) -> AnyAsyncDatabase:
         pgmonkey = find(request)
@@ -102,7 +106,23 @@ async def _joined_unit(pgmonkey: RequestDatabases, request: HTTPConnection) -> A
     unit = pgmonkey.async_database.current_unit()
     if unit is not None:
         return unit
-    return await end_of_function(request.scope).enter_async_context(pgmonkey.async_database.unit_of_work())
+    return await _enter(request, pgmonkey.async_database.unit_of_work())
+
+
+async def _enter(request: HTTPConnection, block: AbstractAsyncContextManager[Value]) -> Value:
+    """Enter *block*, which is left when the endpoint returns, or raises what is an answer, or an error."""
+    stack = end_of_function(request.scope)
+    value = await block.__aenter__()
+
+    async def leave(
+        kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        if is_answer(error):
+            return await block.__aexit__(None, None, None)
+        return await block.__aexit__(kind, error, traceback)
+
+    stack.push_async_exit(leave)
+    return value
 
 
 def _only_database(request: HTTPConnection) -> RequestDatabases:

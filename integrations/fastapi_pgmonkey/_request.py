@@ -8,8 +8,6 @@ from collections.abc import Iterable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
-from starlette.exceptions import HTTPException
-
 from ._compat import (
     HandleExceptions,
     Handler,
@@ -23,7 +21,7 @@ from ._disconnect import DisconnectWatch, MessageBuffer
 from ._overload import answer_overload
 from ._overrides import follow_overrides
 from ._types import RequestDatabases
-from ._units import RefusedError, RequestUnits, route_of
+from ._units import RefusedError, RequestUnits, is_answer, route_of
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -178,7 +176,7 @@ class RequestState:
         """Roll back after *error*, unless it is an answer whose status commits; return the answer if it is overload."""
         if self._ended or error is self._failure:
             return None
-        if not isinstance(error, HTTPException) or error.status_code >= 400:
+        if not is_answer(error):
             await self._roll_back(error)
         return answer_overload(error, handlers_by_class(connection.scope))
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from psycopg import AsyncConnection, Connection
 from psycopg.pq import TransactionStatus
+from starlette.exceptions import HTTPException
 
 from ._types import RequestDatabases
 
@@ -21,6 +22,11 @@ _WORKING = (TransactionStatus.IDLE, TransactionStatus.INTRANS)
 
 class RefusedError(Exception):
     """Why a unit of work is rolled back although nothing was raised: its text says who refused."""
+
+
+def is_answer(error: BaseException | None) -> bool:
+    """Return whether *error* is one of the framework's own, whose status commits."""
+    return isinstance(error, HTTPException) and error.status_code < 400
 
 
 class RequestUnits:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import psycopg
 import pytest
-from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Request, WebSocket
+from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException, Request, WebSocket
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from fastapi.testclient import TestClient
 from httpx import ASGITransport, AsyncClient
@@ -435,10 +435,23 @@ def test_statements_that_stand_for_themselves(config: dict[str, Any], db: PGMonk
         assert rows(observer) == [1]
         return JSONResponse({}, 409)
 
+    @app.post("/raised/{status}")
+    async def raised(status: int, connection: RequestConnection) -> None:
+        await connection.execute(INSERT, [status])
+        raise HTTPException(status)
+
+    @app.post("/raised-in-a-thread/{status}")
+    def raised_in_a_thread(status: int, connection: RequestSyncConnection) -> None:
+        connection.execute(INSERT, [-status])
+        raise HTTPException(status)
+
     with client(app) as http:
         assert http.post("/query").status_code == 409
         assert http.post("/connection").status_code == 409
-    assert rows(observer) == [1, 2, 3]
+        for status in (303, 404):
+            assert http.post(f"/raised/{status}", follow_redirects=False).status_code == status
+            assert http.post(f"/raised-in-a-thread/{status}", follow_redirects=False).status_code == status
+    assert rows(observer) == [-303, 1, 2, 3, 303]
 
 
 def test_readiness(config: dict[str, Any], server: Any, dbname: str) -> None:
