@@ -28,6 +28,8 @@ _CALLED_WITH_ONE_ARGUMENT = (
     "finalize_request",
     "process_response",
     "log_exception",
+    "do_teardown_request",
+    "do_teardown_appcontext",
 )
 # What their sources contain as long as they use what the functions below replace and read.
 _SOURCES = {
@@ -35,6 +37,7 @@ _SOURCES = {
         *("self.wsgi_app(", "self.preprocess_request(", "self.dispatch_request(", "self.full_dispatch_request("),
         *("self.handle_user_exception(", "self.handle_exception(", "self.process_response("),
     ),
+    "flask.ctx": ("app.do_teardown_request(", "app.do_teardown_appcontext("),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from contextvars import ContextVar
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 # The key in the WSGI environment under which the units of work of the request are.
 _UNITS = "flask_pgmonkey.units"
+# Those of the request that this thread serves, for what has no request any more.
+_served: ContextVar[RequestUnits | None] = ContextVar("flask_pgmonkey.served", default=None)
 
 
 def current_units() -> RequestUnits | None:
@@ -60,6 +63,8 @@ class TransactionMiddleware:
             return preprocess_request(*context)
 
         replace_method(app, "preprocess_request", preprocess_after_choice)
+        for name in ("do_teardown_request", "do_teardown_appcontext"):
+            replace_method(app, name, self._tearing_down(getattr(app, name)))
         replace_method(app, "wsgi_app", self)
         replace_call(app, self.serve)
 
@@ -78,6 +83,7 @@ class TransactionMiddleware:
         method = environ["REQUEST_METHOD"]
         # The route, never the path: that may contain personal data.
         units = environ[_UNITS] = RequestUnits(self, lambda units: f"{method} {units.route or '(no route)'}")
+        token = _served.set(units)
         self._begin(units)
         started = False
         answer: Iterable[bytes] | None = None
@@ -105,6 +111,7 @@ class TransactionMiddleware:
             # Does nothing where the response has started, which is when the units are finished.
             units.fail(RefusedError("no response"))
         finally:
+            _served.reset(token)
             # Deleted, because it would be a reference cycle.
             if around is None:
                 del environ[_UNITS]
@@ -140,6 +147,23 @@ class TransactionMiddleware:
             units.end(key)
             if scope == "request":
                 units.begin(key, self._databases[key], options)
+
+    def _tearing_down(self, method: Callable[..., object]) -> Callable[..., object]:
+        """Return *method*; what it raises after a COMMIT is logged: a server would answer 500 to what is stored."""
+
+        def call(*arguments: object) -> None:
+            try:
+                method(*arguments)
+            except Exception:
+                units, app = _served.get(), self._app
+                if units is None or units.owner is not self or not units.committed:
+                    raise
+                propagate = app.config["PROPAGATE_EXCEPTIONS"]
+                if propagate or (propagate is None and (app.testing or app.debug)):
+                    raise  # to whoever develops it, as Flask does
+                app.logger.exception("%s is committed and answered, but a teardown function failed", units)
+
+        return call
 
     # -- exceptions -------------------------------------------------------------------------------------------------
 

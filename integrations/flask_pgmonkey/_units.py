@@ -37,6 +37,8 @@ class RequestUnits:
         """Whether Flask is answering an exception that no handler of its own class took."""
         self.unavailable: Exception | None = None
         """Why no connection was to be had, until Flask answers that."""
+        self.committed = False
+        """Whether anything was, so that the server must not answer an error any more."""
         self._label = label
         self._units: dict[str | None, UnitOfWork[object]] = {}
         self._keep: bool | None = None
@@ -104,6 +106,7 @@ class RequestUnits:
         if error is not None:
             self._log(why)
         units, self._units = list(self._units.values()), {}
+        used = any(unit.borrowed for unit in units)
         self._keep = None
         if len(units) > 1:
             # What cannot be committed comes first, and takes the others with it.
@@ -115,6 +118,7 @@ class RequestUnits:
                 unit.finish(failure)
             except BaseException as reason:
                 failure = failure or reason
+        self.committed = used and failure is None
         if failure is not None and failure is not error:
             logger.debug("%s: rolled back: %s", self, type(failure).__name__)
             raise failure

@@ -187,6 +187,38 @@ def test_what_teardown_functions_do_is_its_own_transaction(
     assert rows(observer) == [7, 8]
 
 
+@pytest.mark.parametrize("kind", ["teardown_request", "teardown_appcontext"])
+def test_a_teardown_function_that_raises_makes_no_error_of_what_is_stored(
+    app: Flask, db: PGMonkey, observer: Observer, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    getattr(app, kind)(lambda error: 1 / 0)
+
+    @app.post("/<int:status>")
+    def view(status: int) -> tuple[str, int]:
+        insert(db, status)
+        return "", status
+
+    @app.get("/")
+    def without() -> str:
+        return ""
+
+    http = app.test_client()
+    assert http.post("/200").status_code == 200
+    (logged,) = [record for record in caplog.records if record.name == app.name]
+    assert logged.message.startswith("POST /<int:status> is committed")
+    assert logged.exc_info is not None
+    assert logged.exc_info[0] is ZeroDivisionError
+    app.config["PROPAGATE_EXCEPTIONS"] = True
+    with pytest.raises(ZeroDivisionError):
+        http.post("/201")
+    app.config["PROPAGATE_EXCEPTIONS"] = False
+    with pytest.raises(ZeroDivisionError):
+        http.post("/409")
+    with pytest.raises(ZeroDivisionError):
+        http.get("/")
+    assert rows(observer) == [200, 201]
+
+
 def test_what_teardown_functions_do_after_an_interrupt_is_its_own_transaction(
     app: Flask, db: PGMonkey, observer: Observer
 ) -> None:
