@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
-from typing import cast
+from typing import Any, cast
 
 import psycopg
 from psycopg import AsyncCursor
@@ -93,16 +94,47 @@ async def _execute_as_psycopg(
     self: AsyncAnyCursor, query: Statement, params: Params | None, **options: bool | None
 ) -> AsyncAnyCursor:
     """Do as psycopg, unless *query* would end a unit of work; set again the session values that it has undone."""
-    connection, ends = cast("AsyncGuard", self.connection), ends_transaction(query)
-    if ends and ends != TO_SAVEPOINT:
-        connection.refuse_end(ends)
+    ends = _refuse_end(self, query)
     await AsyncCursor.execute(self, query, params, **options)
     if ends == TO_SAVEPOINT:
-        await connection.set_values()
+        await cast("AsyncGuard", self.connection).set_values()
     return self
+
+
+async def _executemany(
+    self: AsyncAnyCursor, query: Statement, params_seq: Iterable[Params], *, returning: bool = False
+) -> None:
+    """Do as psycopg, unless *query* would end a unit of work."""
+    ends = _refuse_end(self, query)
+    await AsyncCursor.executemany(self, query, params_seq, returning=returning)
+    if ends == TO_SAVEPOINT:
+        await cast("AsyncGuard", self.connection).set_values()
+
+
+def _copy(self: AsyncAnyCursor, statement: Statement, *arguments: Any, **options: Any) -> Any:
+    """Do as psycopg, unless *statement* would end a unit of work."""
+    _refuse_end(self, statement)
+    return AsyncCursor.copy(self, statement, *arguments, **options)
+
+
+def _stream(self: AsyncAnyCursor, query: Statement, *arguments: Any, **options: Any) -> Any:
+    """Do as psycopg, unless *query* would end a unit of work."""
+    _refuse_end(self, query)
+    return AsyncCursor.stream(self, query, *arguments, **options)
+
+
+def _refuse_end(cursor: AsyncAnyCursor, query: Statement) -> str:
+    """Raise `psycopg.ProgrammingError` if *query* would end a unit of work; return what in it ends savepoints."""
+    ends = ends_transaction(query)
+    if ends and ends != TO_SAVEPOINT:
+        cast("AsyncGuard", cursor.connection).refuse_end(ends)
+    return ends
+
+
+_OTHERS = {"executemany": _executemany, "copy": _copy, "stream": _stream}
 
 
 @lru_cache
 def fast_cursor(cursor_class: type[AsyncAnyCursor]) -> type[AsyncAnyCursor]:
     """Return the subclass of a class of cursors that takes the fast path; the class itself where there is none."""
-    return fast_class(cursor_class, AsyncCursor.execute, _execute, _execute_merged)
+    return fast_class(cursor_class, AsyncCursor, _execute, _execute_merged, _OTHERS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypeVar
 
 from psycopg.abc import Params
@@ -16,20 +17,22 @@ from .sql import Statement
 K = TypeVar("K", bound=AnyCursor)
 
 
-def fast_class(cursor_class: type[K], usual: object, execute: object, execute_merged: object) -> type[K]:
+def fast_class(
+    cursor_class: type[K], usual: type[AnyCursor], execute: object, execute_merged: object, others: Mapping[str, object]
+) -> type[K]:
     """Return the subclass of *cursor_class* that takes the fast path; the class itself where there is none for it.
 
-    *usual* is psycopg's ``execute``, *execute* and *execute_merged* are the fast paths of cursors that send parameters
-    to the server and of those that merge them into the text.
+    *usual* is psycopg's class, *execute* and *execute_merged* are the fast paths of cursors that send parameters to the
+    server and of those that merge them into the text.  *others* take the place of psycopg's methods of these names.
     """
-    if not FAST_PATH or cursor_class.execute is not usual:
+    if not FAST_PATH or cursor_class.execute is not usual.execute:
         return cursor_class
     # Raw cursors are among the former: what they have executed gets no plan.
     way = execute_merged if cursor_class._query_cls is PostgresClientQuery else execute
+    unchanged = {name: other for name, other in others.items() if getattr(cursor_class, name) is getattr(usual, name)}
     # No slots of its own, so that psycopg's cursors can become of this class.
-    return type(
-        cursor_class.__name__, (cursor_class,), {"__module__": cursor_class.__module__, "__slots__": (), "execute": way}
-    )
+    names = {**unchanged, "__module__": cursor_class.__module__, "__slots__": (), "execute": way}
+    return type(cursor_class.__name__, (cursor_class,), names)
 
 
 def plan_for(cursor: AnyCursor, plans: Plans, key: object, params: Params | None) -> Plan | None:

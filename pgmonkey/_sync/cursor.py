@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
-from typing import cast
+from typing import Any, cast
 
 import psycopg
 from psycopg import Cursor
@@ -93,16 +94,45 @@ def _execute_merged(
 
 def _execute_as_psycopg(self: AnyCursor, query: Statement, params: Params | None, **options: bool | None) -> AnyCursor:
     """Do as psycopg, unless *query* would end a unit of work; set again the session values that it has undone."""
-    connection, ends = cast("Guard", self.connection), ends_transaction(query)
-    if ends and ends != TO_SAVEPOINT:
-        connection.refuse_end(ends)
+    ends = _refuse_end(self, query)
     Cursor.execute(self, query, params, **options)
     if ends == TO_SAVEPOINT:
-        connection.set_values()
+        cast("Guard", self.connection).set_values()
     return self
+
+
+def _executemany(self: AnyCursor, query: Statement, params_seq: Iterable[Params], *, returning: bool = False) -> None:
+    """Do as psycopg, unless *query* would end a unit of work."""
+    ends = _refuse_end(self, query)
+    Cursor.executemany(self, query, params_seq, returning=returning)
+    if ends == TO_SAVEPOINT:
+        cast("Guard", self.connection).set_values()
+
+
+def _copy(self: AnyCursor, statement: Statement, *arguments: Any, **options: Any) -> Any:
+    """Do as psycopg, unless *statement* would end a unit of work."""
+    _refuse_end(self, statement)
+    return Cursor.copy(self, statement, *arguments, **options)
+
+
+def _stream(self: AnyCursor, query: Statement, *arguments: Any, **options: Any) -> Any:
+    """Do as psycopg, unless *query* would end a unit of work."""
+    _refuse_end(self, query)
+    return Cursor.stream(self, query, *arguments, **options)
+
+
+def _refuse_end(cursor: AnyCursor, query: Statement) -> str:
+    """Raise `psycopg.ProgrammingError` if *query* would end a unit of work; return what in it ends savepoints."""
+    ends = ends_transaction(query)
+    if ends and ends != TO_SAVEPOINT:
+        cast("Guard", cursor.connection).refuse_end(ends)
+    return ends
+
+
+_OTHERS = {"executemany": _executemany, "copy": _copy, "stream": _stream}
 
 
 @lru_cache
 def fast_cursor(cursor_class: type[AnyCursor]) -> type[AnyCursor]:
     """Return the subclass of a class of cursors that takes the fast path; the class itself where there is none."""
-    return fast_class(cursor_class, Cursor.execute, _execute, _execute_merged)
+    return fast_class(cursor_class, Cursor, _execute, _execute_merged, _OTHERS)

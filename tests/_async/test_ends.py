@@ -236,6 +236,20 @@ ENDS = [
 ]
 
 
+async def executing_many(connection: psycopg.AsyncConnection[Any], text: Any) -> None:
+    await connection.cursor().executemany(text, [(), ()])
+
+
+async def copying(connection: psycopg.AsyncConnection[Any], text: Any) -> None:
+    async with connection.cursor().copy(text):
+        pass
+
+
+async def streaming(connection: psycopg.AsyncConnection[Any], text: Any) -> None:
+    async for _ in connection.cursor().stream(text):
+        pass
+
+
 @pytest.mark.parametrize("cursor", [psycopg.AsyncCursor, psycopg.AsyncClientCursor, psycopg.AsyncRawCursor])
 async def test_no_statement_ends_a_unit(
     cursor: type[psycopg.AsyncCursor[Any]], database: AsyncDatabase, observer: Observer
@@ -246,8 +260,13 @@ async def test_no_statement_ends_a_unit(
             async with database.transaction() as connection:
                 connection.cursor_factory = cursor
                 assert await database.execute("INSERT INTO t VALUES (1)") == 1
+                ways: list[Callable[[Any], Any]] = [
+                    *(database.execute, database.fetch_one, connection.execute),
+                    *(partial(way, connection) for way in (executing_many, copying, streaming)),
+                    lambda text: database.execute_many(text, [()]),
+                ]
                 for text in texts:
-                    for execute in (database.execute, database.fetch_one, connection.execute):
+                    for execute in ways:
                         with pytest.raises(psycopg.ProgrammingError, match="is forbidden in a unit of work"):
                             await execute(text)
                 assert await database.execute("INSERT INTO t VALUES (2)") == 1

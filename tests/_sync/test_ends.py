@@ -232,6 +232,20 @@ ENDS = [
 ]
 
 
+def executing_many(connection: psycopg.Connection[Any], text: Any) -> None:
+    connection.cursor().executemany(text, [(), ()])
+
+
+def copying(connection: psycopg.Connection[Any], text: Any) -> None:
+    with connection.cursor().copy(text):
+        pass
+
+
+def streaming(connection: psycopg.Connection[Any], text: Any) -> None:
+    for _ in connection.cursor().stream(text):
+        pass
+
+
 @pytest.mark.parametrize("cursor", [psycopg.Cursor, psycopg.ClientCursor, psycopg.RawCursor])
 def test_no_statement_ends_a_unit(cursor: type[psycopg.Cursor[Any]], database: Database, observer: Observer) -> None:
     texts: Any = [text for end in ENDS for text in (end, end.encode(), sql.SQL(cast(Any, end)))]
@@ -240,8 +254,13 @@ def test_no_statement_ends_a_unit(cursor: type[psycopg.Cursor[Any]], database: D
             with database.transaction() as connection:
                 connection.cursor_factory = cursor
                 assert database.execute("INSERT INTO t VALUES (1)") == 1
+                ways: list[Callable[[Any], Any]] = [
+                    *(database.execute, database.fetch_one, connection.execute),
+                    *(partial(way, connection) for way in (executing_many, copying, streaming)),
+                    lambda text: database.execute_many(text, [()]),
+                ]
                 for text in texts:
-                    for execute in (database.execute, database.fetch_one, connection.execute):
+                    for execute in ways:
                         with pytest.raises(psycopg.ProgrammingError, match="is forbidden in a unit of work"):
                             execute(text)
                 assert database.execute("INSERT INTO t VALUES (2)") == 1
