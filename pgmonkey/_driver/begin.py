@@ -37,6 +37,8 @@ def set_command(values: Mapping[str, str | None], connection: AnyConnection) -> 
     """Return the command that sets configuration parameters until the end of the transaction; None resets one."""
     # The values are in its text, so that it can travel with BEGIN, in whatever protocol.
     escaping, encoding = Escaping(connection.pgconn), connection.info.encoding
+    if encoding == "ascii":  # SQL_ASCII, which takes any bytes; psycopg's parameters are UTF-8 then
+        encoding = "utf-8"
 
     def quoted(text: str | None) -> bytes:
         if text is None:

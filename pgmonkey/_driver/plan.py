@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from copy import copy
 from enum import Enum
 from typing import Any, TypeAlias, TypeVar
 
@@ -38,6 +39,8 @@ class Declined(Enum):
 _AUTO = PyFormat.AUTO
 # Of one statement: plans for other session parameters and for parameters of other types.
 _MAX_VARIANTS = 32
+# The session parameters that psycopg's dumpers and loaders look at when they are made.
+LOOKED_AT = (b"TimeZone", b"DateStyle", b"IntervalStyle", b"client_encoding")
 # As plain numbers, which are faster to compare than members of an enumeration.
 _IDLE, _OK = int(TransactionStatus.IDLE), int(ConnStatus.OK)
 
@@ -212,7 +215,7 @@ class Plans:
         return plan if plan is not None and plan.fits(params, adapters) else None
 
     def _session(self) -> tuple[bytes | None, ...]:
-        return tuple(map(self._parameter, (b"TimeZone", b"DateStyle", b"IntervalStyle", b"client_encoding")))
+        return tuple(map(self._parameter, LOOKED_AT))
 
     def _keep_something(self, adapters: AdaptersMap) -> bool:
         """Tell whether one of *adapters* may keep what it found when it was made."""
@@ -221,6 +224,13 @@ class Plans:
             found = any(map(_keeps_something, (*loaders.values(), *dumpers.values())))
             self._looked_at = loaders, dumpers, found
         return self._looked_at[2]
+
+    def adapted(self, plan: Plan, result: PGresult) -> Plan:
+        """Return what reads *result* of *plan*, which has changed what psycopg's loaders look at."""
+        other = copy(plan)
+        other.transformer = Transformer(_Context(self._connection))
+        other.transformer.set_pgresult(result)
+        return other
 
     def forget(self) -> None:
         """Have every statement prepared, and its plan learnt, anew: the tables have changed.  Safe in any thread."""

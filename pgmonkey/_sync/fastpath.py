@@ -20,7 +20,7 @@ from psycopg.pq.abc import PGresult
 from .._driver.begin import Begin, begin_statement, send_text_with_begin, send_with_begin
 from .._driver.compat import FAST_PATH, PIPELINES, PostgresQuery
 from .._driver.failure import Refusal
-from .._driver.plan import Declined, Plan, Read, is_plain, is_psycopgs, read_count, remember
+from .._driver.plan import LOOKED_AT, Declined, Plan, Read, is_plain, is_psycopgs, read_count, remember
 from .._driver.prepared import is_refused
 from .._driver.psycopg_types import RowFactory
 from .._driver.sql import Statement
@@ -206,6 +206,8 @@ class FastPath:
                 if is_refused(error):
                     return _REFUSED
                 raise error
+            if (*map(pooled.pgconn.parameter_status, LOOKED_AT),) != plan.session:
+                plan = pooled.plans.adapted(plan, result)
             plan.busy = True
         except BaseException as error:
             after_error(pooled.connection, error)
@@ -242,6 +244,8 @@ class FastPath:
             begin = None if not idle else lease.begin if connection is None else begin_statement(connection)
             try:
                 result = execute_plan(pooled, plan, begin)
+                if (*map(pooled.pgconn.parameter_status, LOOKED_AT),) != plan.session:
+                    plan = pooled.plans.adapted(plan, result)
                 plan.busy = True
                 return plan, result
             except psycopg.Error as error:

@@ -8,10 +8,11 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from pgmonkey import Database
 
-from ..configs import pools, proxied
+from ..configs import pools, prepared, proxied
 from ..faults.proxy import FaultProxy
 from .test_unit import Observer, rows
 
@@ -27,6 +28,36 @@ def values() -> dict[str, Any]:
 def database(config: dict[str, Any], values: dict[str, Any], observer: Observer) -> Database:
     observer.execute("CREATE TABLE t (a int)")
     return Database(pools(config, max_size=1, timeout=2), session_values=lambda: dict(values))
+
+
+# The server's default is the first, so that nothing tells it from the value until the transaction has begun.
+@pytest.mark.parametrize("by_statement", [False, True])
+def test_values_are_loaded_as_the_session_is_then(by_statement: bool, config: dict[str, Any]) -> None:
+    settings = prepared(config)
+    settings["connection_settings"]["options"] = "-c TimeZone=UTC"
+    zone, query = "UTC", "SELECT '2024-02-01 12:00+00'::timestamptz, %s::text"
+    if by_statement:
+        query = "SELECT '2024-02-01 12:00+00'::timestamptz, set_config('TimeZone', %s, true)"
+    database: Database[Any] = Database(settings, session_values=None if by_statement else lambda: {"TimeZone": zone})
+    found = []
+    for zone in ("UTC", "UTC", "UTC", "UTC", "Asia/Tokyo", "America/New_York", "UTC"):
+        with database.transaction():
+            row: Any = database.fetch_one(query, [zone])
+        assert str(row[0].tzinfo) == zone
+        found.append(row[0].hour)
+    assert found == [12, 12, 12, 12, 21, 7, 12]
+    database.close()
+
+
+def test_values_of_any_letters_where_the_database_has_no_encoding(config: dict[str, Any], observer: Observer) -> None:
+    name = f"{observer.info.dbname}_ascii"
+    create = "CREATE DATABASE {} ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0"
+    observer.execute(sql.SQL(create).format(sql.Identifier(name)))
+    settings = {"connection_settings": {**config["connection_settings"], "dbname": name}}
+    database: Database = Database(settings, session_values=lambda: {"app.tenant": "caf\u00e9"})
+    assert database.fetch_value(TENANT) == "caf\u00e9".encode()
+    database.close()
+    observer.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
 def test_they_are_asked_for_before_each_query_method(database: Database, values: dict[str, Any]) -> None:
