@@ -20,6 +20,7 @@ _CLEAN = (
 )
 """All that DISCARD ALL does, which cannot follow a COMMIT in one message; psycopg's prepared statements stay."""
 _DEALLOCATE = b"DEALLOCATE ALL"
+_BY_HAND = re.compile(rb"PREPARE|DEALLOCATE|DISCARD", re.IGNORECASE).search
 # The generators that begin and end transactions and savepoints, and set their mode and their session values.
 _PSYCOPGS_OWN = frozenset((*GENERATORS, "_start_query", "setting"))
 
@@ -55,7 +56,7 @@ class Prepared(PrepareManager):
     def __init__(self) -> None:
         super().__init__()
         self._foreign = False
-        """Whether statements were prepared by hand, which psycopg does not know of."""
+        """Whether statements were prepared or deallocated by hand, which psycopg does not know of."""
         self.stale = False
         """Whether tables have changed: the next query deallocates everything first."""
         self.reused = False
@@ -111,7 +112,7 @@ class Prepared(PrepareManager):
 
     def get(self, query: PostgresQuery, prepare: bool | None = None) -> tuple[Prepare, bytes]:
         """Tell psycopg whether to prepare *query*, to use what is prepared, or neither."""
-        if b"PREPARE" in query.query.upper():
+        if _BY_HAND(query.query):
             self._foreign = True
         self.reused = False
         if self.stale:

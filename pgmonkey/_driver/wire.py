@@ -86,7 +86,11 @@ def check_results(results: list[PGresult], connection: AnyConnection) -> None:
     for result in results:
         if result.status == _FATAL:
             raise error_from_result(result, encoding=connection.info.encoding)
-    pgconn = connection.pgconn
+    pass_on_notifications(connection.pgconn)
+
+
+def pass_on_notifications(pgconn: PGconn) -> None:
+    """Pass on the notifications that came with an answer to the borrower of *pgconn*."""
     while notification := pgconn.notifies():
         if pgconn.notify_handler is not None:
             pgconn.notify_handler(notification)

@@ -27,7 +27,7 @@ from .._driver.deadlines import INTERVAL
 from .._driver.failure import Failure
 from .._driver.lending import LendableConnection
 from .._driver.prepared import Prepared
-from .._driver.wire import check_answered, check_commit, fetching
+from .._driver.wire import check_answered, check_commit, fetching, pass_on_notifications
 from .._pool.open_blocks import Exit, OpenBlocks, Runner, by_frame, current_exit, current_runner
 from .._pool.place import query_above
 from ..errors import CommandTimeoutError, CommitUnknownError, ForkedError, GivenBackError
@@ -174,6 +174,8 @@ class Guard(_Base):
                     if sent and isinstance(error, psycopg.Error):
                         check_answered(error)
                     raise
+                if self.has_handlers():
+                    pass_on_notifications(pgconn)
                 return
         prepared: Prepared = state["prepared"]
         failure = prepared.failure

@@ -21,7 +21,7 @@ from .._driver.failure import Failure, Refusal
 from .._driver.lending import lend, route_notices, take_back
 from .._driver.psycopg_types import RowFactory
 from .._driver.sql import Effect
-from .._driver.wire import check_answered, check_commit
+from .._driver.wire import check_answered, check_commit, pass_on_notifications
 from ..errors import CommitUnknownError, ForkedError, GivenBackError
 from .connector import PooledConnection
 from .cursor import fast_cursor
@@ -354,6 +354,7 @@ class Lease:
         # The server executes nothing behind a statement that failed, such as COMMIT.
         if clean and not any(result.status == _FATAL for result in results):
             prepared.cleaned()
+            pass_on_notifications(pooled.pgconn)  # or the next borrower would get them
         return results
 
     def _exchange(self, pooled: PooledConnection, message: bytes) -> list[PGresult]:

@@ -17,6 +17,7 @@ from psycopg.rows import dict_row
 
 from pgmonkey import (
     AsyncConnectionHandle,
+    AsyncDatabase,
     GivenBackError,
     PGConnectionManager,
     PoolClosedError,
@@ -26,6 +27,7 @@ from pgmonkey import (
 from pgmonkey._async.waiting import POOL_KIND, sleep
 from pgmonkey._config.schema import Kind
 
+from ..configs import prepared
 from ..garbage import no_cycles
 
 Backends = Callable[[], list[tuple[int, str]]]
@@ -223,6 +225,42 @@ async def test_what_a_borrower_leaves_does_not_reach_the_next(config: dict[str, 
             assert connection._notice_handlers == []
     finally:
         observer.execute(sql.SQL("DROP ROLE {}").format(role))
+
+
+async def test_notifications_do_not_reach_the_next_borrower(config: dict[str, Any], observer: Observer) -> None:
+    database: AsyncDatabase = AsyncDatabase(prepared(config))
+    heard: list[psycopg.Notify] = []
+    async with database.connection() as connection:
+        await connection.execute("LISTEN gossip")
+        await connection.commit()
+        connection.add_notify_handler(heard.append)
+        await connection.execute("NOTIFY gossip, 'at once'")
+        await connection.commit()
+        assert [one.payload for one in heard] == ["at once"]
+    for _ in range(3):
+        async with database.connection() as connection:
+            await connection.set_autocommit(True)
+            await connection.execute("LISTEN gossip")
+            observer.execute("NOTIFY gossip, 'unread'")
+            await sleep(0.1)
+        async with database.connection() as connection:
+            await connection.execute("SELECT 1")
+            assert [one async for one in connection.notifies(timeout=0.1)] == []
+    await database.close()
+
+
+@pytest.mark.parametrize("text", ["DEALLOCATE ALL", "DO $$BEGIN EXECUTE 'deallocate all'; END$$", "DISCARD ALL"])
+async def test_what_a_borrower_deallocates_is_prepared_anew(text: Any, config: dict[str, Any]) -> None:
+    database: AsyncDatabase = AsyncDatabase(prepared(config))
+    for _ in range(3):
+        assert await database.fetch_value("SELECT %s::int", [1]) == 1
+    async with database.connection() as connection:
+        await connection.set_autocommit(True)
+        await connection.execute(text)
+    async with database.transaction():
+        await database.execute("SELECT 2")
+        assert await database.fetch_value("SELECT %s::int", [1]) == 1
+    await database.close()
 
 
 async def test_idle_connections_that_died_are_replaced_unnoticed(config: dict[str, Any], observer: Observer) -> None:

@@ -19,6 +19,7 @@ from psycopg.rows import dict_row
 
 from pgmonkey import (
     ConnectionHandle,
+    Database,
     GivenBackError,
     PGConnectionManager,
     PoolClosedError,
@@ -28,6 +29,7 @@ from pgmonkey import (
 from pgmonkey._config.schema import Kind
 from pgmonkey._sync.waiting import POOL_KIND, sleep
 
+from ..configs import prepared
 from ..garbage import no_cycles
 
 Backends = Callable[[], list[tuple[int, str]]]
@@ -221,6 +223,42 @@ def test_what_a_borrower_leaves_does_not_reach_the_next(config: dict[str, Any], 
             assert connection._notice_handlers == []
     finally:
         observer.execute(sql.SQL("DROP ROLE {}").format(role))
+
+
+def test_notifications_do_not_reach_the_next_borrower(config: dict[str, Any], observer: Observer) -> None:
+    database: Database = Database(prepared(config))
+    heard: list[psycopg.Notify] = []
+    with database.connection() as connection:
+        connection.execute("LISTEN gossip")
+        connection.commit()
+        connection.add_notify_handler(heard.append)
+        connection.execute("NOTIFY gossip, 'at once'")
+        connection.commit()
+        assert [one.payload for one in heard] == ["at once"]
+    for _ in range(3):
+        with database.connection() as connection:
+            connection.set_autocommit(True)
+            connection.execute("LISTEN gossip")
+            observer.execute("NOTIFY gossip, 'unread'")
+            sleep(0.1)
+        with database.connection() as connection:
+            connection.execute("SELECT 1")
+            assert [one for one in connection.notifies(timeout=0.1)] == []
+    database.close()
+
+
+@pytest.mark.parametrize("text", ["DEALLOCATE ALL", "DO $$BEGIN EXECUTE 'deallocate all'; END$$", "DISCARD ALL"])
+def test_what_a_borrower_deallocates_is_prepared_anew(text: Any, config: dict[str, Any]) -> None:
+    database: Database = Database(prepared(config))
+    for _ in range(3):
+        assert database.fetch_value("SELECT %s::int", [1]) == 1
+    with database.connection() as connection:
+        connection.set_autocommit(True)
+        connection.execute(text)
+    with database.transaction():
+        database.execute("SELECT 2")
+        assert database.fetch_value("SELECT %s::int", [1]) == 1
+    database.close()
 
 
 def test_idle_connections_that_died_are_replaced_unnoticed(config: dict[str, Any], observer: Observer) -> None:
