@@ -361,9 +361,14 @@ class AsyncDatabase(Generic[Row]):
         when it is given back, by the program's classes, which may use the database.
         """
 
-        async def work(connection: AsyncConnection[Row]) -> tuple[AsyncCursor[TupleRow], RowMaker[Any]]:
-            cursor = await self._execute(connection, query, params, declined)
-            return cursor, tuple if fetch is _fetch_value else connection.row_factory(cursor)
+        async def work(connection: AsyncConnection[Row]) -> tuple[AsyncCursor[Any], RowMaker[Any]]:
+            cursor: AsyncCursor[Any] = connection.cursor()
+            row_factory = cursor.row_factory
+            as_it_is = fetch is _fetch_value or _makes_rows(cursor.__class__)
+            if fetch is _fetch_value or not as_it_is:
+                cursor.row_factory = tuple_row
+            await self._execute(connection, cursor, query, params, declined)
+            return cursor, _as_it_is if as_it_is else row_factory(cursor)
 
         if scope is not None:
             # Not in the unit's turn: the program's loaders, too, may use the database.
@@ -390,9 +395,13 @@ class AsyncDatabase(Generic[Row]):
         return make()
 
     async def _execute(
-        self, connection: AsyncConnection[Row], query: Statement, params: Params, declined: Declined
-    ) -> AsyncCursor[TupleRow]:
-        cursor = connection.cursor(row_factory=tuple_row)
+        self,
+        connection: AsyncConnection[Row],
+        cursor: AsyncCursor[Any],
+        query: Statement,
+        params: Params,
+        declined: Declined,
+    ) -> None:
         outdated = declined is Declined.REFUSED
         try:
             await cursor.execute(query, params, prepare=False if outdated else None)
@@ -410,7 +419,6 @@ class AsyncDatabase(Generic[Row]):
             (await self._pool()).forget_plans()
         if self._fast is not None:
             self._fast.learn(connection, query, params, cursor)
-        return cursor
 
     # -- transactions and units of work -----------------------------------------------------------------------------
 
@@ -529,25 +537,34 @@ class AsyncDatabase(Generic[Row]):
 
 
 _Scope: TypeAlias = "AsyncUnitOfWork[Any] | AsyncNested"
-_Fetch: TypeAlias = "Callable[[AsyncCursor[TupleRow], RowMaker[Any]], Awaitable[Callable[[], T]]]"
+_Fetch: TypeAlias = "Callable[[AsyncCursor[Any], RowMaker[Any]], Awaitable[Callable[[], T]]]"
 """Loads the values of a result; returns what makes the answer of a query method from them."""
 
 
-async def _fetch_one(cursor: AsyncCursor[TupleRow], make: RowMaker[Row]) -> Callable[[], Row | None]:
+def _makes_rows(cursor_class: type[AsyncCursor[Any]]) -> bool:
+    """Tell whether a class of the program's own makes its rows in a way of its own."""
+    return cursor_class.fetchone is not AsyncCursor.fetchone or cursor_class.fetchall is not AsyncCursor.fetchall
+
+
+def _as_it_is(row: Any) -> Any:
+    return row
+
+
+async def _fetch_one(cursor: AsyncCursor[Any], make: RowMaker[Row]) -> Callable[[], Row | None]:
     values = await cursor.fetchone()
     return lambda: None if values is None else make(values)
 
 
-async def _fetch_all(cursor: AsyncCursor[TupleRow], make: RowMaker[Row]) -> Callable[[], list[Row]]:
+async def _fetch_all(cursor: AsyncCursor[Any], make: RowMaker[Row]) -> Callable[[], list[Row]]:
     rows = await cursor.fetchall()
     return lambda: [make(values) for values in rows]
 
 
-async def _fetch_value(cursor: AsyncCursor[TupleRow], _make: RowMaker[Any]) -> Callable[[], Any]:
-    values = await cursor.fetchone()
+async def _fetch_value(cursor: AsyncCursor[Any], _make: RowMaker[Any]) -> Callable[[], Any]:
+    values = await AsyncCursor.fetchone(cursor)  # a column, whatever a class of the program's own makes of a row
     return lambda: None if values is None else values[0]
 
 
-async def _count(cursor: AsyncCursor[TupleRow], _make: RowMaker[Any]) -> Callable[[], int]:
+async def _count(cursor: AsyncCursor[Any], _make: RowMaker[Any]) -> Callable[[], int]:
     count = cursor.rowcount
     return lambda: count

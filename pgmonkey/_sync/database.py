@@ -359,9 +359,14 @@ class Database(Generic[Row]):
         when it is given back, by the program's classes, which may use the database.
         """
 
-        def work(connection: Connection[Row]) -> tuple[Cursor[TupleRow], RowMaker[Any]]:
-            cursor = self._execute(connection, query, params, declined)
-            return cursor, tuple if fetch is _fetch_value else connection.row_factory(cursor)
+        def work(connection: Connection[Row]) -> tuple[Cursor[Any], RowMaker[Any]]:
+            cursor: Cursor[Any] = connection.cursor()
+            row_factory = cursor.row_factory
+            as_it_is = fetch is _fetch_value or _makes_rows(cursor.__class__)
+            if fetch is _fetch_value or not as_it_is:
+                cursor.row_factory = tuple_row
+            self._execute(connection, cursor, query, params, declined)
+            return cursor, _as_it_is if as_it_is else row_factory(cursor)
 
         if scope is not None:
             # Not in the unit's turn: the program's loaders, too, may use the database.
@@ -388,9 +393,13 @@ class Database(Generic[Row]):
         return make()
 
     def _execute(
-        self, connection: Connection[Row], query: Statement, params: Params, declined: Declined
-    ) -> Cursor[TupleRow]:
-        cursor = connection.cursor(row_factory=tuple_row)
+        self,
+        connection: Connection[Row],
+        cursor: Cursor[Any],
+        query: Statement,
+        params: Params,
+        declined: Declined,
+    ) -> None:
         outdated = declined is Declined.REFUSED
         try:
             cursor.execute(query, params, prepare=False if outdated else None)
@@ -408,7 +417,6 @@ class Database(Generic[Row]):
             (self._pool()).forget_plans()
         if self._fast is not None:
             self._fast.learn(connection, query, params, cursor)
-        return cursor
 
     # -- transactions and units of work -----------------------------------------------------------------------------
 
@@ -527,25 +535,34 @@ class Database(Generic[Row]):
 
 
 _Scope: TypeAlias = "UnitOfWork[Any] | Nested"
-_Fetch: TypeAlias = "Callable[[Cursor[TupleRow], RowMaker[Any]], Callable[[], T]]"
+_Fetch: TypeAlias = "Callable[[Cursor[Any], RowMaker[Any]], Callable[[], T]]"
 """Loads the values of a result; returns what makes the answer of a query method from them."""
 
 
-def _fetch_one(cursor: Cursor[TupleRow], make: RowMaker[Row]) -> Callable[[], Row | None]:
+def _makes_rows(cursor_class: type[Cursor[Any]]) -> bool:
+    """Tell whether a class of the program's own makes its rows in a way of its own."""
+    return cursor_class.fetchone is not Cursor.fetchone or cursor_class.fetchall is not Cursor.fetchall
+
+
+def _as_it_is(row: Any) -> Any:
+    return row
+
+
+def _fetch_one(cursor: Cursor[Any], make: RowMaker[Row]) -> Callable[[], Row | None]:
     values = cursor.fetchone()
     return lambda: None if values is None else make(values)
 
 
-def _fetch_all(cursor: Cursor[TupleRow], make: RowMaker[Row]) -> Callable[[], list[Row]]:
+def _fetch_all(cursor: Cursor[Any], make: RowMaker[Row]) -> Callable[[], list[Row]]:
     rows = cursor.fetchall()
     return lambda: [make(values) for values in rows]
 
 
-def _fetch_value(cursor: Cursor[TupleRow], _make: RowMaker[Any]) -> Callable[[], Any]:
-    values = cursor.fetchone()
+def _fetch_value(cursor: Cursor[Any], _make: RowMaker[Any]) -> Callable[[], Any]:
+    values = Cursor.fetchone(cursor)  # a column, whatever a class of the program's own makes of a row
     return lambda: None if values is None else values[0]
 
 
-def _count(cursor: Cursor[TupleRow], _make: RowMaker[Any]) -> Callable[[], int]:
+def _count(cursor: Cursor[Any], _make: RowMaker[Any]) -> Callable[[], int]:
     count = cursor.rowcount
     return lambda: count

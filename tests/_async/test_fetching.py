@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg import AsyncClientCursor, AsyncConnection, AsyncRawCursor, AsyncRawServerCursor, sql
+from psycopg import AsyncClientCursor, AsyncConnection, AsyncCursor, AsyncRawCursor, AsyncRawServerCursor, sql
 from psycopg.rows import class_row, dict_row, namedtuple_row, scalar_row, tuple_row
 
 from pgmonkey import AsyncDatabase
@@ -153,6 +153,52 @@ async def test_values_whose_loaders_look_at_the_connection(query: str, factory: 
 def values_of(row: Any) -> tuple[Any, ...]:
     named = row.values if isinstance(row, Thing) else row
     return tuple(named.values()) if isinstance(named, dict) else named
+
+
+class Wrapping(AsyncCursor[Any]):
+    """Makes of each row what it likes."""
+
+    async def fetchone(self) -> Any:
+        row = await super().fetchone()
+        return None if row is None else {"row": row}
+
+    async def fetchall(self) -> list[Any]:
+        return [{"row": row} for row in await super().fetchall()]
+
+
+class Dicts(AsyncCursor[Any]):
+    """Knows itself what its rows are."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.row_factory = dict_row
+
+
+@pytest.mark.parametrize("factory", [tuple_row, dict_row])
+@pytest.mark.parametrize("cursor", [Wrapping, Dicts])
+async def test_cursors_that_make_rows_themselves(cursor: Any, factory: Any, config: dict[str, Any]) -> None:
+    settings = prepared(config)
+
+    async def configure(connection: Any) -> None:
+        connection.cursor_factory = cursor
+
+    settings["pool_settings"]["configure"] = settings["async_pool_settings"]["configure"] = configure
+    database: AsyncDatabase[Any] = AsyncDatabase(settings, row_factory=factory)
+    query = "SELECT 1 AS a, ROW(2) AS b"
+    async with database.connection() as connection:
+        row = await (await connection.execute(query)).fetchone()
+        rows = await (await connection.execute(query)).fetchall()
+
+    async def ask() -> None:
+        for _ in range(4):
+            assert await database.fetch_one(query) == row
+            assert await database.fetch_all(query) == rows
+            assert await database.fetch_value(query) == 1
+
+    await ask()
+    async with database.transaction():
+        await ask()
+    await database.close()
 
 
 @pytest.mark.parametrize("factory", [AsyncRawCursor, AsyncClientCursor, AsyncRawServerCursor])

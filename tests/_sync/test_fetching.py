@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg import ClientCursor, Connection, RawCursor, RawServerCursor, sql
+from psycopg import ClientCursor, Connection, Cursor, RawCursor, RawServerCursor, sql
 from psycopg.rows import class_row, dict_row, namedtuple_row, scalar_row, tuple_row
 
 from pgmonkey import Database
@@ -155,6 +155,52 @@ def test_values_whose_loaders_look_at_the_connection(query: str, factory: Any, c
 def values_of(row: Any) -> tuple[Any, ...]:
     named = row.values if isinstance(row, Thing) else row
     return tuple(named.values()) if isinstance(named, dict) else named
+
+
+class Wrapping(Cursor[Any]):
+    """Makes of each row what it likes."""
+
+    def fetchone(self) -> Any:
+        row = super().fetchone()
+        return None if row is None else {"row": row}
+
+    def fetchall(self) -> list[Any]:
+        return [{"row": row} for row in super().fetchall()]
+
+
+class Dicts(Cursor[Any]):
+    """Knows itself what its rows are."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.row_factory = dict_row
+
+
+@pytest.mark.parametrize("factory", [tuple_row, dict_row])
+@pytest.mark.parametrize("cursor", [Wrapping, Dicts])
+def test_cursors_that_make_rows_themselves(cursor: Any, factory: Any, config: dict[str, Any]) -> None:
+    settings = prepared(config)
+
+    def configure(connection: Any) -> None:
+        connection.cursor_factory = cursor
+
+    settings["pool_settings"]["configure"] = settings["async_pool_settings"]["configure"] = configure
+    database: Database[Any] = Database(settings, row_factory=factory)
+    query = "SELECT 1 AS a, ROW(2) AS b"
+    with database.connection() as connection:
+        row = (connection.execute(query)).fetchone()
+        rows = (connection.execute(query)).fetchall()
+
+    def ask() -> None:
+        for _ in range(4):
+            assert database.fetch_one(query) == row
+            assert database.fetch_all(query) == rows
+            assert database.fetch_value(query) == 1
+
+    ask()
+    with database.transaction():
+        ask()
+    database.close()
 
 
 @pytest.mark.parametrize("factory", [RawCursor, ClientCursor, RawServerCursor])
