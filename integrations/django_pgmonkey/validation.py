@@ -63,10 +63,14 @@ class DatabaseValidation(BaseDatabaseValidation):
             return
         # Not load_config(), which resolves the references: only a password that is in the file counts.
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
-        values = values.get("connection_settings") or {}
-        named = [value["from_file"] for value in values.values() if isinstance(value, dict) and "from_file" in value]
+        variants = [values, *filter(None, (values.get("profiles") or {}).values())]
+        settings = [item for each in variants for item in (each.get("connection_settings") or {}).items()]
+        named = [value["from_file"] for _, value in settings if isinstance(value, dict) and "from_file" in value]
         files = [os.path.join(os.path.dirname(path), file) for file in named]
-        if any(isinstance(values.get(key), (str, int, float)) and "${" not in str(values[key]) for key in _SECRETS):
+        if any(
+            key in _SECRETS and isinstance(value, (str, int, float)) and "${" not in str(value)
+            for key, value in settings
+        ):
             files.append(path)
         for file in files:
             if os.stat(file).st_mode & stat.S_IROTH:

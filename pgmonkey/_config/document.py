@@ -18,6 +18,7 @@ from typing import Protocol, TypeAlias
 import yaml
 
 from ..errors import ConfigError
+from .keywords import ARGUMENTS, KEYWORDS, OURS, POOL, PROFILES, SECTIONS
 
 
 class Secret(Protocol):
@@ -44,7 +45,8 @@ Origin: TypeAlias = Path | Mapping[str, object]
 _URL = re.compile(r"\s*postgres(?:ql)?(?:\+[a-z0-9_]+)?://", re.IGNORECASE)
 # What is no path, although the '//' of a URL, or a quote, is missing: it may hold a password.
 _LIKE_URL = re.compile(r":.*@|passw\w*\s*=", re.IGNORECASE)
-_MORE = re.compile(r"(?<=[:=]).+", re.DOTALL)
+_MORE = re.compile(r"(?<=[:=;\s]).+", re.DOTALL)
+_NAMES = frozenset({*SECTIONS, PROFILES, *KEYWORDS, *ARGUMENTS, *OURS, *POOL, "conninfo"})
 _MAX_BYTES = 64 * 1024
 # libyaml parses faster, but not every build of PyYAML contains it.
 _Loader: type[yaml.SafeLoader | yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -124,18 +126,22 @@ def read_document(origin: Origin) -> Document:
     text = _read(source)
     try:
         loader = _Loader(text)
-        builder = _Builder(source)
+        builder = _Builder(source, text)
         try:
             node = loader.get_single_node()
             values = None if node is None else builder.build(node, "", 0)
+            begins = 1 if node is None else node.start_mark.line + 1
         finally:
             loader.dispose()  # breaks the reference cycle of the parser that is written in Python
     except yaml.YAMLError as error:
         raise ConfigError(_explain(source, text, error)) from None
     if values is None:
-        raise ConfigError(f"{source}: empty; 'pgmonkey pgconfig create' writes a template")
+        raise ConfigError(f"{source}: the file is empty; 'pgmonkey pgconfig create' writes a template to another path")
     if not isinstance(values, dict):
-        raise ConfigError(f"{source}: expected sections such as 'connection_settings:', found {describe_type(values)}")
+        raise ConfigError(
+            f"{source}:{begins}: expected sections, found {describe_type(values)}; "
+            "write 'connection_settings:' and below it, indented, 'host:' and so on, or 'conninfo:' with a URL"
+        )
     return Document(source, values, builder.lines, folder=os.path.dirname(source))
 
 
@@ -180,32 +186,72 @@ def _read(source: str) -> str:
         # Nothing of it is shown: a password that is not percent-encoded has no certain end.
         raise ConfigError("a URL of another kind was given as the configuration; it begins with postgresql://")
     shown = "the given path (not shown, as it looks like a connection string)" if _LIKE_URL.search(source) else source
+    content = b""
     try:
         # Not PyYAML's detection, which takes UTF-16 too.  Editors on Windows put a byte order mark in front.
-        return read_regular(source).decode("utf-8-sig")
+        content = read_regular(source)
+        return content.decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{shown}: cannot read the configuration file: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{shown}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{shown}:{line}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
     except ValueError as error:  # a NUL character in the path
         raise ConfigError(f"{shown!r} is not a valid path: {error}") from None
 
 
+# What PyYAML says, with libyaml or without, in its context or problem, and the cure; the first that fits.
+_CURES = (
+    ("expected ':'", "put a blank behind the ':' of a key"),
+    ("escape character", "put the text in single quotes"),
+    ("quoted scalar", "close the quotes, and write a ' inside of single ones twice"),
+    ("flow", "close the bracket, or put a text that begins with one in quotes"),
+    ("token", "put a text that begins with a special character in quotes"),
+    ("anchor", "give each a name of its own, and put a text that begins with '&' in quotes"),
+    ("alias", "put a text that begins with '*' in quotes"),
+    ("tag", "put a text that begins with '!' in quotes"),
+    ("block scalar", "put a text that begins with '|' or '>' in quotes"),
+    ("directive", "put a text that begins with '%' in quotes"),
+    ("document", "write one document, without '---' and '%' at the beginning of a line"),
+    ("character", "remove the character"),
+    ("", "indent the keys of a section alike, and put a text with quotes, ': ' or ' #' in quotes"),
+)
+_NO_CHARACTER = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_KEY = re.compile(r"[\s{,-]*(\w+)\s*:(?:\s|\Z)")
+# Of the file's own text, but for a single special character.
+_QUOTED = re.compile(r",? (?:but (?:got|found) )?'[^']*\w[^']*'")
+
+
 def _explain(source: str, text: str, error: yaml.YAMLError) -> str:
     # Not str(error): it may quote the line, and with it a password.
-    mark = getattr(error, "problem_mark", None)
-    location = f"{source}:{mark.line + 1}" if mark else source
     problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be parsed"
-    line = text.splitlines()[mark.line : mark.line + 1] if mark else []
-    cure = "; indent with spaces, not tabs" if line and line[0].lstrip(" ").startswith("\t") else ""
-    return f"{location}: not valid YAML: {problem}{cure}"
+    said = f"{getattr(error, 'context', None) or ''} {problem}"
+    if problem == "second occurrence":
+        problem = "an anchor is given twice"
+    cure = next(cure for words, cure in _CURES if words in said)
+    lines = text.splitlines()
+    mark, begun = getattr(error, "problem_mark", None), getattr(error, "context_mark", None)
+    # What is not closed is noticed at the end, and a missing colon on the next line.
+    if begun is not None and (mark is None or mark.line >= len(lines) or "expected ':'" in said):
+        mark = begun
+    if mark is None:  # libyaml does not tell where the character is
+        found = _NO_CHARACTER.search(text)
+        number = text.count("\n", 0, found.start() if found else 0) + 1
+        return f"{source}:{number}: not valid YAML: {problem}; {cure}"
+    line = lines[mark.line] if mark.line < len(lines) else ""
+    if line.lstrip(" ").startswith("\t"):
+        cure = "indent with spaces, not tabs"
+    key = _KEY.match(line)
+    shown = f"{key[1]}: " if key and key[1] in _NAMES else ""
+    return f"{source}:{mark.line + 1}: {shown}not valid YAML: {_QUOTED.sub('', problem)}; {cure}"
 
 
 class _Builder:
     """Builds values from nodes.  PyYAML's own constructor forgets the lines and lets the last of equal keys win."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, text: str) -> None:
         self._source = source
+        self._text = [*text.splitlines(), ""]
         self._nodes = 0
         self.lines: dict[str, int] = {}
 
@@ -214,13 +260,14 @@ class _Builder:
         if self._nodes > _MAX_NODES or depth > _MAX_DEPTH:
             raise self._error(
                 node,
+                path,
                 "the document is too large or too deep once its aliases are expanded "
-                f"(at most {_MAX_NODES} values, {_MAX_DEPTH} levels)",
+                f"(at most {_MAX_NODES} values, {_MAX_DEPTH} levels); write it with fewer aliases",
             )
         if isinstance(node, yaml.ScalarNode):
-            return self._scalar(node)
+            return self._scalar(node, path)
         if node.tag not in _COLLECTIONS:
-            raise self._not_allowed(node)
+            raise self._not_allowed(node, path)
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path, depth)
         return [self.build(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(node.value)]
@@ -230,34 +277,44 @@ class _Builder:
         own: dict[str, object] = {}
         for key_node, value_node in node.value:
             if key_node.tag == _MERGE:
-                for base in self._bases(value_node, depth):
+                for base in self._bases(value_node, path, depth):
                     merged = {**base, **merged}  # the first of several wins: https://yaml.org/type/merge.html
                 continue
-            key = self._scalar(key_node) if isinstance(key_node, yaml.ScalarNode) else None
+            key = self._scalar(key_node, path) if isinstance(key_node, yaml.ScalarNode) else None
             if not isinstance(key, str):
-                raise self._error(key_node, "a key must be text, as in 'host: localhost'")
+                raise self._error(key_node, path, "a key must be text; write it as in 'host: localhost'")
+            if _follows_at_once(value_node, key_node):
+                raise self._error(
+                    key_node,
+                    path,
+                    "a key without a ':' (not shown); "
+                    "put a blank behind the ':', and quotes around a text with a ',' or a ':' in it",
+                )
             child = f"{path}.{key}" if path else key
             if key in own:
                 first = self.lines.get(child)
-                raise self._error(key_node, f"{child}: duplicate key, first given on line {first}; remove one")
+                raise self._error(key_node, child, f"duplicate key, first given on line {first}; remove one")
             self.lines[child] = key_node.start_mark.line + 1
             own[key] = self.build(value_node, child, depth + 1)
         # Own keys win over merged ones wherever the '<<' stands.
         return {**merged, **own}
 
-    def _bases(self, node: yaml.Node, depth: int) -> Iterator[dict[str, object]]:
+    def _bases(self, node: yaml.Node, path: str, depth: int) -> Iterator[dict[str, object]]:
         for base in node.value if isinstance(node, yaml.SequenceNode) else [node]:
             built = self.build(base, "", depth + 1)
             if not isinstance(built, dict):
-                raise self._error(base, "'<<' merges mappings only")
+                raise self._error(base, path, "'<<' merges mappings only; write an alias of one behind it")
             yield built
 
-    def _scalar(self, node: yaml.ScalarNode) -> object:
+    def _scalar(self, node: yaml.ScalarNode, path: str) -> object:
         text: str = node.value
         if node.tag == _NULL:
+            mark = node.start_mark
+            if self._text[mark.line][mark.column : mark.column + 1] == "&":
+                raise self._error(node, path, "an anchor without a value; put a text that begins with '&' in quotes")
             return None
         if node.tag not in _SCALARS:
-            raise self._not_allowed(node)
+            raise self._not_allowed(node, path)
         if node.tag == _STRING:
             return text
         if _PLAIN_INTEGER.match(text):
@@ -266,8 +323,17 @@ class _Builder:
             return float(text)
         return _BOOLEANS.get(text, text)
 
-    def _not_allowed(self, node: yaml.Node) -> ConfigError:
-        return self._error(node, f"the tag {node.tag!r} is not allowed; use plain values")
+    def _not_allowed(self, node: yaml.Node, path: str) -> ConfigError:
+        # Not shown: it is a password that begins with '!'.
+        return self._error(node, path, "a tag is not allowed; put a text that begins with '!' in quotes")
 
-    def _error(self, node: yaml.Node, problem: str) -> ConfigError:
-        return ConfigError(f"{self._source}:{node.start_mark.line + 1}: {problem}")
+    def _error(self, node: yaml.Node, path: str, problem: str) -> ConfigError:
+        line = node.start_mark.line + 1
+        where = Document(self._source, {}, {path: line}).where(path) if path else f"{self._source}:{line}"
+        return ConfigError(f"{where}: {problem}")
+
+
+def _follows_at_once(value: yaml.Node, key: yaml.Node) -> bool:
+    """Tell whether *value* is none and begins where *key* ends, so that no colon is between them."""
+    begins, ends = value.start_mark, key.end_mark
+    return value.tag == _NULL and value.value == "" and (begins.line, begins.column) == (ends.line, ends.column)

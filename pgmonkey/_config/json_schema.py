@@ -27,7 +27,7 @@ from .keywords import (
     WORDS,
     Key,
 )
-from .schema import KINDS
+from .schema import KINDS, libpq_keywords
 
 Schema: TypeAlias = dict[str, object]
 
@@ -42,6 +42,7 @@ def json_schema() -> Schema:
     profile = _object("What comes before the sections beside profiles, key by key; null is a key's default.", sections)
     about = "Variants by name, such as reports or test; the one called default is used when none is chosen."
     profiles = {"type": ["object", "null"], "description": about, "additionalProperties": profile}
+    newer = dict.fromkeys(sorted(libpq_keywords() - KEYWORDS.keys()), PLAIN)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "pgmonkey configuration",
@@ -57,7 +58,7 @@ def json_schema() -> Schema:
                 "anyOf": [{"type": "string", "pattern": r"\$\{"}, *map(_from, ("from_env", "from_file"))],
             },
             "connection_type": _any({"enum": list(KINDS)}, _REFERENCE, _EMPTY),
-            "connection_settings": _keys({**KEYWORDS, **ARGUMENTS, **OURS, "conninfo": CONNINFO}),
+            "connection_settings": _keys({**newer, **KEYWORDS, **ARGUMENTS, **OURS, "conninfo": CONNINFO}),
             **dict.fromkeys(("pool_settings", "async_pool_settings"), _keys(POOL)),
             **dict.fromkeys(("sync_settings", "async_settings"), _parameters()),
         },

@@ -50,7 +50,10 @@ def redact_config(config: object) -> Any:
     ``from_env: NAME``.
     """
     if isinstance(config, Mapping):
-        return {key: _redact_value(key, value) for key, value in config.items()}
+        return {
+            redact_text(key) if isinstance(key, str) else key: _redact_value(key, value)
+            for key, value in config.items()
+        }
     if isinstance(config, (list, tuple)):
         return [redact_config(item) for item in config]
     if isinstance(config, type):

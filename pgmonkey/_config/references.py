@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from ..errors import EnvInterpolationError
 from .document import Document, is_url, read_regular
-from .redaction import is_sensitive
+from .redaction import is_sensitive, redact_text
 
 # "$${" stands for a "${" that is no reference.  The closing brace is optional to find the references that lack it.
 _REFERENCE = re.compile(r"(?<!\$)(?:((?:\$\$)+)\{|((?:\$\$)*)\$\{([^}]*)(\}?))")
@@ -66,7 +66,9 @@ class _Resolver:
     def resolve(self, value: object, path: str) -> object:
         if isinstance(value, Mapping):
             if "from_env" in value or "from_file" in value:
-                return self._reference(value, path)
+                resolved = self._reference(value, path)
+                self._document.references[path] = "{}: {}".format(*next(iter(value.items())))
+                return resolved
             return {key: self.resolve(item, f"{path}.{key}") for key, item in value.items()}
         if isinstance(value, list):
             return [self.resolve(item, f"{path}[{i}]") for i, item in enumerate(value)]
@@ -98,6 +100,7 @@ class _Resolver:
                 continue
             result += dollars[::2]
             value = self._inline(body, bool(closing), path, result)
+            self._document.references[path] = repr(redact_text(text))
             result += _fitting(value, result, text[end:]) if _is_conninfo(path) else value
         return result + text[end:]
 

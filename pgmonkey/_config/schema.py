@@ -198,7 +198,7 @@ def _problem(name: str, key: Key, value: object) -> str | None:
         if isinstance(value, str) and is_written(POSITIVE_SECONDS if key.least is None else SECONDS, text):
             return None
         least = "greater than 0" if key.least is None else "of at least 0"
-        return f"is not a number of seconds {least}; write it as in '{name}: 2.5'"
+        return f"is not a number of seconds {least}; write it as in '{name}: 30'"
     return None
 
 
@@ -216,8 +216,14 @@ class _Checker:
                     raise self._error(name, f"unknown section{did_you_mean(name, known)}")
                 logger.warning("%s: unknown section ignored%s", self._document.where(name), did_you_mean(name, known))
         if values.get("connection_settings") is None:
+            outside = next((name for name in values if name in KEYWORDS), None)
+            if outside is not None:
+                cure = "write 'connection_settings:' above it and indent it"
+                raise self._error(
+                    outside, f"this belongs to the section 'connection_settings', which is missing; {cure}"
+                )
             raise self._error(
-                "", "the section 'connection_settings' is missing; add it, with 'host:', 'dbname:' and so on in it"
+                "connection_settings", "the section is missing or empty; write 'host:', 'dbname:' and so on in it"
             )
         kind = values.get("connection_type") or "normal"
         if kind not in KINDS:
@@ -246,6 +252,8 @@ class _Checker:
             return f"what {written} stands for"
         if key.hidden or is_sensitive(path.rpartition(".")[2]):
             return "the value"
+        if isinstance(value, bool):
+            return str(value).lower()
         if isinstance(value, (str, int, float)):
             text = repr(redact_text(value) if isinstance(value, str) else value)
             return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
@@ -274,7 +282,7 @@ class _Checker:
         connect: dict[str, str] = {}
         arguments: dict[str, object] = {}
         # First, so that the other keys replace parts of it, whatever their order in the file.
-        if section.get("conninfo"):
+        if section.get("conninfo") not in (None, ""):
             connect.update(self._conninfo("connection_settings.conninfo", section["conninfo"]))
         for key, value in section.items():
             path = f"connection_settings.{key}"
@@ -322,16 +330,16 @@ class _Checker:
             parts = {key: str(item) for key, item in conninfo_to_dict(text).items() if item is not None}
         except ProgrammingError:  # libpq's message quotes the string, and with it a password
             cure = "pass resolve_env=True (--resolve-env) to resolve the reference in it"
-            shown = f"; {cure}" if self._is_literal(text) else ""
-            raise self._error(path, f"not a valid connection string or URL{shown}") from None
+            if not self._is_literal(text):
+                cure = "write postgresql://user:password@host/dbname, or host=... dbname=..., with quotes around blanks"
+            raise self._error(path, f"not a valid connection string or URL (not shown); {cure}") from None
         for key, part in parts.items():
             problem = _problem(key, KEYWORDS.get(key, PLAIN), part) if part else None
             if problem and "${" not in part:
-                cause = problem.partition(";")[0]
-                raise self._error(
-                    path,
-                    f"its {key} {cause}; in a URL, ':', '/' and '@' of a password are written as %3A, %2F and %40",
-                )
+                cause, _, cure = problem.partition("; ")
+                if key == "port":
+                    cure = "in a URL, ':', '/' and '@' of a password are written as %3A, %2F and %40"
+                raise self._error(path, f"its {key} {cause}; {cure}")
         return parts
 
     def _keyword(self, path: str, name: str, value: object) -> str:
@@ -413,7 +421,8 @@ class _Checker:
             path = f"{name}.{key}"
             if not is_written(PARAMETER, key):
                 raise self._error(
-                    path, "not the name of a server parameter; write one such as 'statement_timeout' or 'app.tenant'"
+                    path,
+                    "this is not the name of a server parameter; write one such as 'statement_timeout' or 'app.tenant'",
                 )
             if value is None:
                 continue

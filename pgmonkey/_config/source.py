@@ -21,6 +21,7 @@ from .urls import with_url_apart
 __all__ = ["Origin", "Path", "Source", "Sources", "load_config"]
 
 _LEGACY_WRAPPER = "postgresql"
+_CONNINFO = "connection_settings.conninfo"
 
 
 def load_config(
@@ -74,10 +75,18 @@ def _prepare(
         prepared.values = resolve_references(
             prepared, allow_sensitive_defaults=allow_sensitive_defaults, dependencies=dependencies
         )
+    told: dict[str, str] = {}
     try:
-        prepared.values = normalised(with_url_apart(normalised(prepared.values)))
+        prepared.values = normalised(with_url_apart(normalised(prepared.values), told))
     except ValueError as error:
-        raise ConfigError(f"{prepared.where('connection_settings.conninfo')}: {error}") from None
+        raise ConfigError(f"{prepared.where(_CONNINFO)}: {error}") from None
+    for path, parameter in told.items():
+        if path not in prepared.lines:  # what stands in the file comes first
+            prepared.names[path] = f"{prepared.names.get(_CONNINFO, _CONNINFO)}?{parameter}"
+            if _CONNINFO in prepared.references:
+                prepared.references[path] = parameter
+            if _CONNINFO in prepared.lines:
+                prepared.lines[path] = prepared.lines[_CONNINFO]
     return prepared
 
 

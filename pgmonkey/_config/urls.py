@@ -10,14 +10,16 @@ from .keywords import ARGUMENTS, OURS, POOL
 from .schema import did_you_mean, libpq_keywords
 
 _POOL = "pool_"
+_POOLS = ("pool_settings", "async_pool_settings")
 _ENCODE = "percent-encode what belongs to the user's name and password: '@' as %40, '/' as %2F, ':' as %3A, '%' as %25"
 
 
-def with_url_apart(values: Mapping[str, object]) -> dict[str, object]:
+def with_url_apart(values: Mapping[str, object], told: dict[str, str]) -> dict[str, object]:
     """Return *values* with the URL under ``conninfo`` as libpq takes it, and what else is in its query in its place.
 
     ``?pool_max_size=10`` is a setting of both pools, ``?command_timeout=5`` one of ``connection_settings``.  What is
-    written in these sections comes first.  Raises ValueError, with a message that holds nothing of the URL's secrets.
+    written in these sections comes first.  *told* gets, by path, the parameters that were put in their places.  Raises
+    ValueError, with a message that holds nothing of the URL's secrets.
     """
     settings = values.get("connection_settings")
     if not isinstance(settings, Mapping):
@@ -36,8 +38,10 @@ def with_url_apart(values: Mapping[str, object]) -> dict[str, object]:
         key = unquote(name)
         if key.removeprefix(_POOL) in POOL and key.startswith(_POOL):
             pool[key.removeprefix(_POOL)] = unquote(value)
+            told.update((f"{section}.{key.removeprefix(_POOL)}", key) for section in _POOLS)
         elif key in (*ARGUMENTS, *OURS):
             own[key] = unquote(value)
+            told[f"connection_settings.{key}"] = key
         elif key in libpq_keywords() or key == "ssl":  # libpq takes ssl=true for sslmode=require, as JDBC has it
             libpq.append(item)
         else:
@@ -49,11 +53,12 @@ def with_url_apart(values: Mapping[str, object]) -> dict[str, object]:
             }
             # What stands before an '@' in the query may be a part of a password.
             shown = "a parameter" if "@" in query and "@" not in rest else f"the parameter {key!r}"
-            raise ValueError(f"{shown} of the URL is unknown{did_you_mean(key, known)}")
+            cure = _ENCODE if shown == "a parameter" else "remove it"
+            raise ValueError(f"{shown} of the URL is unknown{did_you_mean(key, known) or f'; {cure}'}")
     plain = f"postgresql://{rest}{'?' if libpq else ''}{'&'.join(libpq)}"
     result = {**values, "connection_settings": {**own, **settings, "conninfo": plain}}
     if pool:
-        for section in ("pool_settings", "async_pool_settings"):
+        for section in _POOLS:
             given = values.get(section)
             if given is None or isinstance(given, Mapping):
                 result[section] = {**pool, **(given or {})}

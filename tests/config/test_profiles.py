@@ -254,3 +254,10 @@ def test_django(two: Path) -> None:
     ran = programs.run(code=DJANGO, folder=two.parent)
     assert (ran.returncode, ran.stderr) == (0, ""), ran.stderr
     assert ran.stdout.splitlines()[-1] == "reports 2"
+    # A password in a profile is as much a secret as one for all.
+    content = yaml.safe_load(two.read_text())
+    secret = {"password": content["connection_settings"].pop("password")}
+    two.write_text(yaml.safe_dump({**content, "profiles": {"reports": {"connection_settings": secret}}}))
+    two.chmod(0o644)
+    ran = programs.run(code=DJANGO, folder=two.parent)
+    assert f"{two.name} contains a password and is world-readable" in ran.stderr

@@ -201,7 +201,10 @@ def test_scripts(folder: Path, environ: dict[str, str]) -> None:
 def test_references_in_the_configuration_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pgmonkey import load_config
 
-    (text,) = blocks((ROOT / "docs" / "configuration.md").read_text(encoding="utf-8"), "yaml")
+    profiles, text = blocks((ROOT / "docs" / "configuration.md").read_text(encoding="utf-8"), "yaml")
+    (tmp_path / "profiles.yaml").write_text(profiles)
+    reports = load_config(tmp_path / "profiles.yaml", profile="reports")
+    assert (reports["connection_settings"]["host"], reports["pool_settings"]) == ("replica.example", {"max_size": 2})
     (tmp_path / "key").write_text("k\n")
     (tmp_path / "config.yaml").write_text(text.replace("/run/secrets/key", str(tmp_path / "key")))
     monkeypatch.delenv("PGHOST", raising=False)
