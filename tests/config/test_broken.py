@@ -190,7 +190,6 @@ UNREADABLE: list[Row] = [
         "not valid YAML",
         "write one document, without '---' and '%' at the beginning of a line",
     ),
-    ("%hunter2\n" + GOOD, 1, "", "not valid YAML", "put a text that begins with '%' in quotes"),
     ("connection_settings:\n  host: a\x00b\n  password: hunter2\n", 2, "", "not valid YAML", "remove the character"),
     (
         GOOD.encode("utf-16"),
