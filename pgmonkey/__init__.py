@@ -1,58 +1,27 @@
-"""The way Python web applications talk to PostgreSQL: one configuration, one cache, three frameworks."""
+"""The way Python web applications talk to PostgreSQL: one configuration, one cache, three frameworks.
 
-from ._async.database import AsyncDatabase
-from ._async.handle import AsyncConnectionHandle
-from ._async.lease import AsyncLease
-from ._async.unit import AsyncUnitOfWork
-from ._config.document import Origin
-from ._config.redaction import redact_config
-from ._config.source import load_config
-from ._driver.sql import Params, Statement
-from ._sync.database import Database
-from ._sync.handle import ConnectionHandle
-from ._sync.lease import Lease
-from ._sync.unit import UnitOfWork
-from .errors import (
-    CancelledUnitError,
-    CommandTimeoutError,
-    CommitUnknownError,
-    ConfigError,
-    EnvInterpolationError,
-    ForkedError,
-    GivenBackError,
-    PgmonkeyError,
-    PoolClosedError,
-    PoolFullError,
-    PoolTimeoutError,
-    ServerUnavailableError,
-)
-from .manager import PGConnectionManager
+The names are loaded, and psycopg with them, when the first is asked for: ``pgmonkey --version`` needs none.
+"""
 
-__all__ = [
-    "AsyncConnectionHandle",
-    "AsyncDatabase",
-    "AsyncLease",
-    "AsyncUnitOfWork",
-    "CancelledUnitError",
-    "CommandTimeoutError",
-    "CommitUnknownError",
-    "ConfigError",
-    "ConnectionHandle",
-    "Database",
-    "EnvInterpolationError",
-    "ForkedError",
-    "GivenBackError",
-    "Lease",
-    "Origin",
-    "PGConnectionManager",
-    "Params",
-    "PgmonkeyError",
-    "PoolClosedError",
-    "PoolFullError",
-    "PoolTimeoutError",
-    "ServerUnavailableError",
-    "Statement",
-    "UnitOfWork",
-    "load_config",
-    "redact_config",
-]
+import importlib
+import typing
+
+if typing.TYPE_CHECKING:
+    from ._api import *  # noqa: F403
+    from ._api import __all__ as __all__
+
+__version__ = "5.0.0.dev0"
+
+
+def __getattr__(name: str) -> object:
+    if name == "__all__" or not name.startswith("__"):
+        api = importlib.import_module("._api", __name__)
+        globals().update({public: getattr(api, public) for public in ("__all__", *api.__all__)})
+    try:
+        return globals()[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *typing.cast("list[str]", __getattr__("__all__"))]

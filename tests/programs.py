@@ -77,7 +77,7 @@ def run(
     arguments: Sequence[object] = (),
     folder: Path,
     environ: Mapping[str, str] | None = None,
-    imports: Sequence[str] = ("pgmonkey.cli",),
+    imports: Sequence[str] = ("pgmonkey.cli._connect",),
     flags: tuple[str, ...] = ("-W", "error"),
     timeout: float = 90,
 ) -> subprocess.CompletedProcess[str]:

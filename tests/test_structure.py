@@ -26,6 +26,7 @@ def modules(package: str) -> list[str]:
 
 
 def test_the_public_names_are_exactly_all() -> None:
+    assert set(pgmonkey.__all__) <= set(dir(pgmonkey))
     public = {
         name
         for name, value in vars(pgmonkey).items()

@@ -69,7 +69,7 @@ def blueprint(config: Config, kind: Kind) -> Blueprint:
     behind_pgbouncer = arguments.pop("pgbouncer", None)
     command_timeout = arguments.pop("command_timeout", None)
     connect: dict[str, object] = dict(config.connect)
-    elsewhere = _said_elsewhere(config.connect)
+    elsewhere = said_elsewhere(config.connect)
     # An older libpq, or one for another system, refuses keywords that it does not know.
     for keyword in libpq_keywords().intersection(_TIMEOUTS):
         # Given also where it is libpq's to find: psycopg waits for a connection itself, and asks no service file.
@@ -118,7 +118,7 @@ def _refuse_coroutine_functions(config: Config, settings: PoolSettings) -> None:
             )
 
 
-def _said_elsewhere(connect: Mapping[str, str]) -> dict[str, str]:
+def said_elsewhere(connect: Mapping[str, str]) -> dict[str, str]:
     """Return the keywords and values that libpq takes from the environment and from a service file."""
     service = {key: connect[key] for key in ("service", "servicefile") if key in connect}
     options = pq.Conninfo.get_defaults()

