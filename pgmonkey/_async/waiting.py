@@ -334,6 +334,8 @@ class Ticker:
 
     def _tick(self) -> None:
         self._task = self._loop.create_task(self._run())
+        # What ends it, such as sys.exit() in a signal handler, ends the loop, too: it is not to be told twice.
+        self._task.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async def _run(self) -> None:
         method = self._method()

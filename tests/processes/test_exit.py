@@ -29,6 +29,10 @@ ENDINGS = {
     "loop closed without asyncio.run": "import asyncio\nfrom pgmonkey import AsyncDatabase\n"
     "loop = asyncio.new_event_loop()\n"
     "loop.run_until_complete(AsyncDatabase(CONFIG).fetch_value('SELECT 1'))\nloop.close()",
+    "exit in the background of tasks": "import asyncio, sys\nfrom pgmonkey import AsyncDatabase\nmade = []\n"
+    "async def configure(connection): made.append(connection); len(made) < 2 or sys.exit(0)\n"
+    "CONFIG['async_pool_settings'] = {'min_size': 2, 'configure': configure}\n"
+    "d = AsyncDatabase(CONFIG)\nasync def main(): await d.connect(); await asyncio.sleep(30)\nasyncio.run(main())",
     "abandoned stream": "from pgmonkey import Database\nd = Database(CONFIG)\n"
     "s = d.stream('SELECT generate_series(1, 10000)')\nnext(s)",
     "thread in a block": "import threading, time\nfrom pgmonkey import Database\nd = Database(CONFIG)\n"
