@@ -182,9 +182,12 @@ class Watcher:
                     return
             else:
                 self._stop()
+        answer = self._answer
+        self._forget()
         self.pgconn.finish()
-        if self._answer is not None and not self._answer.done() and not loop.is_closed():
-            _ready(weakref.ref(self), Ready.R)
+        if answer is not None and not answer.done() and not loop.is_closed():
+            # Not through psycopg's generator, which would go on with what libpq has freed.
+            answer.set_exception(psycopg.OperationalError("the connection is closed"))
 
     def disown(self) -> None:
         """Leave the loop to the parent, in a forked child: both share the epoll descriptor."""

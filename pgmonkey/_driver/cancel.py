@@ -104,8 +104,11 @@ def _watch(request: PGcancelConn, selector: DefaultSelector) -> None:
 
 
 def hang_up(pgconn: PGconn) -> None:
-    """Shut down the socket of *pgconn* while another thread uses it; that thread sees the end of the stream."""
-    link = socket(fileno=pgconn.socket)
+    """Shut down the socket of *pgconn* while somebody else uses it, who sees the end of the stream."""
+    try:
+        link = socket(fileno=pgconn.socket)
+    except (psycopg.OperationalError, OSError):
+        return  # it is lost already
     try:
         link.shutdown(SHUT_RDWR)
     except OSError:

@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from psycopg.pq import TransactionStatus
 
-from .._driver.cancel import request_cancel
+from .._driver.cancel import hang_up, request_cancel
 from .._driver.liveness import Arrived
 from .._driver.plan import Plans
 from .._driver.prepared import Prepared
@@ -139,7 +139,12 @@ class Pooled(Generic[C, W]):
             # Without this the server would notice the closed socket only when it sends the answer.
             if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
                 request_cancel(self.pgconn)
-            self.watcher.finish()
+            if self.connection.__dict__["lock"].locked():
+                # Whoever has it may be inside libpq, which must not lose the connection there.  It is freed when the
+                # last reference to it is gone.
+                hang_up(self.pgconn)
+            else:
+                self.watcher.finish()
         # Last: interrupted before, it is closed when it is dropped.
         self.ticket = None
 

@@ -22,7 +22,7 @@ from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.pq.abc import PGconn
 
 from .._driver.begin import set_command
-from .._driver.cancel import request_cancel, stop_at_exit
+from .._driver.cancel import hang_up, request_cancel, stop_at_exit
 from .._driver.deadlines import INTERVAL
 from .._driver.failure import Failure
 from .._driver.lending import LendableConnection
@@ -32,7 +32,7 @@ from .._pool.open_blocks import Exit, OpenBlocks, Runner, by_frame, current_exit
 from .._pool.place import query_above
 from ..errors import CommandTimeoutError, CommitUnknownError, ForkedError, GivenBackError
 from .psycopg_types import AnyConnection
-from .waiting import cannot_wait, wait_for
+from .waiting import acquire, cannot_wait, wait_for
 from .watcher import Watcher
 
 T = TypeVar("T")
@@ -50,6 +50,9 @@ else:
 
 # Seconds that an interrupted borrower waits for the end of its statement; then the connection is closed, not kept.
 _PATIENCE = 0.75
+# Seconds that whoever executes on a connection has to notice that it was closed.  A stream of the thread that closes
+# it, which is between two rows, does not notice.
+_CLOSING = 0.1
 _NOT_GIVEN = -1.0
 # As plain numbers, which are faster to compare than members of an enumeration.
 _IDLE, _INTRANS = int(TransactionStatus.IDLE), int(TransactionStatus.INTRANS)
@@ -213,7 +216,13 @@ class Guard(_Base):
             # Whoever ends the borrow has to know whether something is lost by it.
             self.__dict__["closed_idle"] = self.pgconn.transaction_status == _IDLE
             self.mark_closed()
-            self.own_watcher().finish()
+            watcher = self.own_watcher()
+            if self.lock.locked() and watcher.pid == getpid():
+                # Another task or thread may be inside libpq, which must not lose the connection there.
+                hang_up(self.pgconn)
+                if acquire(self.lock, _CLOSING):
+                    self.lock.release()
+            watcher.finish()
 
     @by_frame
     def __enter__(self, frame: FrameType) -> _Entering:

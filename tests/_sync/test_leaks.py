@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import gc
 import logging
+import threading
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,12 @@ import psycopg
 import pytest
 
 from pgmonkey import Database, PGConnectionManager
+from pgmonkey._sync.handle import ConnectionHandle
 from pgmonkey._sync.waiting import POOL_KIND, sleep
 
 from ..configs import pools
-from .concurrency import elsewhere
+from .concurrency import Beside, elsewhere
+from .test_recovery import Observer, at_work, until
 
 
 def test_a_connection_that_is_borrowed_for_long_is_reported_once(
@@ -58,7 +62,7 @@ def test_closing_reports_what_is_still_borrowed(config: dict[str, Any], caplog: 
 
 
 def test_a_block_that_was_refused_and_forgotten_refuses_nothing_more(
-    config: dict[str, Any], observer: psycopg.Connection[Any]
+    config: dict[str, Any], observer: Observer
 ) -> None:
     observer.execute("CREATE TABLE t (a int)")
     database = Database(pools(config, max_size=1))
@@ -109,6 +113,72 @@ def test_a_connection_of_an_ended_task_is_taken_back(config: dict[str, Any], cap
     assert "never given back" in caplog.text
     assert len(handle._open_blocks._blocks) <= 2
     assert handle.stats()["pool_size"] <= 2
+
+
+def borrow_idle(handle: ConnectionHandle) -> tuple[Any, list[object]]:
+    """Borrow a connection and use it; return it, and what alone refers to its lease."""
+    lease = handle.borrow()
+    lease.connection.execute("SELECT 1")
+    lease.connection.commit()
+    return lease.connection, [lease]
+
+
+def in_another_thread(function: Callable[[], object]) -> None:
+    thread = threading.Thread(target=function)
+    thread.start()
+    thread.join()
+
+
+def test_what_another_thread_drops_is_closed_and_disturbs_nobody(config: dict[str, Any]) -> None:
+    get: Any = PGConnectionManager().get_database_connection_from_dict
+    handle = get(pools(config, max_size=2), POOL_KIND)
+    with handle as used:
+        for _ in range(10):
+            dropped, leases = borrow_idle(handle)
+            in_another_thread(leases.clear)
+            assert dropped.closed
+            with handle as connection:
+                for number in range(3):
+                    assert (connection.execute("SELECT %s::int", [number])).fetchone() == (number,)
+            assert (used.execute("SELECT 1")).fetchone() == (1,)
+    assert handle.stats()["pool_size"] == handle.stats()["pool_available"]
+
+
+def test_what_is_collected_under_a_statement_is_hung_up(config: dict[str, Any], observer: Observer) -> None:
+    """libpq must not lose a connection under whoever is inside it: it is freed when they have left it."""
+    get: Any = PGConnectionManager().get_database_connection_from_dict
+    handle = get(pools(config, max_size=1), POOL_KIND)
+    gc.disable()
+    try:
+        connection, cycle = borrow_idle(handle)
+        cycle.append(cycle)
+        del cycle
+        pgconn = connection.pgconn
+        statement = Beside(lambda: connection.execute("SELECT pg_sleep(60)"))
+        until(lambda: at_work(observer) == 1)
+        in_another_thread(gc.collect)
+    finally:
+        gc.enable()
+    assert isinstance(statement.end(), psycopg.Error)
+    assert pgconn.pgconn_ptr is not None
+    until(lambda: at_work(observer) == 0)
+    with handle as connection:
+        connection.execute("SELECT 1")
+
+
+def test_closing_under_a_statement_waits_until_it_has_noticed(config: dict[str, Any], observer: Observer) -> None:
+    get: Any = PGConnectionManager().get_database_connection_from_dict
+    handle = get(pools(config, max_size=1), POOL_KIND)
+    lease = handle.borrow()
+    connection = lease.connection
+    statement = Beside(lambda: connection.execute("SELECT pg_sleep(60)"))
+    until(lambda: at_work(observer) == 1)
+    connection.close()
+    assert not connection.lock.locked()
+    assert isinstance(statement.end(), psycopg.OperationalError)
+    lease.finish(ZeroDivisionError())
+    with handle as connection:
+        connection.execute("SELECT 1")
 
 
 def test_a_connection_that_is_referred_to_is_not_taken_back(config: dict[str, Any]) -> None:
