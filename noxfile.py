@@ -155,11 +155,12 @@ def in_memory():
 def run_pytest(session, *arguments, whole=False):
     """Run the tests against what is installed: ``python -m pytest`` would find the source tree first.
 
-    Programs are drawn at random, the same ones each time; *whole* says which session draws many of them.
+    Programs are drawn at random, the same ones each time; *whole* says which session draws many of them, and interrupts
+    at many bytecodes.
     """
     environ = {"PGMONKEY_TEST_INSTALLED": "1", **in_memory()}
     if not whole:
-        environ.update(PGMONKEY_PROPERTIES="50", PGMONKEY_EXAMPLES="25")
+        environ.update(PGMONKEY_PROPERTIES="50", PGMONKEY_EXAMPLES="25", PGMONKEY_STEP="47")
     run = ("pytest", "--numprocesses=2", "--hypothesis-profile=same")
     session.run(*run, *arguments, *session.posargs, env=environ)
 

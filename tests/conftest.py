@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
 import itertools
 import os
 import re
@@ -26,12 +29,14 @@ ON_CI = bool(os.environ.get("CI"))
 # libpq's words for a port that nobody listens on. The others are those of a busy machine: psycopg polls before the
 # kernel has heard of the refusal, and libpq takes the connection for made and then for ended.
 REFUSED = "Connection refused|server closed the connection unexpectedly"
-# What drives commands, servers and projects from outside is run on the oldest and on the newest Python only.  What can
-# differ between them and on no other is how processes fork and end, garbage, event loops, threads and what calls cost.
-# What depends on the interpreter no more than on what is tested at both ends: programs, frameworks, files.
-AT_BOTH_ENDS = {
-    *("cli", "compat", "config", "contract", "django", "docs", "examples", "fastapi", "flask", "seed"),
-    *("test_embedded.py", "test_structure.py"),
+# Every test runs on the newest Python, and on the oldest one with the oldest dependencies.  On those between run the
+# folders and files in which the interpreter itself is what can differ: what reads frames or garbage, or is interrupted
+# at its bytecodes (their number and order); how threads wait, tasks are cancelled, loops and processes end; what calls
+# cost.  SQL, rows, plans, configurations, commands and frameworks depend on it no more than is tested at both ends.
+ON_EVERY_PYTHON = {
+    *("cancellation", "pool", "processes"),
+    *("test_cost.py", "test_ends.py", "test_event_loop.py", "test_leaks.py", "test_manager.py", "test_open_blocks.py"),
+    "test_upkeep.py",
 }
 _SERVERS = "(?:flask|fastapi|django)(?:-sync|-gthread|-uvloop|-hypercorn)?"
 # How programs are drawn: the same in each run, so that a change is not refused for another's fault; or new ones.
@@ -54,6 +59,18 @@ class GivenServer(Server):
         """Leave it running."""
 
 
+def hash_password_once(server: Server) -> None:
+    """Have logins hash the password once, not 4096 times: the tests make ten thousand connections, at 4 ms each."""
+    salt = os.urandom(16)
+    salted = hashlib.pbkdf2_hmac("sha256", server.password.encode(), salt, iterations := 1)
+    stored = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
+    key = hmac.digest(salted, b"Server Key", "sha256")
+    salt, stored, key = (base64.b64encode(each) for each in (salt, stored, key))
+    secret = f"SCRAM-SHA-256${iterations}:{salt.decode()}${stored.decode()}:{key.decode()}"
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
+        connection.execute(sql.SQL("ALTER ROLE CURRENT_USER PASSWORD {}").format(secret))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--every-python", action="store_true", help="leave out what need not run on every Python")
     parser.addoption("--ecosystem", action="store_true", help="collect the tests with other people's packages too")
@@ -64,12 +81,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out the suites that are to be asked for, and with ``--every-python`` what runs at both ends."""
-    if collection_path.parent != ROOT / "tests":
-        return None
-    if collection_path.name in ("ecosystem", "faults") and not config.getoption(f"--{collection_path.name}"):
-        return True
-    return True if collection_path.name in AT_BOTH_ENDS and config.getoption("--every-python") else None
+    """Leave out the suites that are to be asked for, and with ``--every-python`` what need not run on each."""
+    name, folder = collection_path.name, collection_path.parent
+    if folder == ROOT / "tests" and name in ("ecosystem", "faults"):
+        return None if config.getoption(f"--{name}") else True
+    if config.getoption("--every-python") and name.startswith("test_"):
+        return None if ON_EVERY_PYTHON & {name, folder.name} else True
+    return None
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -80,6 +98,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if not config.option.collectonly:
         _server = GivenServer() if os.environ.get("PGMONKEY_TEST_DSN") else Server()
         _server.start()
+        if not isinstance(_server, GivenServer):
+            hash_password_once(_server)
         os.environ["PGMONKEY_TEST_DSN"] = _server.dsn()
 
 
@@ -125,21 +145,27 @@ def server() -> Server:
     return _server
 
 
+@pytest.fixture(scope="session")
+def administrator(server: Server) -> Iterator[psycopg.Connection[Any]]:
+    """The connection that makes and drops databases: one for all, because a new one costs as much as a database."""
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
+        yield connection
+
+
 @pytest.fixture
-def new_database(server: Server) -> Iterator[Callable[[], str]]:
+def new_database(administrator: psycopg.Connection[Any]) -> Iterator[Callable[[], str]]:
     """A function that makes a fresh database and returns its name."""
     made: list[str] = []
 
     def make() -> str:
         name = f"test_{os.getpid()}_{next(_numbers)}"
-        server.create_database(name)
+        administrator.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         made.append(name)
         return name
 
     yield make
-    with psycopg.connect(server.dsn(), autocommit=True) as connection:
-        for name in made:
-            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    for name in made:
+        administrator.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
 @pytest.fixture

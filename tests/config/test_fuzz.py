@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from pgmonkey._config.blueprint import blueprint
 from pgmonkey._config.schema import KINDS, PoolSettings, libpq_keywords
 
 MANY = settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    max_examples=int(os.environ.get("PGMONKEY_PROPERTIES", "300")),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 SECRET = "hunter2-never-to-be-seen"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import os
 import signal
 import sys
 import threading
@@ -30,7 +31,7 @@ from pgmonkey._driver.deadlines import connecting_until
 OURS = str(Path(pgmonkey.__file__).parent)
 SIZE = 2
 # Every how many bytecodes the tests interrupt: all of them takes minutes.  The first one is drawn anew for each run.
-STEP = 23
+STEP = int(os.environ.get("PGMONKEY_STEP", "23"))
 INTERRUPTIONS = [KeyboardInterrupt, type("Interruption", (BaseException,), {})]
 
 
@@ -75,11 +76,11 @@ def interrupt(tracer: Tracer, function: Callable[[], object]) -> None:
         sys.settrace(None)
 
 
-def interruptions(error: type[BaseException]) -> Iterator[Tracer]:
-    """Yield tracers that raise at one bytecode after the other, until the caller was not interrupted."""
+def interruptions(error: type[BaseException], step: int = STEP) -> Iterator[Tracer]:
+    """Yield tracers that raise at every *step*-th bytecode, one a tracer, until the caller was not interrupted."""
     for _ in range(3):  # to have Python trace bytecodes, and to warm up
         yield Tracer(0, error)
-    for number in itertools.count(1 + time.time_ns() % STEP, STEP):
+    for number in itertools.count(1 + time.time_ns() % step, step):
         tracer = Tracer(number, error)
         yield tracer
         if not tracer.at:
@@ -204,7 +205,8 @@ def test_an_interrupted_wait_leaves_the_queue(timeout: float, config: dict[str, 
 
 @pytest.mark.timeout(600)
 def test_an_interrupted_connect_leaves_its_place(config: dict[str, Any]) -> None:
-    for tracer in interruptions(KeyboardInterrupt):
+    # The longest of them: thousands of bytecodes, and three connections for each that is tried.
+    for tracer in interruptions(KeyboardInterrupt, 3 * STEP):
         database = Database(settings(config))
         interrupt(tracer, partial(database.fetch_one, "SELECT 1"))
         assert connecting_until.get() is None, tracer.at
