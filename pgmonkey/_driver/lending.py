@@ -205,6 +205,11 @@ def route_notices(lent: AnyConnection) -> None:
     lent.pgconn.notify_handler = partial(BaseConnection._notify_handler, reference)
 
 
+def in_two_phases(lent: AnyConnection) -> bool:
+    """Tell whether a two-phase transaction was begun on *lent*, and neither prepared nor ended."""
+    return bool(getattr(lent, "_tpc", None))
+
+
 def take_back(lent: Any) -> None:
     """Make *lent*, and every cursor made from it, unusable."""
     state = lent.__dict__

@@ -9,8 +9,10 @@ their names.  What happens on the server without a name in the text is not seen:
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from enum import IntEnum
 from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, Union
 
 from psycopg import abc
@@ -207,11 +209,20 @@ def _read_now(text: str) -> _Look:
     read = [_Statement(statement) for statement in statements if statement]
     effect = max((statement.effect() for statement in read), default=Effect.LASTING)
     one = len(read) == 1
-    # In the body of a function that is BEGIN ATOMIC, an END is no command.
-    commands = [statement.ends for statement in read if statement.verb != "end" or "atomic" not in found]
-    ends = min(filter(None, commands), default="", key=TO_SAVEPOINT.__eq__)
+    ends = min(filter(None, _commands(read)), default="", key=TO_SAVEPOINT.__eq__)
     rows = one and read[0].returns_rows
     return _Look(effect, one=one and read[0].verb in _PLAIN, rows=rows, merges=merges, ends=ends)
+
+
+def _commands(read: list[_Statement]) -> Iterator[str]:
+    """Tell of each of the statements whether it ends a transaction."""
+    in_body = False
+    for statement in read:
+        if in_body and statement.verb == "end":
+            in_body = False  # of a function that is BEGIN ATOMIC: no command
+        else:
+            in_body = in_body or statement.begins_body
+            yield statement.ends
 
 
 _read_short = lru_cache(maxsize=1024)(_read_now)
@@ -239,6 +250,11 @@ class _Statement:
     def returns_rows(self) -> bool:
         """Whether it certainly does, unless it is a CALL, which may end transactions itself."""
         return self.verb in _RETURNING_ROWS and "into" not in self._tokens
+
+    @property
+    def begins_body(self) -> bool:
+        """Whether the body of a function begins in it that goes on behind its semicolon."""
+        return self.verb == "create" and ("begin", "atomic") in pairwise(self._tokens)
 
     @property
     def ends(self) -> str:

@@ -233,7 +233,21 @@ async def test_nothing_but_its_end_commits_a_unit(database: AsyncDatabase, obser
 ENDS = [
     *("COMMIT", "END", "commit and chain", "-- at once\nCOMMIT", "SELECT 1; COMMIT", "COMMIT; BEGIN"),
     *("ROLLBACK", "ABORT WORK", "ROLLBACK AND CHAIN", "PREPARE TRANSACTION 'pgmonkey'"),
+    *("CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; END; END", "SELECT 1 AS atomic; END"),
 ]
+
+
+async def test_a_two_phase_transaction_that_has_not_ended_is_no_commit(
+    database: AsyncDatabase, observer: Observer
+) -> None:
+    for _ in range(2):
+        with pytest.raises(psycopg.ProgrammingError, match="nothing was committed: tpc_begin"):
+            async with database.connection() as connection:
+                await connection.tpc_begin("pgmonkey")
+                await connection.execute(INSERT, [1])
+    async with database.connection() as connection:
+        await connection.execute(INSERT, [2])
+    assert rows(observer) == [2]
 
 
 async def executing_many(connection: psycopg.AsyncConnection[Any], text: Any) -> None:

@@ -229,7 +229,19 @@ def test_nothing_but_its_end_commits_a_unit(database: Database, observer: Observ
 ENDS = [
     *("COMMIT", "END", "commit and chain", "-- at once\nCOMMIT", "SELECT 1; COMMIT", "COMMIT; BEGIN"),
     *("ROLLBACK", "ABORT WORK", "ROLLBACK AND CHAIN", "PREPARE TRANSACTION 'pgmonkey'"),
+    *("CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; END; END", "SELECT 1 AS atomic; END"),
 ]
+
+
+def test_a_two_phase_transaction_that_has_not_ended_is_no_commit(database: Database, observer: Observer) -> None:
+    for _ in range(2):
+        with pytest.raises(psycopg.ProgrammingError, match="nothing was committed: tpc_begin"):
+            with database.connection() as connection:
+                connection.tpc_begin("pgmonkey")
+                connection.execute(INSERT, [1])
+    with database.connection() as connection:
+        connection.execute(INSERT, [2])
+    assert rows(observer) == [2]
 
 
 def executing_many(connection: psycopg.Connection[Any], text: Any) -> None:
