@@ -20,6 +20,9 @@ import zipfile
 from ctypes.util import find_library
 from pathlib import Path
 
+if sys.platform == "win32":
+    sys.exit("On Windows, run this in WSL (wsl --install): tests and demo need Unix sockets and processes that fork")
+
 HERE = Path(__file__).resolve().parent
 NEEDS = ["nox>=2026.4", "uv"]
 

@@ -6,6 +6,7 @@ import argparse
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
+
+if sys.platform == "win32":
+    sys.exit("The demo needs gunicorn and Unix sockets: on Windows, run it in WSL (wsl --install)")
 
 import psycopg
 
@@ -81,6 +85,22 @@ def wait_for(name: str, url: str, process: subprocess.Popen[bytes], log: Path) -
             time.sleep(0.05)
 
 
+def free_ports(first: int) -> list[int]:
+    """Return three ports from *first* on; where one is taken, say so, and take another that is free."""
+    ports: list[int] = []
+    with ExitStack() as stack:
+        for port in range(first, first + 3):
+            probe = stack.enter_context(socket.socket())
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                probe.bind(("127.0.0.1", 0))
+                print(f"Port {port} is taken; using {probe.getsockname()[1]} instead")
+            ports.append(probe.getsockname()[1])
+    return ports
+
+
 def environment(server: Server) -> dict[str, str]:
     return {
         **os.environ,
@@ -111,7 +131,7 @@ def main() -> int:
                 connection.execute(shop.SCHEMA)
                 connection.execute(shop.SEED)
             environ = environment(server)
-            ports = [options.port, options.port + 1, options.port + 2]
+            ports = free_ports(options.port)
             running: dict[str, subprocess.Popen[bytes]] = {}
             for name, command in commands(ports).items():
                 log = folder / f"{name}.log"

@@ -26,6 +26,7 @@ class Demo:
     process: subprocess.Popen[str]
     urls: dict[str, str]
     dsn: str
+    printed: str
 
 
 def three_free_ports() -> int:
@@ -39,11 +40,11 @@ def three_free_ports() -> int:
 
 
 @contextmanager
-def running_demo(examples: Path, tmp: Path) -> Iterator[Demo]:
+def running_demo(examples: Path, tmp: Path, port: int | None = None) -> Iterator[Demo]:
     """Start the demo; stop it with Ctrl-C."""
     environ = {**os.environ, "TMPDIR": str(tmp)}
     process = subprocess.Popen(
-        [sys.executable, "-m", "example_apps.demo", "--port", str(three_free_ports())],
+        [sys.executable, "-m", "example_apps.demo", "--port", str(port or three_free_ports())],
         cwd=examples,
         env=environ,
         stdout=subprocess.PIPE,
@@ -58,7 +59,7 @@ def running_demo(examples: Path, tmp: Path) -> Iterator[Demo]:
             assert line, f"the demo ended: {printed}"
             printed += line
         urls = {shop: re.findall(rf"^{shop} +(http\S+)", printed, re.MULTILINE)[0] for shop in SHOPS}
-        yield Demo(process, urls, re.findall(r"postgresql://\S+", printed)[0])
+        yield Demo(process, urls, re.findall(r"postgresql://\S+", printed)[0], printed)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from .conftest import running_demo
+from .conftest import running_demo, three_free_ports
 
 
 def processes(folder: str) -> list[str]:
@@ -35,7 +36,12 @@ def processes(folder: str) -> list[str]:
 def test_the_demo_leaves_nothing_behind(number: signal.Signals, examples: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="demo-", dir="/tmp") as folder:
         Path(folder).chmod(0o755)
-        with running_demo(examples, Path(folder)) as demo:
+        # The first of its ports is taken: it says so, and takes another.
+        first = three_free_ports()
+        with socket.create_server(("127.0.0.1", first)), running_demo(examples, Path(folder), first) as demo:
+            assert demo.printed.startswith(f"Port {first} is taken; using ")
+            assert f":{first}/" not in demo.urls["Flask"]
+            assert f":{first + 1}/" in demo.urls["FastAPI"]
             assert len(processes(folder)) > 4
             for url in demo.urls.values():
                 assert httpx.get(url).status_code == 200
