@@ -22,6 +22,10 @@ sleep = asyncio.sleep
 POOL_KIND: Kind = "async_pool"
 LOOK_EVERY = 0.25
 """Seconds after which is seen whether there is something for the waiters."""
+_NO_ASYNCIO = (
+    "no event loop of asyncio is running here: AsyncDatabase and asynchronous pools need one (its own, or uvloop) "
+    "and trio's is another; run hypercorn with '--worker-class asyncio', or use Database in threads"
+)
 # Minimum of seconds between two checks for expired waiters.
 _GRAIN = 0.01
 
@@ -31,8 +35,11 @@ current_loop = asyncio.get_running_loop
 
 
 def loop_id() -> int | None:
-    """Return what identifies the running event loop."""
-    return id(current_loop())
+    """Return what identifies the running event loop; raise RuntimeError when asyncio runs none."""
+    try:
+        return id(current_loop())
+    except RuntimeError:
+        raise RuntimeError(_NO_ASYNCIO) from None
 
 
 def is_over(loop: object | None) -> bool:

@@ -134,6 +134,13 @@ def test_closing_a_connection_wakes_the_task_that_waits_for_it(loop: str, config
     run_on(loop, main())
 
 
+def test_without_a_loop_of_asyncio_the_error_says_what_to_do(config: dict[str, Any]) -> None:
+    coroutines: list[Any] = [AsyncDatabase(config).fetch_value("SELECT 1"), AsyncDatabase(config).connect()]
+    for coroutine in coroutines:
+        with pytest.raises(RuntimeError, match=r"no event loop of asyncio .* '--worker-class asyncio'"):
+            coroutine.send(None)  # as trio does
+
+
 def test_the_loop_keeps_no_context_of_a_borrower(config: dict[str, Any]) -> None:
     class Request:
         """Something large that a context variable refers to."""
