@@ -182,3 +182,21 @@ def test_generated_code_holds_no_literal_secret(config_file: Path, config: dict[
     assert config["connection_settings"]["password"] not in finished.stdout
     ran = programs.run(code=finished.stdout, folder=Path("/"))
     assert "PostgreSQL" in ran.stdout, json.dumps(ran.stderr)
+
+
+@pytest.mark.parametrize("library", ["pgmonkey", "psycopg"])
+def test_a_profile_is_chosen(library: str, config: dict[str, Any], tmp_path: Path) -> None:
+    own = config["connection_settings"]
+    secret = own.pop("password")
+    reports = {"connection_settings": {"password": secret, "application_name": "reports"}}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({**config, "profiles": {"a'b": reports}}))
+    arguments = ["--connconfig", path, "--profile", "a'b"]
+    tested = pgmonkey("pgconfig", "test", *arguments)
+    assert (tested.returncode, tested.stderr) == (0, "")
+    printed = pgmonkey("pgconfig", "generate-code", *arguments, "--library", library)
+    assert secret not in printed.stdout
+    code = printed.stdout.replace("SELECT version();", "SELECT 'PostgreSQL ' || current_setting('application_name');")
+    ran = programs.run(code=code, folder=tmp_path)
+    assert "PostgreSQL reports" in ran.stdout, json.dumps(ran.stderr)
+    failed(pgmonkey("pgconfig", "test", "--connconfig", path, "--profile", "a'c"), "profiles: there is no profile")
