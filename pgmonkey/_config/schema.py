@@ -225,7 +225,9 @@ class _Checker:
             raise self._error(
                 "connection_settings", "the section is missing or empty; write 'host:', 'dbname:' and so on in it"
             )
-        kind = values.get("connection_type") or "normal"
+        kind = values.get("connection_type")
+        if kind is None or kind == "":
+            kind = "normal"
         if kind not in KINDS:
             shown = self._shown("connection_type", PLAIN, kind)
             cure = did_you_mean(str(kind), KINDS) or "; write one of them"

@@ -1043,6 +1043,13 @@ KEYS: list[Row] = [
         "expected text or a number, found a list",
         "write one value, in quotes",
     ),
+    (
+        GOOD + "connection_type: []\n",
+        4,
+        "connection_type",
+        "a list is not one of normal, pool, async, async_pool",
+        "write one of them",
+    ),
 ]
 # What depends on more than one key, on references, or on what a connection string holds.
 BEYOND: list[Row] = [
