@@ -133,7 +133,7 @@ LATE = [
 
 @pytest.mark.parametrize("factory", [tuple_row, dict_row, class_row(Thing)])
 @pytest.mark.parametrize("query", LATE)
-def test_values_whose_loaders_look_at_the_connection(query: str, factory: Any, config: dict[str, Any]) -> None:
+def test_values_whose_loaders_look_at_the_connection(query: Any, factory: Any, config: dict[str, Any]) -> None:
     params = [True] if "%s" in query else None
     found = []
     # A database for each: one that has it prepared executes it in another way.
