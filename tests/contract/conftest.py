@@ -21,6 +21,8 @@ from psycopg import sql
 
 from pgmonkey.embedded import Server, die_with_parent
 
+from ..faults.proxy import FaultProxy
+
 APPS = Path(__file__).parent / "apps"
 FRAMEWORKS = ("flask", "fastapi", "django")
 UVICORN = ["uvicorn", "--log-level", "warning", "--host", "127.0.0.1", "--port", "PORT", "fastapi_app:app", "--loop"]
@@ -88,7 +90,7 @@ class Started:
             self.process.wait(20)
 
     def _wait(self, client: httpx.Client) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while True:
             try:
                 client.get("/nothing")
@@ -109,6 +111,8 @@ class App:
         self.log = started.log
         self.client = client
         self.observer = observer
+        self.proxy: FaultProxy | None = None
+        """What stands between the application and the server, for those that have it."""
 
     def get(self, path: str, **params: Any) -> httpx.Response:
         return self.client.get(path, params=params)
@@ -143,16 +147,22 @@ class App:
 
 
 @contextmanager
-def running(name: str, server: Server, dbname: str, pool: dict[str, Any]) -> Iterator[App]:
-    """Serve a contract application by the server *name* over a new database *dbname*."""
+def running(
+    name: str, server: Server, dbname: str, pool: dict[str, Any], proxy: FaultProxy | None = None
+) -> Iterator[App]:
+    """Serve a contract application by the server *name* over a new database *dbname*, by way of *proxy*."""
     server.create_database(dbname)
     config = {**server.config(dbname), "pool_settings": dict(pool), "async_pool_settings": dict(pool)}
+    if proxy is not None:
+        config["connection_settings"] |= {"host": "127.0.0.1", "port": proxy.port}
     with psycopg.connect(server.dsn(dbname), autocommit=True) as observer:
         observer.execute(SCHEMA)
         with tempfile.TemporaryDirectory(prefix="contract-") as folder:
             started = Started(name, Path(folder), config)
             with started.client() as client:
-                yield App(started, client, observer)
+                app = App(started, client, observer)
+                app.proxy = proxy
+                yield app
     with psycopg.connect(server.dsn(), autocommit=True) as connection:
         connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(dbname)))
 
@@ -192,7 +202,10 @@ def app_elsewhere(served_otherwise: App) -> App:
 
 @pytest.fixture(scope="session", params=FRAMEWORKS)
 def small_app(request: pytest.FixtureRequest, server: Server) -> Iterator[App]:
-    """The application of each framework with a pool of two that may be waited for one second."""
+    """The application of each framework behind a proxy, with a pool of two that may be waited for one second."""
     pool = {"min_size": 1, "max_size": 2, "timeout": 1}
-    with running(request.param, server, f"small_{request.param}_{os.getpid()}", pool) as app:
+    with (
+        FaultProxy(server.host, server.port) as proxy,
+        running(request.param, server, f"small_{request.param}_{os.getpid()}", pool, proxy) as app,
+    ):
         yield app
