@@ -8,6 +8,10 @@ import re
 from collections.abc import Mapping
 from textwrap import indent
 from typing import cast
+from urllib.parse import unquote, urlsplit
+
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict
 
 from .._config.blueprint import startup_options
 from .._config.document import is_url, read_document
@@ -25,8 +29,11 @@ _NOT_IN_THE_POOL = (
     *("open", "check_on_checkout", "kwargs", "close_returns", "connection_class"),
     *("clean_on_return", "open_timeout", "leak_detection_threshold"),
 )
-# References are valid here, because the configuration was resolved before: no need for the strict pattern.
-_REFERENCE = re.compile(r"\$\{([^}:]*)(?::-([^}]*))?\}")
+# References are valid here, because the configuration was resolved before.  "$${" is none, but a "${".
+_REFERENCE = re.compile(r"(?<!\$)(?:((?:\$\$)+)\{|((?:\$\$)*)\$\{([^}:]*)(?::-([^}]*))?\})")
+# Private characters of Unicode stand for references.
+_MARK = 0xE000
+_MARKS = re.compile("[\ue000-\uf8ff]")
 # A URL is not written into the code, because it may hold a password.
 _URL_FROM = 'os.environ["DATABASE_URL"]'
 _SYNC = """\
@@ -183,7 +190,8 @@ class _Settings:
             target = os.path.join(os.path.dirname(self._path), str(target))
             # Without the newline at the end, as pgmonkey reads it.
             return f'Path({target!r}).read_text(encoding="utf-8").removesuffix("\\n")'
-        if resolve_env and isinstance(value, str) and "${" in value:
+        # What comes from the connection string is resolved: a "${" in it is none to be replaced.
+        if resolve_env and key in self._keys and isinstance(value, str) and "${" in value:
             self._need(self.imports, "import os")
             return self._interpolated(value)
         if is_sensitive(key) and isinstance(self._conninfo, str) and key not in self._keys:
@@ -200,9 +208,7 @@ class _Settings:
             source = _URL_FROM
         elif resolve_env and "${" in conninfo:
             if not _REFERENCE.fullmatch(conninfo):
-                raise ConfigError(
-                    f"{self._path}: code for psycopg needs 'conninfo' to be one reference, or separate keys"
-                )
+                return self._assembled(key, conninfo)
             self._need(self.imports, "import os")
             source = self._interpolated(conninfo)
         else:
@@ -215,16 +221,45 @@ class _Settings:
         self._need(self.third_party, "from psycopg.conninfo import conninfo_to_dict")
         return f"conninfo_to_dict({source})[{key!r}]"
 
+    def _assembled(self, key: str, conninfo: str) -> str:
+        """Return the expression for the secret *key* in a connection string of several references.
+
+        Each is a value, or a part of one: pgmonkey escapes it so that it comes out as it went in.
+        """
+        references: list[str] = []
+
+        def mark(match: re.Match[str]) -> str:
+            references.append(match[0])
+            return chr(_MARK + len(references) - 1)
+
+        marked = _REFERENCE.sub(mark, conninfo)
+        try:
+            if key == "password" and self._is_url:
+                part = unquote(urlsplit(marked).password or "")
+            else:
+                part = str(conninfo_to_dict(marked)[key])
+        except (ProgrammingError, ValueError, KeyError):
+            part = ""
+        if not _MARKS.search(part):  # the whole of it is a part of a reference, or stands in the file
+            raise ConfigError(
+                f"{self._path}: code for psycopg needs {key!r} in 'conninfo' to be a reference of its own, "
+                "or 'conninfo' to be one, or separate keys"
+            )
+        self._need(self.imports, "import os")
+        return self._interpolated(_MARKS.sub(lambda match: references[ord(match[0]) - _MARK], part))
+
     @staticmethod
     def _interpolated(text: str) -> str:
-        parts: list[str] = []
+        parts = [""]
         end = 0
         for match in _REFERENCE.finditer(text):
-            if match.start() > end:
-                parts.append(repr(text[end : match.start()]))
-            name, default = match.groups()
-            parts.append(f"os.environ[{name!r}]" if default is None else f"os.environ.get({name!r}, {default!r})")
+            escaped, dollars, name, default = match.groups()
+            parts[-1] += text[end : match.start()] + (f"{escaped[::2]}{{" if escaped else dollars[::2])
             end = match.end()
-        if end < len(text):
-            parts.append(repr(text[end:]))
-        return " + ".join(parts)
+            if not escaped:
+                # Set to nothing is as good as not set, where there is a default.
+                value = f"os.environ[{name!r}]" if default is None else f"(os.environ.get({name!r}) or {default!r})"
+                parts += [value, ""]
+        parts[-1] += text[end:]
+        texts = (repr(part) if i % 2 == 0 else part for i, part in enumerate(parts) if part)
+        return " + ".join(texts)

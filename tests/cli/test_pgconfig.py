@@ -11,8 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import yaml
+from psycopg import sql
 
 from .. import programs
 from ..conftest import REFUSED
@@ -163,6 +165,47 @@ def test_generated_code_for_a_url_reads_it_when_it_runs(
     finished = programs.run(code=printed.stdout, folder=tmp_path, environ=environ)
     assert (finished.returncode, finished.stderr) == (0, "")
     assert "PostgreSQL" in finished.stdout
+
+
+@pytest.mark.parametrize(
+    "conninfo",
+    [
+        "postgresql://${PGM_USER}:${PGM_SECRET}@${PGM_HOST:-127.0.0.1}:${PGM_PORT}/postgres?pool_max_size=2",
+        "host=${PGM_HOST:-127.0.0.1} port=${PGM_PORT} user='${PGM_USER}' password='${PGM_SECRET}' dbname=postgres",
+        "host=127.0.0.1 port=${PGM_PORT} user=${PGM_USER} password='${PGM_START}$${ ${PGM_END:-z}' dbname=postgres",
+    ],
+)
+def test_generated_code_for_a_connection_string_of_several_references(
+    conninfo: str, config: dict[str, Any], observer: psycopg.Connection[Any], tmp_path: Path
+) -> None:
+    own, role, secret = config["connection_settings"], f"odd_{observer.info.dbname}", "a@ü/ %3A$${'\\ "
+    if "END" in conninfo:
+        secret = "a@${ z"
+    role_and_secret = (sql.Identifier(role), sql.Literal(secret))
+    observer.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(*role_and_secret))
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({"connection_settings": {"conninfo": conninfo}}))
+    environ = {"PGM_USER": role, "PGM_SECRET": secret, "PGM_PORT": str(own["port"]), "PGM_HOST": "", "PGM_START": "a@"}
+    environ = {**os.environ, **environ}
+    try:
+        arguments = ["--connconfig", path, "--library", "psycopg", "--resolve-env", "--allow-sensitive-defaults"]
+        command = ["pgconfig", "generate-code", *arguments]
+        printed = programs.run(module="pgmonkey", arguments=command, folder=tmp_path, environ=environ)
+        assert (printed.returncode, printed.stderr) == (0, "")
+        assert secret not in printed.stdout
+        finished = programs.run(code=printed.stdout, folder=tmp_path, environ=environ)
+        assert (finished.returncode, finished.stderr) == (0, "")
+        assert "PostgreSQL" in finished.stdout
+    finally:
+        observer.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
+
+
+def test_generated_code_does_not_guess_where_a_password_is(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("connection_settings: {conninfo: '${PGM_PLACE} ${PGM_USER}'}")
+    environ = {"PGM_PLACE": "host=127.0.0.1", "PGM_USER": f"user=u password={SECRET}"}
+    command = ["pgconfig", "generate-code", "--connconfig", path, "--library", "psycopg", "--resolve-env"]
+    failed(pgmonkey(*command, env=environ), "'password' in 'conninfo' to be a reference of its own")
 
 
 def test_a_url_is_a_configuration_and_never_shown(config: dict[str, Any]) -> None:
