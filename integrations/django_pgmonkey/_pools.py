@@ -12,7 +12,7 @@ from psycopg_pool import ConnectionPool
 
 from pgmonkey import AsyncDatabase, ConnectionHandle, PGConnectionManager
 
-from ._settings import Config
+from ._settings import Config, literal
 
 
 class Pool:
@@ -64,7 +64,9 @@ class Pools:
                 del self._handles[alias]
                 manager.clear_cache()
         # Outside of the lock, because connecting may take long.  For one configuration, threads get the same handle.
-        handle = manager.get_database_connection_from_dict(config, "normal" if alias == NO_DB_ALIAS else "pool")
+        handle = manager.get_database_connection_from_dict(
+            literal(config), "normal" if alias == NO_DB_ALIAS else "pool", resolve_env=True
+        )
         self._handles[alias] = (config, handle)
         return handle
 
@@ -84,7 +86,7 @@ class Pools:
             if known is None or known[0] != config:
                 if known is not None:
                     known[1].release()  # not closed: others in the process may use its pool
-                known = self._async[alias] = (config, AsyncDatabase(config))
+                known = self._async[alias] = (config, AsyncDatabase(literal(config), resolve_env=True))
             return known[1]
 
     def close(self, alias: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import os
+import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -54,6 +55,18 @@ def for_libpq(settings: ConnectionParams) -> ConnectionParams:
             value = int(value)  # libpq's switches are 0 and 1
         result[key] = value
     return result
+
+
+def literal(value: Any) -> Any:
+    """Return a configuration, or a part of it, so written that with ``resolve_env=True`` each ``${`` in it stays.
+
+    Settings of Django hold no references, and those of the YAML file were resolved when it was read, if at all.
+    """
+    if isinstance(value, Mapping):
+        return {key: literal(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [literal(item) for item in value]
+    return re.sub(r"\$+(?=\{)", r"\g<0>\g<0>", value) if isinstance(value, str) else value
 
 
 @lru_cache

@@ -12,6 +12,7 @@ from django.urls import path
 
 from pgmonkey import Database
 
+from ._settings import literal
 from ._unavailable import unavailable
 from ._wrapper import PooledWrapper
 
@@ -39,7 +40,7 @@ def ready(request: HttpRequest) -> JsonResponse:
 
 def _ask(wrapper: PooledWrapper) -> None:
     # Not wrapper.pool, which, where it is not open yet, would connect for as long as its own timeout.
-    database = Database(wrapper.settings.config(wrapper.timezone_name))
+    database = Database(literal(wrapper.settings.config(wrapper.timezone_name)), resolve_env=True)
     try:
         database.ping(timeout=_READY_WITHIN)
         _ = wrapper.pool  # keeps it open

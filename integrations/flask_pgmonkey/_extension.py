@@ -109,6 +109,7 @@ class PGMonkey(BoundDatabase[Row]):
         bound = self if key is None else self[key]
         # With None the rows are tuples, which the overloads have told type checkers already.
         row_factory = cast("RowFactory[Row]", self._row_factory)
+        name = where(app, key)
         try:
             return Database(
                 settings.config,
@@ -117,6 +118,8 @@ class PGMonkey(BoundDatabase[Row]):
                 profile=settings.profile,
                 row_factory=row_factory,
                 session_values=bound.values_of_request,
+                config_name=f"{name}: configuration",
             )
         except ConfigError as error:
-            raise type(error)(f"{where(app, key)}: {error}") from None
+            told = str(error)
+            raise type(error)(told if told.startswith(name) else f"{name}: {told}") from None

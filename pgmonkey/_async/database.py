@@ -50,10 +50,11 @@ class AsyncDatabase(Generic[Row]):
     """A database described by one configuration, used through a pool.
 
     *config* is the path of a YAML file, a URL or a mapping; it is checked here, and nothing is connected before the
-    first use.  *profile* chooses one of its ``profiles``.  *row_factory* is psycopg's; rows are tuples by default.
-    *session_values* returns configuration parameters to be set until the end of a transaction, for row-level
-    security: ``{"app.tenant": 42}``.  It is called before a transaction begins and before each query method in it,
-    and may itself use the query methods, which then do not call it again.
+    first use.  *profile* chooses one of its ``profiles``.  Messages about a mapping begin with *config_name*.
+
+    *row_factory* is psycopg's; rows are tuples by default.  *session_values* returns configuration parameters to be set
+    until the end of a transaction, for row-level security: ``{"app.tenant": 42}``.  It is called before a transaction
+    begins and before each query method in it, and may itself use the query methods, which then do not call it again.
 
     A query method (`fetch_one`, `fetch_all`, `fetch_value`, `execute`) runs one statement.  Outside a transaction it
     borrows a connection for that statement, which is its own transaction (autocommit), and takes one round trip.
@@ -70,6 +71,7 @@ class AsyncDatabase(Generic[Row]):
         profile: str | None = None,
         row_factory: None = None,
         session_values: Callable[[], SessionValues | None] | None = None,
+        config_name: str = "configuration",
     ) -> None: ...
 
     @overload
@@ -82,6 +84,7 @@ class AsyncDatabase(Generic[Row]):
         profile: str | None = None,
         row_factory: AsyncRowFactory[Row],
         session_values: Callable[[], SessionValues | None] | None = None,
+        config_name: str = "configuration",
     ) -> None: ...
 
     def __init__(
@@ -93,10 +96,11 @@ class AsyncDatabase(Generic[Row]):
         profile: str | None = None,
         row_factory: AsyncRowFactory[Any] | None = None,
         session_values: Callable[[], SessionValues | None] | None = None,
+        config_name: str = "configuration",
     ) -> None:
         self._sources = Sources()
         self._holder = Holder()
-        self._origin = config, resolve_env, allow_sensitive_defaults, profile
+        self._origin = config, resolve_env, allow_sensitive_defaults, profile, config_name
         # Checked now: a wrong configuration is an error of the program's start, not of its first request.
         self.timeout = blueprint(self._sources.config(*self._origin), POOL_KIND).settings.timeout
         """How long a borrow waits for a free connection, in seconds."""

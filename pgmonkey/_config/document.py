@@ -113,13 +113,14 @@ def location(origin: object) -> str:
     return os.fspath(text)
 
 
-def read_document(origin: Origin) -> Document:
+def read_document(origin: Origin, name: str = "configuration") -> Document:
     """Read the YAML file at *origin*, or take a mapping for its contents, or a URL for all of it.
 
-    Raises `ConfigError` when the file cannot be read, is not plain YAML, or holds no sections.
+    Messages about a mapping begin with *name*.  Raises `ConfigError` when the file cannot be read, is not plain YAML,
+    or holds no sections.
     """
     if isinstance(origin, Mapping):
-        return Document("configuration", dict(origin))
+        return Document(name, dict(origin))
     source = location(origin)
     if is_url(source):
         return Document("URL", {"connection_settings": {"conninfo": source}})

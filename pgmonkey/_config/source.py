@@ -37,12 +37,12 @@ def load_config(
     return document.values
 
 
-def written(origin: Origin, profile: str | None = None) -> Document:
+def written(origin: Origin, profile: str | None = None, name: str = "configuration") -> Document:
     """Return the sections of *origin* as they are written, with those of *profile* in their places.
 
-    Unwraps the old top-level ``postgresql:``.
+    Unwraps the old top-level ``postgresql:``.  Messages about a mapping begin with *name*.
     """
-    document = read_document(origin)
+    document = read_document(origin, name)
     values: Mapping[str, object] = document.values
     lines = document.lines
     if _LEGACY_WRAPPER in values:
@@ -107,8 +107,9 @@ class Source(Unpicklable):
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
         profile: str | None = None,
+        name: str = "configuration",
     ) -> None:
-        self._origin = origin, profile
+        self._origin = origin, profile, name
         self._file = origin if isinstance(origin, str) and not is_url(origin) else None
         self._options = (resolve_env, allow_sensitive_defaults)
         self._loaded: _Loaded | None = None
@@ -141,14 +142,19 @@ class Sources(Unpicklable):
         self._sources: dict[tuple[str, bool, bool, str | None], Source] = {}
 
     def config(
-        self, origin: Origin, resolve_env: bool, allow_sensitive_defaults: bool, profile: str | None = None
+        self,
+        origin: Origin,
+        resolve_env: bool,
+        allow_sensitive_defaults: bool,
+        profile: str | None = None,
+        name: str = "configuration",
     ) -> Config:
-        """Return the checked configuration of *origin* as it is now."""
+        """Return the checked configuration of *origin* as it is now; messages about a mapping begin with *name*."""
         # An isinstance() with the abstract classes takes longer than the rest of a cached call.
         if not isinstance(origin, (str, PurePath)):
             if isinstance(origin, Mapping):
                 # Not remembered: the program may change a mapping at any time, and that leaves no trace.
-                return Source(origin, resolve_env, allow_sensitive_defaults, profile).config()
+                return Source(origin, resolve_env, allow_sensitive_defaults, profile, name).config()
             origin = location(origin)
         key = (os.fspath(origin), resolve_env, allow_sensitive_defaults, profile)
         # setdefault() is atomic: of two threads that come at once, both get the same source.

@@ -179,6 +179,36 @@ with connections["mapped"].cursor() as cursor:
     assert ok(run(project, code=code)) == "UTC\n"
 
 
+def test_what_was_resolved_is_literal(project: Path, config: dict[str, Any]) -> None:
+    """A reference is resolved once, what comes out of it is no reference, and nobody warns of it."""
+    odd = "a${HOME} $${b} {c} $$${"
+    config["connection_settings"]["application_name"] = "${ODD}"
+    code = f"""
+import asyncio, logging, os
+os.environ["ODD"] = odd = {odd!r}
+logging.basicConfig(format="%(message)s")
+from django.db import connection, connections
+from django_pgmonkey import database
+from django_pgmonkey.health import ready
+def show(wrapper):
+    with wrapper.cursor() as cursor:
+        cursor.execute("SHOW application_name")
+        assert cursor.fetchone() == (odd,), odd
+mapped = {{"config": {config!r}, "resolve_env": True}}
+connections.databases["resolved"] = {{**connections.databases["default"], "OPTIONS": mapped}}
+own = {{"config": os.environ["CONFIG"], "application_name": odd}}
+connections.databases["own"] = {{**connections.databases["default"], "OPTIONS": own}}
+for alias in ("resolved", "own"):
+    show(connections[alias])
+    assert asyncio.run(database(alias).fetch_value("SHOW application_name")) == odd
+assert ready(None).status_code == 200
+print("literal")
+"""
+    finished = run(project, code=code)
+    assert ok(finished) == "literal\n"
+    assert finished.stderr == ""
+
+
 def test_a_request_that_reads_once_is_one_round_trip(project: Path, config: dict[str, Any]) -> None:
     connect = config["connection_settings"]
     with FaultProxy(connect["host"], int(connect["port"])) as proxy:

@@ -110,6 +110,20 @@ def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
         PGMonkey(app)
 
 
+def test_a_warning_names_the_database(config: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    odd = {**config, "connection_settings": {**config["connection_settings"], "zzz": 1}}
+    app = Flask("shop")
+    app.config.update(PGMONKEY_CONFIG=config, PGMONKEY_BINDS={"a": config, "b": odd, "c": {"config": odd}})
+    db = PGMonkey(app)
+    with app.app_context():
+        assert db["b"].fetch_value("SELECT 1") == 1
+    told = [
+        record.getMessage().partition(": connection_settings.zzz: unknown key ignored") for record in caplog.records
+    ]
+    assert all(found for _, found, _ in told)
+    assert {name for name, _, _ in told} == {f"shop: PGMONKEY_BINDS['{key}']: configuration" for key in "bc"}
+
+
 def test_a_setting_that_is_like_none_is_left_alone(config: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     app = Flask("shop")
     app.config.update(PGMONKEY_CONFIG=config, PGMONKEY_DASHBOARD="/status")
