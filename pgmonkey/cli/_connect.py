@@ -93,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError(unknown[0] + more)
     config = load(options)
     asked: str | None = options.connection_type
-    kinds = KINDS if asked == "all" else [kind for kind in KINDS if kind == (asked or config.kind)]
+    kinds: list[Kind] = [kind for kind in KINDS if asked == "all" or kind == (asked or config.kind)]
     results: list[Result] = []
     try:
         for kind in kinds:

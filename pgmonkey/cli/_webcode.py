@@ -59,7 +59,6 @@ def pgmonkey_code(framework: str, config: str, kind: Kind, flags: Mapping[str, o
             is_async,
             [*standard, "from typing import Annotated"],
             [
-                "from fastapi import Depends",
                 "from fastapi_pgmonkey import PGMonkey",
                 f"from psycopg import {connection}",
             ],
@@ -152,10 +151,7 @@ def _program(
         third = [*third, "from flask import Flask"]
         middle = f"{before}app = Flask(__name__)\n{after}{view}"
     else:
-        names = sorted({"FastAPI", *(["Depends"] if parameters else [])})
-        third = [line for line in third if "from fastapi import" not in line] + [
-            f"from fastapi import {', '.join(names)}"
-        ]
+        third = [*third, "from fastapi import Depends, FastAPI" if parameters else "from fastapi import FastAPI"]
         middle = f"{before}app = FastAPI({application})\n{view}"
     head = [_imports(group) for group in (standard, third) if group]
     return f'"""Run with: {_RUN[framework]}"""\n\n' + "\n".join(head) + "\n" + middle
@@ -163,4 +159,4 @@ def _program(
 
 def _imports(lines: list[str]) -> str:
     # In the order of isort and ruff: "import" before "from".
-    return "".join(f"{line}\n" for line in sorted(set(lines), key=lambda line: (line.startswith("from"), line)))
+    return "".join(f"{line}\n" for line in sorted(sorted(set(lines)), key=lambda line: line.startswith("from")))
