@@ -152,9 +152,7 @@ def test_completion(shell: str, tmp_path: Path) -> None:
             for line in COMPLETIONS
         ]
     elif shell == "fish":
-        asking = [
-            f"complete -C '{line}' | string replace -r '\\t.*' '' | string join ' '; or echo" for line in COMPLETIONS
-        ]
+        asking = [f"echo (complete -C '{line}' | string replace -r '\\t.*' '')" for line in COMPLETIONS]
     else:
         finished = subprocess.run([shell, "-n", tmp_path / "script"], capture_output=True, text=True)
         assert (finished.returncode, finished.stderr) == (0, "")

@@ -119,7 +119,7 @@ class Said(logging.Handler):
         self.messages.append(record.getMessage())
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(config=configs)
 def test_both_say_the_same_of_any_structure(config: dict[str, Any]) -> None:
     config.pop("postgresql", None)

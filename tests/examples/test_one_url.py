@@ -49,7 +49,7 @@ def test_one_url_serves_the_three_shops(examples: Path, config: dict[str, Any], 
     url = "postgresql://{user}:{password}@{host}:{port}/{dbname}".format(**config["connection_settings"])
     with psycopg.connect(url) as connection:
         for name in ("schema.sql", "seed.sql"):
-            connection.execute((own / name).read_text())
+            connection.execute((own / name).read_bytes())
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "SHOP_"))}
     environ = {**environ, "PYTHONPATH": os.environ.get("PYTHONPATH", ""), "DATABASE_URL": url}
     ran = programs.run(code=SHOPS, folder=tmp_path, environ=environ, flags=())
