@@ -11,11 +11,18 @@ if typing.TYPE_CHECKING:
     from ._api import __all__ as __all__
 
 __version__ = "5.0.0.dev0"
+_NO_LIBPQ = "psycopg needs libpq, which is not here: pip install 'psycopg[binary]'"
 
 
 def __getattr__(name: str) -> object:
     if name == "__all__" or not name.startswith("__"):
-        api = importlib.import_module("._api", __name__)
+        try:
+            api = importlib.import_module("._api", __name__)
+        except ImportError as error:
+            # psycopg tells it in five lines, under the thirty of what it tried.
+            if "libpq" in str(error):
+                raise ImportError(_NO_LIBPQ) from None
+            raise
         globals().update({public: getattr(api, public) for public in ("__all__", *api.__all__)})
     try:
         return globals()[name]

@@ -7,6 +7,8 @@ except ModuleNotFoundError as error:
         "fastapi_pgmonkey needs FastAPI: pip install 'pgmonkey[fastapi]'", name=error.name
     ) from error
 
+from pgmonkey import Database  # noqa: F401  # before psycopg: where that lacks libpq, one line says so
+
 from ._app import PGMonkey
 from ._dependencies import RequestConnection, RequestDatabase, RequestSyncConnection, RequestSyncDatabase
 

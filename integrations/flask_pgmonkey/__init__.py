@@ -5,6 +5,8 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("flask_pgmonkey needs Flask: pip install 'pgmonkey[flask]'", name=error.name) from error
 
+from pgmonkey import Database  # noqa: F401  # before psycopg: where that lacks libpq, one line says so
+
 from ._database import BoundDatabase
 from ._extension import PGMonkey
 

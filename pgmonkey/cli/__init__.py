@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from .. import __version__
+from .. import _NO_LIBPQ, __version__
 from ._parser import build
 from ._terminal import documentation, paint
 
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fail(error: Exception) -> int:
     if isinstance(error, ImportError) and "libpq" in str(error):
-        text, page = "psycopg needs libpq, which is not here: pip install 'psycopg[binary]'", "cli.md"
+        text, page = _NO_LIBPQ, "cli.md"
     else:
         import psycopg
 

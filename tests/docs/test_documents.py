@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psycopg
 import pytest
 import yaml
 
 from .. import programs
+from ..contract.conftest import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -29,10 +35,11 @@ def section(title: str) -> str:
 
 
 @pytest.fixture
-def folder(config: dict[str, Any], tmp_path: Path, observer: psycopg.Connection[Any]) -> Path:
+def folder(environ: dict[str, str], tmp_path: Path) -> Path:
     """A folder with the README's ``config.yaml``, for a database with its table."""
     (tmp_path / "config.yaml").write_text(blocks(section("Install"), "yaml")[0])
-    observer.execute(blocks(section("Install"), "sql")[0].encode())
+    (code,) = blocks(section("Install"), "python")
+    assert run(tmp_path, environ, code) == ""
     return tmp_path
 
 
@@ -64,52 +71,68 @@ def test_install(folder: Path, environ: dict[str, str]) -> None:
     assert re.fullmatch(pattern.replace("to\\ postgres", "to\\ \\S+"), finished.stdout.strip()), finished.stdout
 
 
+@contextmanager
+def served(folder: Path, environ: dict[str, str], command: str, *port: str) -> Iterator[httpx.Client]:
+    """Run *command* of the README, on a port that is free, until the end of the block."""
+    number = free_port()
+    words = [*shlex.split(command), *(word.format(port=number) for word in port)]
+    program = [str(Path(sys.executable).parent / words[0]), *words[1:]]
+    with open(folder / "log", "w") as log:
+        server = subprocess.Popen(program, cwd=folder, env=environ, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{number}", timeout=30) as client:
+            for _ in range(1200):
+                assert server.poll() is None, (folder / "log").read_text()
+                with suppress(httpx.TransportError):
+                    client.get("/")
+                    break
+                time.sleep(0.1)
+            yield client
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def commands(title: str, *names: str) -> list[str]:
+    """Return the commands of these names in the text of a section."""
+    return [code for code in re.findall(r"`([^`\n]+)`", section(title)) if code.startswith(names)]
+
+
 def test_flask(folder: Path, environ: dict[str, str]) -> None:
     (code,) = blocks(section("Flask"), "python")
-    use = """
-client = create_app().test_client()
-print(client.post("/users/Ann").get_json(), client.get("/users").get_json())
-"""
-    assert run(folder, environ, code + use) == "{'id': 1} [{'id': 1, 'name': 'Ann'}]\n"
+    (folder / "app.py").write_text(code)
+    (command,) = commands("Flask", "flask run")
+    with served(folder, environ, command, "--port={port}") as client:
+        assert client.post("/users/Ann").json() == {"id": 1}
+        assert client.get("/users").json() == [{"id": 1, "name": "Ann"}]
 
 
 def test_fastapi(folder: Path, environ: dict[str, str]) -> None:
     (code,) = blocks(section("FastAPI"), "python")
-    use = """
-import asyncio, httpx
-async def main():
-    async with app.router.lifespan_context(app):
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-            print((await client.post("/users/Ann")).json(), (await client.get("/users")).json())
-            print((await client.get("/users/count")).json())
-asyncio.run(main())
-"""
-    assert run(folder, environ, code + use) == "{'id': 1} [{'id': 1, 'name': 'Ann'}]\n1\n"
+    (folder / "app.py").write_text(code)
+    (command,) = commands("FastAPI", "uvicorn ")
+    with served(folder, environ, command, "--port={port}") as client:
+        assert client.post("/users/Ann").json() == {"id": 1}
+        assert client.get("/users").json() == [{"id": 1, "name": "Ann"}]
+        assert client.get("/users/count").json() == 1
+        assert client.get("/docs").status_code == 200
 
 
 def test_django(folder: Path, environ: dict[str, str]) -> None:
-    (settings,) = blocks(section("Django"), "python")
-    (folder / "settings.py").write_text(settings + "\nSECRET_KEY = 'x'\nROOT_URLCONF = 'urls'\nALLOWED_HOSTS = ['*']\n")
-    (folder / "urls.py").write_text(
-        "from django.db import connection\nfrom django.http import JsonResponse\nfrom django.urls import path\n"
-        "def view(request):\n"
-        "    with connection.cursor() as cursor:\n"
-        "        cursor.execute('INSERT INTO users (name) VALUES (%s) RETURNING id', ['Ann'])\n"
-        "        return JsonResponse({'id': cursor.fetchone()[0]})\n"
-        "urlpatterns = [path('', view)]\n"
-    )
-    use = """
-import os
-os.environ["DJANGO_SETTINGS_MODULE"] = "settings"
-import django
-django.setup()
-from django.core.management import call_command
-from django.test import Client
-call_command("check", databases=["default"], verbosity=0)
-print(Client().get("/").json())
-"""
-    printed = run(folder, environ, use)
-    assert printed.splitlines()[-1] == "{'id': 1}"
+    (start,) = commands("Django", "django-admin ")
+    binaries = str(Path(sys.executable).parent)
+    environ = {**environ, "PATH": f"{binaries}{os.pathsep}{environ['PATH']}", "DJANGO_SUPERUSER_PASSWORD": "x"}
+    subprocess.run(shlex.split(start), cwd=folder, env=environ, check=True)
+    settings, urls = blocks(section("Django"), "python")
+    with open(folder / "mysite" / "settings.py", "a") as file:
+        file.write(settings)
+    (folder / "mysite" / "urls.py").write_text(urls)
+    migrate, create, serve = commands("Django", "python manage.py")
+    create += " --noinput --username=ann --email=ann@example.org"
+    for command in (migrate, create, "python manage.py check --database default"):
+        subprocess.run(shlex.split(command), cwd=folder, env=environ, check=True, stdout=subprocess.DEVNULL)
+    with served(folder, environ, serve, "--noreload", "{port}") as client:
+        assert client.get("/users").json() == {"users": [{"id": 1, "username": "ann"}]}
 
 
 def program(document: str) -> str:
