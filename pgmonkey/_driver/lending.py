@@ -205,9 +205,11 @@ def route_notices(lent: AnyConnection) -> None:
     lent.pgconn.notify_handler = partial(BaseConnection._notify_handler, reference)
 
 
-def in_two_phases(lent: AnyConnection) -> bool:
-    """Tell whether a two-phase transaction was begun on *lent*, and neither prepared nor ended."""
-    return bool(getattr(lent, "_tpc", None))
+def begun(lent: AnyConnection) -> str:
+    """Tell what was begun on *lent* and has not ended, for which psycopg's ``commit()`` would raise."""
+    if getattr(lent, "_tpc", None):
+        return "tpc_begin() without tpc_prepare() or tpc_commit()"
+    return "a transaction() block on this connection has not ended" if cast("LendableConnection", lent).depth else ""
 
 
 def take_back(lent: Any) -> None:

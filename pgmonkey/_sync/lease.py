@@ -18,7 +18,7 @@ from psycopg.pq.abc import PGresult
 from .._driver.begin import Begin, set_command
 from .._driver.cancel import hang_up, request_cancel, stop_at_exit
 from .._driver.failure import Failure, Refusal
-from .._driver.lending import in_two_phases, lend, route_notices, take_back
+from .._driver.lending import begun, lend, route_notices, take_back
 from .._driver.psycopg_types import RowFactory
 from .._driver.sql import Effect
 from .._driver.wire import check_answered, check_commit, pass_on_notifications
@@ -276,11 +276,9 @@ class Lease:
     def _commit(self, pooled: PooledConnection, clean: bool) -> None:
         status = pooled.pgconn.transaction_status
         if status == _INTRANS:
-            if self.unit is None and self.lent is not None and in_two_phases(self.lent):
+            if self.unit is None and self.lent is not None and (what := begun(self.lent)):
                 self._roll_back(pooled, clean)
-                raise psycopg.ProgrammingError(
-                    "nothing was committed: tpc_begin() without tpc_prepare() or tpc_commit()"
-                )
+                raise psycopg.ProgrammingError(f"nothing was committed: {what}")
             self._send_commit(pooled, clean)
         elif status == TransactionStatus.INERROR:
             failure = pooled.prepared.failure  # which the rollback forgets

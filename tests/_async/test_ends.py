@@ -237,13 +237,15 @@ ENDS = [
 ]
 
 
-async def test_a_two_phase_transaction_that_has_not_ended_is_no_commit(
-    database: AsyncDatabase, observer: Observer
-) -> None:
+async def test_what_has_begun_and_not_ended_is_not_committed(database: AsyncDatabase, observer: Observer) -> None:
     for _ in range(2):
         with pytest.raises(psycopg.ProgrammingError, match="nothing was committed: tpc_begin"):
             async with database.connection() as connection:
                 await connection.tpc_begin("pgmonkey")
+                await connection.execute(INSERT, [1])
+        with pytest.raises(psycopg.ProgrammingError, match=r"nothing was committed: a transaction\(\) block"):
+            async with database.connection() as connection:
+                await psycopg.AsyncTransaction(connection).__aenter__()
                 await connection.execute(INSERT, [1])
     async with database.connection() as connection:
         await connection.execute(INSERT, [2])

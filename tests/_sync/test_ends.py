@@ -233,11 +233,15 @@ ENDS = [
 ]
 
 
-def test_a_two_phase_transaction_that_has_not_ended_is_no_commit(database: Database, observer: Observer) -> None:
+def test_what_has_begun_and_not_ended_is_not_committed(database: Database, observer: Observer) -> None:
     for _ in range(2):
         with pytest.raises(psycopg.ProgrammingError, match="nothing was committed: tpc_begin"):
             with database.connection() as connection:
                 connection.tpc_begin("pgmonkey")
+                connection.execute(INSERT, [1])
+        with pytest.raises(psycopg.ProgrammingError, match=r"nothing was committed: a transaction\(\) block"):
+            with database.connection() as connection:
+                psycopg.Transaction(connection).__enter__()
                 connection.execute(INSERT, [1])
     with database.connection() as connection:
         connection.execute(INSERT, [2])
