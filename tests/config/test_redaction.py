@@ -89,7 +89,8 @@ NEW = {
     **dict.fromkeys(("sslcertmode", "load_balance_hosts", "gssdelegation", "require_auth"), 16),
     "sslnegotiation": 17,
     **dict.fromkeys(("servicefile", "min_protocol_version", "max_protocol_version", "sslkeylogfile"), 18),
-    **dict.fromkeys(("scram_client_key", "scram_server_key", "oauth_client_secret"), 18),
+    **dict.fromkeys(("scram_client_key", "scram_server_key"), 18),
+    **dict.fromkeys(("oauth_issuer", "oauth_client_id", "oauth_client_secret", "oauth_scope"), 18),
 }
 
 
