@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -55,7 +56,8 @@ class Cluster(Server):
         assert self._process is not None
         parent = self._process.pid
         for pid in [parent, *_children(parent)]:
-            os.kill(pid, number)
+            with suppress(ProcessLookupError):  # a session that has just ended
+                os.kill(pid, number)
 
     def execute(self, statement: str, dbname: str = "postgres") -> list[tuple[Any, ...]]:
         """Run *statement* as the superuser; return its rows."""
