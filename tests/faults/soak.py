@@ -12,6 +12,7 @@ import ctypes
 import gc
 import itertools
 import json
+import logging
 import os
 import random
 import select
@@ -192,8 +193,9 @@ def raise_when_armed(*_: object) -> None:
 
 
 def tell_unless_odd(unraisable: Any) -> None:
-    """Tell what a finalizer raised, unless that came from the signal, which may meet one, such as that of a stream."""
-    if unraisable.exc_type is not Odd:
+    """Tell what a finalizer raised, unless the signal came in it, or in psycopg's making of the object."""
+    psycopgs = str(getattr(unraisable.object, "__module__", "")).startswith("psycopg")
+    if unraisable.exc_type is not Odd and not psycopgs:
         sys.__unraisablehook__(unraisable)
 
 
@@ -241,5 +243,6 @@ if __name__ == "__main__":
         thread.start()
     signal.signal(signal.SIGALRM, raise_when_armed)
     sys.unraisablehook = tell_unless_odd
+    logging.getLogger("psycopg").setLevel(logging.CRITICAL)  # the signal may come in libpq's callback for notices
     going.set()
     serve()
