@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,5 +112,6 @@ def _route_and_place(scope: Scope) -> str:
 
 
 def _relative(file: str) -> str:
-    path = Path(file)
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
+    with suppress(OSError, ValueError):  # the working directory is gone, or the file is elsewhere
+        return str(Path(file).relative_to(Path.cwd()))
+    return file

@@ -64,7 +64,16 @@ def query_above(frame: FrameType | None) -> tuple[object, str]:
 
 def location(code: CodeType, line: int | None = None) -> str:
     """Return the place of *code*, as ``file:line (name)``."""
-    return f"{os.path.relpath(code.co_filename)}:{line or code.co_firstlineno} ({code.co_name})"
+    return f"{_short(code.co_filename)}:{line or code.co_firstlineno} ({code.co_name})"
+
+
+def _short(file: str) -> str:
+    """Return the path of *file* from the working directory, if it is below that."""
+    try:
+        short = os.path.relpath(file)
+    except (OSError, ValueError):  # the directory is gone, as after a deployment; or it is on another drive
+        return file
+    return file if short.startswith(os.pardir) else short
 
 
 # Caches by file name: whether the code of a file is in one of the packages in `_BETWEEN`.
