@@ -19,7 +19,7 @@ from psycopg.errors import (
 from psycopg.rows import AsyncRowFactory, Row, RowMaker, TupleRow, tuple_row
 
 from .._config.blueprint import blueprint
-from .._config.source import Origin, Sources
+from .._config.source import Origin, Sources, anchored
 from .._driver.plan import Declined, Read, read_all, read_count, read_one, read_value, remember
 from .._driver.prepared import is_refused
 from .._driver.sql import Params, Statement, returns_rows, text_of
@@ -100,7 +100,8 @@ class AsyncDatabase(Generic[Row]):
     ) -> None:
         self._sources = Sources()
         self._holder = Holder()
-        self._origin = config, resolve_env, allow_sensitive_defaults, profile, config_name
+        origin = config if isinstance(config, Mapping) else anchored(config)
+        self._origin = origin, resolve_env, allow_sensitive_defaults, profile, config_name
         # Checked now: a wrong configuration is an error of the program's start, not of its first request.
         self.timeout = blueprint(self._sources.config(*self._origin), POOL_KIND).settings.timeout
         """How long a borrow waits for a free connection, in seconds."""

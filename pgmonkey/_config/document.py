@@ -113,6 +113,17 @@ def location(origin: object) -> str:
     return os.fspath(text)
 
 
+def anchored(origin: object) -> str:
+    """Do as `location`, with an absolute path, because the working directory may change, or be removed."""
+    text = location(origin)
+    if os.path.isabs(text) or "://" in text or _LIKE_URL.search(text):
+        return text
+    try:
+        return os.path.abspath(text)
+    except OSError:  # it is gone already
+        return text
+
+
 def read_document(origin: Origin, name: str = "configuration") -> Document:
     """Read the YAML file at *origin*, or take a mapping for its contents, or a URL for all of it.
 

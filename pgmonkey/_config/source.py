@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,7 +9,7 @@ from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError
-from .document import Document, Origin, Path, is_url, location, read_document
+from .document import Document, Origin, Path, anchored, is_url, read_document
 from .keywords import PROFILES, SECTIONS
 from .profiles import with_profile
 from .redaction import Unpicklable
@@ -18,7 +17,7 @@ from .references import Dependencies, file_signature, resolve_references
 from .schema import Config, check, normalised
 from .urls import with_url_apart
 
-__all__ = ["Origin", "Path", "Source", "Sources", "load_config", "prepare", "written"]
+__all__ = ["Origin", "Path", "Source", "Sources", "anchored", "load_config", "prepare", "written"]
 
 _LEGACY_WRAPPER = "postgresql"
 _CONNINFO = "connection_settings.conninfo"
@@ -151,12 +150,11 @@ class Sources(Unpicklable):
     ) -> Config:
         """Return the checked configuration of *origin* as it is now; messages about a mapping begin with *name*."""
         # An isinstance() with the abstract classes takes longer than the rest of a cached call.
-        if not isinstance(origin, (str, PurePath)):
-            if isinstance(origin, Mapping):
-                # Not remembered: the program may change a mapping at any time, and that leaves no trace.
-                return Source(origin, resolve_env, allow_sensitive_defaults, profile, name).config()
-            origin = location(origin)
-        key = (os.fspath(origin), resolve_env, allow_sensitive_defaults, profile)
+        place = str(origin) if isinstance(origin, (str, PurePath)) else ""
+        if not place and isinstance(origin, Mapping):
+            # Not remembered: the program may change a mapping at any time, and that leaves no trace.
+            return Source(origin, resolve_env, allow_sensitive_defaults, profile, name).config()
+        key = (place if place.startswith("/") else anchored(origin), resolve_env, allow_sensitive_defaults, profile)
         # setdefault() is atomic: of two threads that come at once, both get the same source.
         source = self._sources.get(key) or self._sources.setdefault(key, Source(*key))
         return source.config()

@@ -427,3 +427,31 @@ def wait_until(condition: Callable[[], bool], seconds: float = 5) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["elsewhere", "removed"])
+def test_a_relative_path_stays_what_it_was(
+    gone: bool, config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, other = tmp_path / "home", tmp_path / "other"
+    for folder in (home, other):
+        folder.mkdir()
+    (home / "secret").write_text(config["connection_settings"]["password"])
+    config["connection_settings"]["password"] = {"from_file": "secret"}
+    (home / "config.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.chdir(home)
+    database, manager = Database("config.yaml", resolve_env=True), PGConnectionManager()
+    handle = manager.get_database_connection("config.yaml", "normal", resolve_env=True)
+    monkeypatch.chdir(other)
+    if gone:
+        other.rmdir()
+    for n in range(2):
+        assert database.fetch_value("SELECT %s", [n]) == n
+        database.close()  # it opens again, as the file says
+    with handle as connection:
+        connection.execute("SELECT 1")
+    with pytest.raises(ConfigError, match="cannot read"):
+        manager.get_database_connection("config.yaml", "normal", resolve_env=True)
+    monkeypatch.chdir(home)
+    assert manager.get_database_connection("config.yaml", "normal", resolve_env=True) is handle
+    handle.close()
