@@ -116,7 +116,7 @@ def location(origin: object) -> str:
 def anchored(origin: object) -> str:
     """Do as `location`, with an absolute path, because the working directory may change, or be removed."""
     text = location(origin)
-    if os.path.isabs(text) or "://" in text or _LIKE_URL.search(text):
+    if not text or os.path.isabs(text) or "://" in text or _LIKE_URL.search(text):
         return text
     try:
         return os.path.abspath(text)
