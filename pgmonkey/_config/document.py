@@ -198,6 +198,8 @@ def _read(source: str) -> str:
         # Nothing of it is shown: a password that is not percent-encoded has no certain end.
         raise ConfigError("a URL of another kind was given as the configuration; it begins with postgresql://")
     shown = "the given path (not shown, as it looks like a connection string)" if _LIKE_URL.search(source) else source
+    if not source:
+        raise ConfigError("the path of the configuration file is empty; is a variable not set?")
     content = b""
     try:
         # Not PyYAML's detection, which takes UTF-16 too.  Editors on Windows put a byte order mark in front.

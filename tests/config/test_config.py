@@ -326,3 +326,9 @@ def test_nothing_in_a_file_executes(tmp_path: Path) -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 1
     assert not marker.exists()
+
+
+def test_an_empty_path_is_told() -> None:
+    for use in (Database, AsyncDatabase, load_config):
+        with pytest.raises(ConfigError, match="the path of the configuration file is empty"):
+            use("")
