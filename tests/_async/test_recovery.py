@@ -21,7 +21,7 @@ Observer = psycopg.Connection[Any]
 
 
 async def until(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while not what():
         assert time.monotonic() < deadline
         await sleep(0.01)

@@ -27,19 +27,22 @@ from .test_recovery import Observer, at_work, until
 def test_a_connection_that_is_borrowed_for_long_is_reported_once(
     config: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
+    def reports() -> list[str]:
+        return [record.getMessage() for record in caplog.records if "possible leak" in record.getMessage()]
+
     database = Database(pools(config, leak_detection_threshold=0.2))
     with database.connection() as connection:
         connection.execute("SELECT 1")
-        sleep(0.9)
-    (record,) = [record.getMessage() for record in caplog.records if "possible leak" in record.getMessage()]
+        until(lambda: bool(reports()))
+        sleep(0.5)
+    (record,) = reports()
     assert Path(__file__).name in record
     assert "test_a_connection_that_is_borrowed_for_long_is_reported_once" in record
     assert f"by {'thread' if POOL_KIND == 'pool' else 'task'} '" in record
-    assert 0.2 <= float(record.partition("checked out for ")[2].partition(" s")[0]) < 0.9
+    assert 0.2 <= float(record.partition("checked out for ")[2].partition(" s")[0]) < 20
     caplog.clear()
-    with database.connection():
-        sleep(0.5)
-    assert len(caplog.records) == 1, "the same connection, in other hands"
+    with database.connection():  # the same one, in other hands
+        until(lambda: bool(reports()))
     database.close()
 
 

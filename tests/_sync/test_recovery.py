@@ -23,7 +23,7 @@ Observer = psycopg.Connection[Any]
 
 
 def until(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while not what():
         assert time.monotonic() < deadline
         sleep(0.01)
