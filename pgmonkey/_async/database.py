@@ -100,8 +100,8 @@ class AsyncDatabase(Generic[Row]):
     ) -> None:
         self._sources = Sources()
         self._holder = Holder()
-        origin = config if isinstance(config, Mapping) else anchored(config)
-        self._origin = origin, resolve_env, allow_sensitive_defaults, profile, config_name
+        path = None if isinstance(config, Mapping) else anchored(config)
+        self._origin = config, resolve_env, allow_sensitive_defaults, profile, config_name, path
         # Checked now: a wrong configuration is an error of the program's start, not of its first request.
         self.timeout = blueprint(self._sources.config(*self._origin), POOL_KIND).settings.timeout
         """How long a borrow waits for a free connection, in seconds."""

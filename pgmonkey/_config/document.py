@@ -124,18 +124,19 @@ def anchored(origin: object) -> str:
         return text
 
 
-def read_document(origin: Origin, name: str = "configuration") -> Document:
+def read_document(origin: Origin, name: str = "configuration", path: str | None = None) -> Document:
     """Read the YAML file at *origin*, or take a mapping for its contents, or a URL for all of it.
 
-    Messages about a mapping begin with *name*.  Raises `ConfigError` when the file cannot be read, is not plain YAML,
-    or holds no sections.
+    Messages about a mapping begin with *name*; *path* is where the file was when it was given.  Raises `ConfigError`
+    when the file cannot be read, is not plain YAML, or holds no sections.
     """
     if isinstance(origin, Mapping):
         return Document(name, dict(origin))
     source = location(origin)
     if is_url(source):
         return Document("URL", {"connection_settings": {"conninfo": source}})
-    text = _read(source)
+    path = path or source
+    text = _read(source, path)
     try:
         loader = _Loader(text)
         builder = _Builder(source, text)
@@ -154,7 +155,7 @@ def read_document(origin: Origin, name: str = "configuration") -> Document:
             f"{source}:{begins}: expected sections, found {describe_type(values)}; "
             "write 'connection_settings:' and below it, indented, 'host:' and so on, or 'conninfo:' with a URL"
         )
-    return Document(source, values, builder.lines, folder=os.path.dirname(source))
+    return Document(source, values, builder.lines, folder=os.path.dirname(path))
 
 
 def plain(value: object) -> object:
@@ -193,7 +194,7 @@ def describe_type(value: object) -> str:
     return names.get(type(value), "nothing" if value is None else type(value).__name__)
 
 
-def _read(source: str) -> str:
+def _read(source: str, path: str) -> str:
     if "://" in source:
         # Nothing of it is shown: a password that is not percent-encoded has no certain end.
         raise ConfigError("a URL of another kind was given as the configuration; it begins with postgresql://")
@@ -203,7 +204,7 @@ def _read(source: str) -> str:
     content = b""
     try:
         # Not PyYAML's detection, which takes UTF-16 too.  Editors on Windows put a byte order mark in front.
-        content = read_regular(source)
+        content = read_regular(path)
         return content.decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{shown}: cannot read the configuration file: {error.strerror or error}") from None

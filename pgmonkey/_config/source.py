@@ -36,12 +36,14 @@ def load_config(
     return document.values
 
 
-def written(origin: Origin, profile: str | None = None, name: str = "configuration") -> Document:
+def written(
+    origin: Origin, profile: str | None = None, name: str = "configuration", path: str | None = None
+) -> Document:
     """Return the sections of *origin* as they are written, with those of *profile* in their places.
 
-    Unwraps the old top-level ``postgresql:``.  Messages about a mapping begin with *name*.
+    Unwraps the old top-level ``postgresql:``.  *name* and *path* are as for `read_document`.
     """
-    document = read_document(origin, name)
+    document = read_document(origin, name, path)
     values: Mapping[str, object] = document.values
     lines = document.lines
     if _LEGACY_WRAPPER in values:
@@ -107,9 +109,10 @@ class Source(Unpicklable):
         allow_sensitive_defaults: bool = False,
         profile: str | None = None,
         name: str = "configuration",
+        path: str | None = None,
     ) -> None:
-        self._origin = origin, profile, name
-        self._file = origin if isinstance(origin, str) and not is_url(origin) else None
+        self._origin = origin, profile, name, path
+        self._file = None if path is None or is_url(path) else path
         self._options = (resolve_env, allow_sensitive_defaults)
         self._loaded: _Loaded | None = None
 
@@ -147,16 +150,24 @@ class Sources(Unpicklable):
         allow_sensitive_defaults: bool,
         profile: str | None = None,
         name: str = "configuration",
+        path: str | None = None,
     ) -> Config:
-        """Return the checked configuration of *origin* as it is now; messages about a mapping begin with *name*."""
+        """Return the checked configuration of *origin* as it is now.
+
+        *name* and *path* are as for `read_document`; without *path*, a relative one is looked up from where the program
+        is now.
+        """
         # An isinstance() with the abstract classes takes longer than the rest of a cached call.
         place = str(origin) if isinstance(origin, (str, PurePath)) else ""
         if not place and isinstance(origin, Mapping):
             # Not remembered: the program may change a mapping at any time, and that leaves no trace.
             return Source(origin, resolve_env, allow_sensitive_defaults, profile, name).config()
-        key = (place if place.startswith("/") else anchored(origin), resolve_env, allow_sensitive_defaults, profile)
-        # setdefault() is atomic: of two threads that come at once, both get the same source.
-        source = self._sources.get(key) or self._sources.setdefault(key, Source(*key))
+        path = path or (place if place.startswith("/") else anchored(origin))
+        options = resolve_env, allow_sensitive_defaults, profile
+        source = self._sources.get((path, *options))
+        if source is None:
+            # setdefault() is atomic: of two threads that come at once, both get the same source.
+            source = self._sources.setdefault((path, *options), Source(origin, *options, name, path))
         return source.config()
 
     def clear(self) -> None:
