@@ -32,12 +32,12 @@ def test_soak(
     request: pytest.FixtureRequest,
 ) -> None:
     short = request.config.getoption("--short")
-    seconds, growth = (45, 1.1) if short else (600, 1.02)
+    seconds, growth, odd = (45, 1.1, "") if short else (600, 1.02, "odd")
     proxied["connection_settings"]["command_timeout"] = 3
     journal = tmp_path / "journal"
     with (tmp_path / "errors").open("w") as errors:
         program = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("soak.py")), json.dumps(proxied), str(journal)],
+            [sys.executable, str(Path(__file__).with_name("soak.py")), json.dumps(proxied), journal, odd],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -112,7 +112,8 @@ def test_soak(
     assert after["descriptors"] == before["descriptors"]
     assert after["memory"] < before["memory"] * growth
     figure(
-        f"{'45-second' if short else '10-minute'} soak with faults at random, forks, signals and hooks that raise",
+        f"{'45-second' if short else '10-minute'} soak with faults at random"
+        + (", forks, signals and hooks that raise" if odd else ""),
         f"{len(faults)} faults, {after['failures']} writes refused, {len(acknowledged)} acknowledged, "
         f"{len(acknowledged - rows)} lost; threads {before['threads']} → {after['threads']}, "
         f"descriptors {before['descriptors']} → {after['descriptors']}, "
