@@ -11,8 +11,8 @@ from .._config.schema import PoolSettings
 # Not the program's own generator, whose numbers would change with the pool's work after a ``random.seed()``.
 uniform = SystemRandom().uniform
 
-# Seconds between two looks at a pool that has more connections than it keeps, or watches for leaks.
-_LOOK_EVERY = 5.0
+LOOK_EVERY = 5.0
+"""Seconds between two looks at a pool that has more connections than it keeps, or watches for leaks."""
 # Seconds until a connection that could not be made is tried again: the pause doubles from the first value to the last.
 # Borrowers do not wait for it, they try for themselves; the first to succeed ends the pause.
 _FIRST_RETRY, _LAST_RETRY = 0.25, 4.0
@@ -56,5 +56,5 @@ class Schedule:
         settings, threshold = self._settings, self._settings.leak_detection_threshold
         if not surplus and not threshold:
             return math.inf
-        delay = min(_LOOK_EVERY, settings.max_idle / 4)
+        delay = min(LOOK_EVERY, settings.max_idle / 4)
         return min(delay, threshold / 2) if threshold else delay

@@ -14,7 +14,7 @@ from time import monotonic
 from typing import Protocol
 
 from .._config.schema import PoolSettings
-from .._pool.schedule import Schedule
+from .._pool.schedule import LOOK_EVERY, Schedule
 from .connector import PooledConnection
 from .waiting import Ticker, ask
 
@@ -55,14 +55,11 @@ class Kept(Protocol):
         ...
 
 
-# Maximum of seconds between two looks: a timer takes no number that is too large.
-_LONGEST = 3600.0
-
-
 class Upkeep:
     """Keeps one pool in order for as long as there is something to do.
 
-    A settled pool sleeps until its first connection is to be replaced; a single connection has no upkeep.
+    A settled pool sleeps until its first connection is to be replaced, and counts its connections now and then: one
+    that was lost when its borrower was interrupted tells nobody.  A single connection has no upkeep.
     """
 
     def __init__(self, pool: Kept, settings: PoolSettings) -> None:
@@ -71,6 +68,8 @@ class Upkeep:
         self._settings = settings
         self._ticker: Ticker | None = None
         self._wanted = False
+        self._due = 0.0
+        """When there is more to do than to count."""
         self._schedule = Schedule(settings)
 
     def start(self, *, hurry: bool = False) -> None:
@@ -113,10 +112,12 @@ class Upkeep:
             raise
 
     def _look_after(self) -> float | None:
-        self._wanted = False
         pool = self._pool()
         if pool is None:
             return None
+        if pool.at_min_size and not self._wanted and monotonic() < self._due:
+            return min(self._due - monotonic(), LOOK_EVERY)
+        self._wanted, self._due = False, 0.0
         surplus = pool.shrink()
         self._report_leaks(pool)
         try:
@@ -127,10 +128,11 @@ class Upkeep:
             return None if pool.close_reason else self._failed(pool, error)
         self._schedule.succeeded()
         delay = min(self._schedule.next_look(surplus=surplus), pool.renewal_in())
+        self._due = monotonic() + delay
         if isinf(delay):
             self._ticker = None
         # Asked last: a `start` that comes now finds either a run that asks afterwards, or no ticker and makes one.
-        return 0.0 if self._wanted else None if isinf(delay) else min(delay, _LONGEST)
+        return 0.0 if self._wanted else None if isinf(delay) else min(delay, LOOK_EVERY)
 
     def _failed(self, pool: Kept, error: Exception) -> float:
         name = pool.name

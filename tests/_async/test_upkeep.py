@@ -10,8 +10,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgmonkey import AsyncDatabase
-from pgmonkey._async.waiting import sleep
+from pgmonkey import AsyncDatabase, PGConnectionManager
+from pgmonkey._async.upkeep import AsyncUpkeep
+from pgmonkey._async.waiting import POOL_KIND, sleep
 from pgmonkey.embedded import Server
 
 from ..configs import pools
@@ -71,6 +72,23 @@ async def test_a_connection_that_is_lent_when_it_expires_is_replaced_when_it_com
     await until(lambda: [pid for pid, _ in backends()] not in ([pid], []))
     assert database.stats()["requests_num"] == asked
     await database.close()
+
+
+async def test_a_connection_that_was_lost_between_two_steps_is_replaced(
+    config: dict[str, Any], backends: Backends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception of a signal's handler may come where nobody is left to tell upkeep."""
+    monkeypatch.setattr(f"{AsyncUpkeep.__module__}.LOOK_EVERY", 0.1)
+    kind: Any = POOL_KIND
+    get: Any = PGConnectionManager().get_database_connection_from_dict
+    handle = await get(pools(config, min_size=2), kind)
+    await until(lambda: len(backends()) == 2)
+    await sleep(0.3)  # upkeep has settled
+    lost = handle._pool.take_idle(None)
+    pid = lost.pgconn.backend_pid
+    del lost
+    await until(lambda: len({backend for backend, _ in backends()} - {pid}) == 2, 20)
+    handle.close()
 
 
 async def test_reconnect_failed_is_awaited_and_may_raise(
