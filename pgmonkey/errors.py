@@ -96,6 +96,15 @@ class CommitUnknownError(PgmonkeyError, psycopg.errors.TransactionResolutionUnkn
     def __init__(self, error: psycopg.Error) -> None:
         super().__init__(f"the answer to COMMIT was lost, so the transaction may have been committed: {error}")
 
+    @classmethod
+    def precedes(cls, error: BaseException | None) -> bool:
+        """Return whether *error* is one of these, or was raised while one was handled: what was done may be stored."""
+        for _ in range(100):  # a program may have made a circle of them
+            if error is None or isinstance(error, cls):
+                break
+            error = error.__context__
+        return isinstance(error, cls)
+
 
 class CancelledUnitError(PgmonkeyError, psycopg.OperationalError):
     """Report a query in a unit of work that was cancelled, for example because the client has disconnected."""

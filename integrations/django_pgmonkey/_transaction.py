@@ -13,7 +13,7 @@ from django.utils.functional import cached_property
 from psycopg.errors import InFailedSqlTransaction
 from psycopg.pq import TransactionStatus
 
-from pgmonkey import Lease
+from pgmonkey import CommitUnknownError, Lease
 
 from ._compat import PostgresWrapper
 
@@ -72,7 +72,7 @@ class RequestTransaction:
         self.error: BaseException | None = None
         self._wrapper = wrapper
         self._atomic: Atomic | None = None
-        self._blocks = self._savepoints = 0
+        self._blocks = self._savepoints = self._statements = 0
         self._beginning = False
         self._lost = False
         self._told_to_roll_back = False
@@ -109,6 +109,7 @@ class RequestTransaction:
             self._atomic = None
             raise
         self._blocks, self._savepoints = len(wrapper.atomic_blocks), len(wrapper.savepoint_ids)
+        self._statements = wrapper.statements
         # Of psycopg's connection, which Django itself calls at the end only.
         vars(wrapper.connection).update(_REFUSED)
         wrapper.show_atomic_requests(self.decision is not True)
@@ -177,6 +178,8 @@ class RequestTransaction:
         cause = self.error or wrapper.rollback_exc
         atomic, self._atomic = self._atomic, None
         did_something = atomic is not None and wrapper.did_something
+        statements = max(0, wrapper.statements - self._statements)  # of a connection that was closed, none
+        outcome = "rolled back"
         try:
             if atomic is not None:
                 wrapper.show_atomic_requests(False)
@@ -186,16 +189,22 @@ class RequestTransaction:
                 del wrapper.atomic_blocks[self._blocks :], wrapper.savepoint_ids[self._savepoints :]
                 if failure is not None or refusal is not None:
                     wrapper.needs_rollback = True
+                wrapper.ends_request = True
                 atomic.__exit__(None, None, None)
             if failure is not None:
                 with wrapper.wrap_database_errors:
                     raise failure from failure.__cause__ or cause
         except Exception as error:
+            if wrapper.run_commit_hooks_on_set_autocommit_on:
+                raise  # by a function of on_commit(): it is committed
+            if isinstance(error.__cause__, CommitUnknownError):
+                outcome = "outcome unknown"
             refusal = refusal or " ".join(str(error).split())
             raise
         finally:
+            wrapper.ends_request = False
             if refusal is not None and did_something:
-                logger.debug("%s: rolled back: %s", self.route(), refusal)
+                logger.debug("%s: %s: %s (statements: %d)", self.route(), outcome, refusal, statements)
 
 
 class TransactionalWrapper(PostgresWrapper):
@@ -205,9 +214,16 @@ class TransactionalWrapper(PostgresWrapper):
     """The transaction of the request that this thread serves."""
     lease: Lease | None = None
     """What lends the connection."""
+    ends_request = False
+    """Whether the transaction of a request is being committed, or rolled back."""
     # While it has begun, settings_dict says ATOMIC_REQUESTS, which packages look at; these are that and the real one.
     _shown: DatabaseSettings | None = None
     _hidden: DatabaseSettings | None = None
+
+    @property
+    def statements(self) -> int:
+        """How many statements were executed on the connection that is borrowed."""
+        return 0 if self.lease is None else self.lease.statements
 
     @property
     def did_something(self) -> bool:
@@ -262,6 +278,9 @@ class TransactionalWrapper(PostgresWrapper):
         if self.request_transaction is not None:
             self.request_transaction.closing()
         super().close()
+        if self.ends_request and not self.autocommit:
+            # After a COMMIT that failed: or Django connects anew, and what goes wrong in that hides why it failed.
+            self.closed_in_transaction = True
 
     def begin_request(self, route: Callable[[], str]) -> None:
         """Make the request one transaction, which begins with the first query; *route* names it in the log."""

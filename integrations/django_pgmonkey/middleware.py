@@ -12,7 +12,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseServerError
 from django.http.response import HttpResponseBase
 from psycopg.errors import ConnectionTimeout
 
-from pgmonkey import PoolFullError, PoolTimeoutError, ServerUnavailableError
+from pgmonkey import CommitUnknownError, PoolFullError, PoolTimeoutError, ServerUnavailableError
 
 from ._requests import RequestTransactions
 from ._unavailable import unavailable
@@ -55,6 +55,8 @@ class TransactionMiddleware:
             text = "The database is not available, please try again."
         else:
             return None
+        if CommitUnknownError.precedes(cause):
+            return None  # it must not be tried again, as what was done may be stored
         logger.warning("%s", " ".join(str(cause).split()))
         return unavailable(HttpResponse(text))
 

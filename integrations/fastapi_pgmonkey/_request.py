@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
+
+from pgmonkey import CommitUnknownError
 
 from ._compat import (
     HandleExceptions,
@@ -26,7 +28,7 @@ from ._units import RefusedError, RequestUnits, is_answer, route_of
 if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.requests import HTTPConnection
-    from starlette.responses import Response
+    from starlette.responses import JSONResponse, Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 logger = logging.getLogger("pgmonkey")
@@ -65,6 +67,8 @@ class RequestState:
         self.answered: Exception | None = None
         """A COMMIT that failed, when a handler has answered it: nothing is sent of the response that it replaces."""
         self._raised_afterwards: Exception | None = None
+        # Whether the answer to a COMMIT was lost: nobody may be told to try again.
+        self._may_be_stored = False
         self._several = False
         # Where a request is no transaction: the places for those that its dependencies open in threads.
         self._places: list[object] = []
@@ -147,7 +151,7 @@ class RequestState:
             if self._watch is not None and self._watch.client_gone:
                 logger.info("a client disconnected before it was answered; its request was rolled back: %s", error)
                 return
-            if not started and (response := answer_overload(error)) is not None:
+            if not started and (response := self._answer_overload(error)) is not None:
                 await response(self.scope, receive, send)
                 return
         if self._keep is not None:
@@ -157,12 +161,13 @@ class RequestState:
     async def answer_by(self, handler: Handler, connection: HTTPConnection, error: Exception) -> Response:
         """Return what *handler* answers to *error*; what it does in the databases is committed as that status says."""
         self._keep = self.scope.pop(_DECISION, None)
+        self._may_be_stored = CommitUnknownError.precedes(error)
         try:
             response = await call_handler(handler, connection, error)
             await self._finish(_refusal(response.status_code))
         except BaseException as failure:
             await self._finish_after(failure)
-            busy = answer_overload(failure)
+            busy = self._answer_overload(failure)
             if busy is None:
                 raise
             return busy
@@ -178,7 +183,13 @@ class RequestState:
             return None
         if not is_answer(error):
             await self._roll_back(error)
-        return answer_overload(error, handlers_by_class(connection.scope))
+        return self._answer_overload(error, handlers_by_class(connection.scope))
+
+    def _answer_overload(
+        self, error: BaseException, handlers: Mapping[object, object] | None = None
+    ) -> JSONResponse | None:
+        self._may_be_stored = self._may_be_stored or CommitUnknownError.precedes(error)
+        return None if self._may_be_stored else answer_overload(error, handlers)
 
     async def _answer_failure(self, error: Exception, receive: Receive, send: Send) -> bool:
         """Let the application's handlers answer a COMMIT that failed with *error*; return whether that is all.
@@ -236,16 +247,21 @@ class RequestState:
         if error is not None:
             self._log(error)
         failure = error
+        outcome = "rolled back"
         # All are ended, to give their connections back.  After a COMMIT that failed, the others roll back.
         for databases in await self._in_order() if self._several and error is None else self.databases:
             units = self.databases[databases]
             if units is not None:
                 try:
                     await units.finish(failure)
+                    if failure is None and units.borrowed:
+                        outcome = "committed in part"
                 except BaseException as reason:
                     failure = failure or reason
         if failure is not None and failure is not error:
-            logger.debug("%s: rolled back: %s", route_of(self.scope), type(failure).__name__)
+            if isinstance(failure, CommitUnknownError):
+                outcome, self._may_be_stored = "outcome unknown", True
+            self._log(failure, outcome)
             if isinstance(failure, Exception):
                 self._begin_again(failure)
             raise failure
@@ -295,10 +311,12 @@ class RequestState:
                 if units is not None:
                     await units.roll_back(error)
 
-    def _log(self, why: BaseException) -> None:
-        if logger.isEnabledFor(logging.DEBUG) and any(units and units.borrowed for units in self.databases.values()):
+    def _log(self, why: BaseException, outcome: str = "rolled back") -> None:
+        used = [units for units in self.databases.values() if units is not None and units.borrowed]
+        if used and logger.isEnabledFor(logging.DEBUG):
             reason = str(why) if isinstance(why, RefusedError) else type(why).__name__
-            logger.debug("%s: rolled back: %s", route_of(self.scope), reason)
+            statements = sum(units.statements for units in used)
+            logger.debug("%s: %s: %s (statements: %d)", route_of(self.scope), outcome, reason, statements)
 
     # -- a client that leaves -----------------------------------------------------------------------------------------
 

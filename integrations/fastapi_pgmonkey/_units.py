@@ -48,6 +48,11 @@ class RequestUnits:
         """Whether a connection was needed."""
         return self._in_loop.borrowed or self._in_threads.borrowed
 
+    @property
+    def statements(self) -> int:
+        """How many statements were executed."""
+        return self._in_loop.statements + self._in_threads.statements
+
     async def can_commit(self) -> bool:
         """Return whether no statement has failed, and the connections are still there."""
         if self._in_loop.borrowed and _failed(await self._in_loop.connection()):

@@ -13,7 +13,7 @@ from flask import Flask, Response, has_request_context, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.wsgi import ClosingIterator
 
-from pgmonkey import Database
+from pgmonkey import CommitUnknownError, Database
 
 from ._compat import get_request, replace_call, replace_method
 from ._database import EXTENSION, choices_of
@@ -216,7 +216,7 @@ class TransactionMiddleware:
 
         def log_unless_unavailable(exc_info: ExceptionInfo) -> None:
             # What answers it logs one line.
-            if not isinstance(exc_info[1], UNAVAILABLE):
+            if not isinstance(exc_info[1], UNAVAILABLE) or CommitUnknownError.precedes(exc_info[1]):
                 log_exception(exc_info)
 
         def process_or_undo(response: Response) -> object:

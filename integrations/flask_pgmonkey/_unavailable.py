@@ -6,7 +6,7 @@ import psycopg
 from flask import Blueprint, current_app
 from flask.typing import ResponseReturnValue
 
-from pgmonkey import Database, PoolFullError, PoolTimeoutError, ServerUnavailableError
+from pgmonkey import CommitUnknownError, Database, PoolFullError, PoolTimeoutError, ServerUnavailableError
 
 from ._database import EXTENSION
 
@@ -18,7 +18,9 @@ _READY_WITHIN = 2.0  # seconds: orchestrators give up on a probe after a few
 
 
 def answer_unavailable(error: Exception) -> ResponseReturnValue:
-    """Answer one of `UNAVAILABLE`."""
+    """Answer one of `UNAVAILABLE`; raise it where it must not be tried again, as what was done may be stored."""
+    if CommitUnknownError.precedes(error):
+        raise error
     current_app.logger.warning("%s", _on_one_line(error))
     state = "busy" if isinstance(error, (PoolTimeoutError, PoolFullError)) else "not available"
     return f"The database is {state}, please try again.", 503, _RETRY_AFTER

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 
 from psycopg.pq import TransactionStatus
 
-from pgmonkey import Database, UnitOfWork
+from pgmonkey import CommitUnknownError, Database, UnitOfWork
 
 from ._database import TransactionOptions
 
@@ -69,7 +69,7 @@ class RequestUnits:
             if all(map(_can_commit, self._units.values())):
                 return
             self._keep = None  # what it would have kept is lost
-        self._log(type(error).__name__)
+        self._log(type(error).__name__, self._units.values())
         for unit in self._units.values():
             unit.roll_back(error)
 
@@ -104,7 +104,7 @@ class RequestUnits:
     def _finish(self, error: BaseException | None, why: str) -> None:
         """Commit them, one after the other, or roll all back when there is an *error*; raise what fails a COMMIT."""
         if error is not None:
-            self._log(why)
+            self._log(why, self._units.values())
         units, self._units = list(self._units.values()), {}
         used = any(unit.borrowed for unit in units)
         self._keep = None
@@ -112,20 +112,26 @@ class RequestUnits:
             # What cannot be committed comes first, and takes the others with it.
             units.sort(key=_can_commit)
         failure = error
+        outcome = "rolled back"
         for unit in units:
             # All must be finished, to give their connections back.  After a COMMIT that failed, the others roll back.
             try:
                 unit.finish(failure)
+                if failure is None and unit.borrowed:
+                    outcome = "committed in part"
             except BaseException as reason:
                 failure = failure or reason
         self.committed = used and failure is None
         if failure is not None and failure is not error:
-            logger.debug("%s: rolled back: %s", self, type(failure).__name__)
+            if isinstance(failure, CommitUnknownError):
+                outcome = "outcome unknown"
+            self._log(type(failure).__name__, units, outcome)
             raise failure
 
-    def _log(self, why: str) -> None:
-        if logger.isEnabledFor(logging.DEBUG) and any(unit.borrowed for unit in self._units.values()):
-            logger.debug("%s: rolled back: %s", self, why)
+    def _log(self, why: str, units: Collection[UnitOfWork[object]], outcome: str = "rolled back") -> None:
+        if logger.isEnabledFor(logging.DEBUG) and any(unit.borrowed for unit in units):
+            statements = sum(unit.statements for unit in units)
+            logger.debug("%s: %s: %s (statements: %d)", self, outcome, why, statements)
 
 
 def _can_commit(unit: UnitOfWork[object]) -> bool:

@@ -50,6 +50,7 @@ async def execute_plan(pooled: AsyncPooledConnection, plan: Plan, begin: Begin |
     if plan.effect:
         prepared.note_effect(plan.effect)
     prepared.reused, prepared.first = True, begin is not None or pgconn.transaction_status == _IDLE
+    prepared.statements += 1
     try:
         if begin is None:
             plan.send(plan.name, plan.params, plan.formats)
@@ -72,6 +73,7 @@ async def execute_text(pooled: AsyncPooledConnection, query: PostgresQuery, begi
     prepared = pooled.prepared
     prepared.note(query)
     prepared.reused = False
+    prepared.statements += 1
     try:
         if begin is None:
             pgconn.send_query(query.query)

@@ -69,7 +69,9 @@ class AsyncLease:
         self.begin: Begin = _BEGIN
         """The commands that begin a transaction."""
         self.pooled = pooled
-        pooled.prepared.failure = None
+        prepared = pooled.prepared
+        prepared.failure, prepared.statements = None, 0
+        self._statements = 0
         self.in_autocommit = autocommit
         """Whether each statement is its own transaction."""
         self._context = context
@@ -141,6 +143,11 @@ class AsyncLease:
         return None if self.pooled is None else self.pooled.prepared.failure
 
     @property
+    def statements(self) -> int:
+        """How many statements were executed, but for COPY and streams."""
+        return self._statements if self.pooled is None else self.pooled.prepared.statements
+
+    @property
     def unclean(self) -> bool:
         """Whether the session has certainly to be cleaned: a function of the application's own has no such effect."""
         return self.pooled is not None and self.pooled.prepared.unclean is Effect.LASTING
@@ -164,6 +171,7 @@ class AsyncLease:
         pooled: AsyncPooledConnection | None = self.__dict__.pop("pooled", None)
         if pooled is None:
             return
+        self._statements = pooled.prepared.statements
         reset = self.pool.blueprint.settings.reset
         try:
             try:

@@ -115,6 +115,11 @@ class AsyncUnitOfWork(Generic[Row]):
         """Whether a connection was needed."""
         return self._lease is not None or self._borrowing
 
+    @property
+    def statements(self) -> int:
+        """How many statements were executed since it began, or was last rolled back, but for COPY and streams."""
+        return 0 if self._lease is None else self._lease.statements
+
     async def answer(
         self, fast: AsyncFastPath, query: Statement, params: Params, read: Read, block: AsyncNested | None = None
     ) -> Any:

@@ -76,6 +76,8 @@ class Prepared(PrepareManager):
         self._usual = self.prepare_threshold, self.prepared_max
         self.failure: Failure | None = None
         """What failed first in the transaction that is open."""
+        self.statements = 0
+        """How many statements the borrower has executed by cursors and query methods: not COPY, nor streams."""
 
     @classmethod
     def install(cls, connection: AnyConnection) -> Prepared:
@@ -127,6 +129,7 @@ class Prepared(PrepareManager):
     def maybe_add_to_cache(self, query: PostgresQuery, prep: Prepare, name: bytes) -> Key | None:
         """Note *query*, which is being executed: cursors of every kind call this."""
         self.unclean = self._unclean_before
+        self.statements += 1
         self.note(query)
         return super().maybe_add_to_cache(query, prep, name)
 

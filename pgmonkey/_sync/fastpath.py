@@ -52,6 +52,7 @@ def execute_plan(pooled: PooledConnection, plan: Plan, begin: Begin | None) -> P
     if plan.effect:
         prepared.note_effect(plan.effect)
     prepared.reused, prepared.first = True, begin is not None or pgconn.transaction_status == _IDLE
+    prepared.statements += 1
     try:
         if begin is None:
             plan.send(plan.name, plan.params, plan.formats)
@@ -74,6 +75,7 @@ def execute_text(pooled: PooledConnection, query: PostgresQuery, begin: Begin | 
     prepared = pooled.prepared
     prepared.note(query)
     prepared.reused = False
+    prepared.statements += 1
     try:
         if begin is None:
             pgconn.send_query(query.query)

@@ -117,6 +117,11 @@ class UnitOfWork(Generic[Row]):
         """Whether a connection was needed."""
         return self._lease is not None or self._borrowing
 
+    @property
+    def statements(self) -> int:
+        """How many statements were executed since it began, or was last rolled back, but for COPY and streams."""
+        return 0 if self._lease is None else self._lease.statements
+
     def answer(self, fast: FastPath, query: Statement, params: Params, read: Read, block: Nested | None = None) -> Any:
         """Do as `FastPath.run`, as part of this unit, called in its open *block*."""
         values = self._asked() if self._has_values else None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
+from ..faults.proxy import FaultProxy
 from .projects import ok, run
 
 PRELUDE = """
@@ -622,7 +625,8 @@ def fine(request):
     return HttpResponse()
 @view
 def refused(request):
-    write("a")
+    for value in "ab":
+        write(value)
     return HttpResponse(status=409)
 @view
 def raised(request):
@@ -642,13 +646,18 @@ def ignored(request):
         write("a")
         write("a")
     return HttpResponse()
+@view
+def hook(request):
+    write("a")
+    transaction.on_commit(lambda: 1 / 0)
+    return HttpResponse()
 ask()
 """
-    lines = [line for line in told(project, code) if "rolled back" in line]
+    lines = [line for line in told(project, code) if "statements" in line]
     assert lines[:3] == [
-        "GET refused: rolled back: the status is 409",
-        "GET raised: rolled back: ValueError was raised",
-        "GET decided: rolled back: rollback_request() was called",
+        "GET refused: rolled back: the status is 409 (statements: 2)",
+        "GET raised: rolled back: ValueError was raised (statements: 1)",
+        "GET decided: rolled back: rollback_request() was called (statements: 1)",
     ]
     assert re.match(
         r"GET ignored: rolled back: nothing was committed: INSERT INTO written VALUES \(%s\) at \S+:\d+ \(write\)"
@@ -656,9 +665,34 @@ ask()
         lines[3],
     )
     assert lines[3].endswith(
-        "put what may fail into 'with transaction.atomic():' and catch its error around that block"
+        "put what may fail into 'with transaction.atomic():' and catch its error around that block (statements: 2)"
     )
     assert len(lines) == 4
+
+
+def test_the_log_says_where_a_rollback_is_not_certain(project: Path) -> None:
+    shutil.copy(inspect.getfile(FaultProxy), project / "proxy.py")
+    code = """
+from proxy import FaultProxy
+logging.disable(logging.NOTSET)
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+logging.getLogger("pgmonkey").setLevel(logging.DEBUG)
+params = connection.get_connection_params()
+with FaultProxy(params["host"], int(params["port"])) as proxy:
+    connection.close_pool()
+    connection.settings_dict = {**connection.settings_dict, "HOST": "127.0.0.1", "PORT": proxy.port}
+    @view
+    def lost(request):
+        write("a")
+        proxy.cut_after = 1
+        return HttpResponse()
+    ask()
+"""
+    said = told(project, code)
+    assert said[-1] == "lost 500 a"  # not 503 with Retry-After: the server is away, but it may be done
+    (line,) = [line for line in said if "statements" in line]
+    assert line.startswith("GET lost: outcome unknown: the answer to COMMIT was lost")
+    assert line.endswith("(statements: 1)")
 
 
 def test_a_server_that_is_away_is_a_503(project: Path) -> None:

@@ -16,8 +16,10 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Route
 
 from fastapi_pgmonkey import PGMonkey, RequestConnection, RequestDatabase, RequestSyncConnection, RequestSyncDatabase
+from pgmonkey import AsyncDatabase, CommitUnknownError
 from pgmonkey.embedded import Server
 
+from ..faults.proxy import FaultProxy
 from .applications import INSERT, Observer, client, rows
 
 
@@ -242,9 +244,49 @@ def test_deciding_otherwise(app: FastAPI, db: PGMonkey, observer: Observer, capl
             assert http.post(f"/{path}").status_code == status
     assert rows(observer) == [2, 3]
     assert [message for message in caplog.messages if "rolled back" in message] == [
-        "POST /preview: rolled back: rollback_request()",
-        "POST /failed: rolled back: UndefinedTable",
-        "POST /refused: rolled back: status 409",
+        "POST /preview: rolled back: rollback_request() (statements: 1)",
+        "POST /failed: rolled back: UndefinedTable (statements: 2)",
+        "POST /refused: rolled back: status 409 (statements: 1)",
+    ]
+
+
+@pytest.mark.parametrize("kind", [CommitUnknownError, 500])
+def test_the_log_says_where_a_rollback_is_not_certain(
+    kind: Any, config: dict[str, Any], observer: Observer, caplog: pytest.LogCaptureFixture
+) -> None:
+    observer.execute("CREATE TABLE t (a int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+    settings = config["connection_settings"]
+    with FaultProxy(settings["host"], int(settings["port"])) as proxy:
+        through = {**config, "connection_settings": {**settings, "host": "127.0.0.1", "port": proxy.port}}
+        db, other = PGMonkey(through), PGMonkey(config)
+        app = FastAPI()
+        db.init_app(app)
+        other.init_app(app)
+
+        @app.post("/lost")
+        async def lost(database: Annotated[AsyncDatabase, Depends(db.database)]) -> None:
+            await database.execute(INSERT, [1])
+            proxy.cut_after = 1
+
+        @app.post("/part")
+        def part() -> None:
+            db.sync_database.execute(INSERT, [2])
+            other.sync_database.execute("INSERT INTO t VALUES (3), (3)")
+
+        @app.exception_handler(kind)
+        def handler(request: Request, error: Exception) -> PlainTextResponse:
+            # The server is away, but nobody may be told to try again.
+            return PlainTextResponse(db.sync_database.fetch_value("SELECT 'handled'"), 500)
+
+        caplog.set_level(logging.DEBUG, "pgmonkey")
+        with client(app) as http:
+            for name in ("lost", "part"):
+                assert http.post(f"/{name}").status_code == 500
+                proxy.cut_after = 0
+    own = "rolled back: status 500"  # what the handler did
+    assert [message for message in caplog.messages if "statements" in message and own not in message] == [
+        "POST /lost: outcome unknown: CommitUnknownError (statements: 1)",
+        "POST /part: committed in part: UniqueViolation (statements: 2)",
     ]
 
 

@@ -16,7 +16,9 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client
 
 from flask_pgmonkey import PGMonkey
-from pgmonkey import ServerUnavailableError
+from pgmonkey import CommitUnknownError, ServerUnavailableError
+
+from ..faults.proxy import FaultProxy
 
 Observer = psycopg.Connection[Any]
 Body = Iterable[bytes]
@@ -534,7 +536,45 @@ def test_the_log_says_why_a_request_was_rolled_back(app: Flask, db: PGMonkey, ca
         found = [record.getMessage() for record in caplog.records if "rolled back" in record.getMessage()]
         why = {"refused": "status 409", "preview": "rollback_request()", "twice": "UniqueViolation"}
         why["error"] = "ZeroDivisionError"
-        assert found == ([f"POST /orders/<what>: rolled back: {why[what]}"] if what in why else [])
+        statements = 2 if what == "twice" else 1
+        line = f"POST /orders/<what>: rolled back: {why.get(what)} (statements: {statements})"
+        assert found == ([line] if what in why else [])
+
+
+def test_the_log_says_where_a_rollback_is_not_certain(
+    raw: Flask, db: PGMonkey, config: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = config["connection_settings"]
+    with FaultProxy(settings["host"], int(settings["port"])) as proxy:
+        through = {**config, "connection_settings": {**settings, "host": "127.0.0.1", "port": proxy.port}}
+        raw.config.update(PGMONKEY_CONFIG=through, PGMONKEY_BINDS={"other": config})
+        db.init_app(raw)
+
+        @raw.post("/lost")
+        def lost() -> str:
+            insert(db, 1)
+            proxy.cut_after = 1
+            return ""
+
+        @raw.post("/part")
+        def part() -> str:
+            insert(db, 2)
+            db["other"].execute("INSERT INTO t VALUES (3), (3)")
+            return ""
+
+        @raw.errorhandler(CommitUnknownError)
+        def handler(error: Exception) -> str:
+            # The server is away, but nobody may be told to try again.
+            return str(db.fetch_value("SELECT 1"))
+
+        caplog.set_level(logging.DEBUG, "pgmonkey")
+        for name in ("lost", "part"):
+            assert raw.test_client().post(f"/{name}").status_code == 500
+            proxy.cut_after = 0
+    assert [message for message in caplog.messages if "statements" in message] == [
+        "POST /lost: outcome unknown: CommitUnknownError (statements: 1)",
+        "POST /part: committed in part: UniqueViolation (statements: 2)",
+    ]
 
 
 # -- a server that is away --------------------------------------------------------------------------------------------
