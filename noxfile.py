@@ -371,12 +371,13 @@ def typing(session):
 
 @nox.session
 def package(session):
-    """Build the wheel and the source distribution and look at what is in them."""
+    """Build the wheels and the source distribution and look at what is in them."""
     wheel = build_wheel(session)
-    folder = Path(session.create_tmp()).resolve() / "sdist"
+    folder = Path(session.create_tmp()).resolve() / "built"
     shutil.rmtree(folder, ignore_errors=True)
     session.install("build", "hatchling>=1.27")
-    session.run("python", "-m", "build", "--no-isolation", "--sdist", f"--outdir={folder}", silent=True)
+    build = ("python", "-m", "build", "--no-isolation", f"--outdir={folder}")
+    session.run(*build, "--sdist", silent=True)
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.partition("/")[0] for name in names if ".dist-info" not in name}
     if tops != set(PACKAGES):
@@ -388,6 +389,17 @@ def package(session):
     sdist = next(folder.glob("*.tar.gz"))
     session.install(str(sdist))
     session.run("pgmonkey", "--help", silent=True)
+    # The names that people search for: no code, and what they install is of the same version.
+    version = wheel.name.split("-")[1]
+    for name in ("flask", "fastapi", "django"):
+        session.run(*build, "--wheel", f"distributions/{name}-pgmonkey", silent=True)
+        file = zipfile.ZipFile(next(folder.glob(f"{name}_pgmonkey-{version}-*.whl"), ""))
+        other = [entry for entry in file.namelist() if ".dist-info/" not in entry]
+        metadata = file.read(f"{name}_pgmonkey-{version}.dist-info/METADATA").decode().splitlines()
+        if other or f"Requires-Dist: pgmonkey[{name}]>={version}" not in metadata:
+            session.error(f"{name}-pgmonkey holds {other}, or does not install pgmonkey[{name}]>={version}")
+    session.install(f"pgmonkey[binary] @ {wheel.as_uri()}", *map(str, folder.glob("*_pgmonkey-*.whl")))
+    session.run("python", "-c", f"import {', '.join(PACKAGES)}", silent=True)
 
 
 @nox.session

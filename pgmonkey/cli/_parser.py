@@ -14,6 +14,7 @@ from ._terminal import documentation
 KINDS = ("normal", "pool", "async", "async_pool")
 FRAMEWORKS = ("script", "flask", "fastapi", "django")
 SHELLS = ("bash", "zsh", "fish")
+_OF_VERSION_4 = ("pgexport", "pgimport", "pgserverconfig")
 _STATUS = "Exit status: 0 success, 1 an error (one line on stderr), 2 wrong usage, 130 interrupted."
 
 
@@ -37,10 +38,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and *message*, with what was probably meant; end with status 2."""
+        page = "cli.md"
         wrong = re.match(r"argument COMMAND: invalid choice: (['\"])(.*?)\1", message)
-        if wrong:
+        if wrong and wrong[2] in _OF_VERSION_4:
+            message, page = f"{wrong[2]!r} was a command of pgmonkey 4; it is gone", "coming-from-4.md"
+        elif wrong:
             message = f"there is no command {wrong[2]!r}{_meant(wrong[2], self.commands)}"
-        super().error(f"{message}; see {documentation('cli.md')}")
+        super().error(f"{message}; see {documentation(page)}")
 
     def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
         """Return the options; unlike `parse_args`, it suggests options, too."""

@@ -86,6 +86,15 @@ def test_wrong_usage_is_status_2_and_suggests(arguments: list[str], said: str) -
     assert finished.stderr.endswith("cli.md\n")
 
 
+@pytest.mark.parametrize("command", ["pgexport", "pgimport", "pgserverconfig"])
+def test_a_command_of_version_4_leads_to_what_became_of_it(command: str) -> None:
+    finished = pgmonkey(command, "--table", "t", "--connconfig", "config.yaml")
+    assert finished.returncode == 2
+    said = finished.stderr.splitlines()[-1]
+    assert said.startswith(f"pgmonkey: error: '{command}' was a command of pgmonkey 4; it is gone; see "), said
+    assert said.endswith("docs/coming-from-4.md")
+
+
 def test_the_file_is_that_of_the_variable_or_config_yaml(tmp_path: Path) -> None:
     failed(
         pgmonkey("pgconfig", "show", folder=tmp_path, env={"PGMONKEY_CONFIG": ""}), "pgconfig create", "--connconfig"
