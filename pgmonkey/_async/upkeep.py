@@ -74,20 +74,20 @@ class AsyncUpkeep:
         """Begin, if there is something to do; *hurry* ends the pause after a failure, because an attempt succeeded."""
         # Told to the run that is going on, which may have looked before the connection was lost.
         self._wanted = True
-        ticker, settings = self._ticker, self._settings
-        if ticker is None:
-            pool = self._pool()
-            if pool is None or pool.close_reason:
-                return
-            if settings.leak_detection_threshold or isfinite(settings.max_lifetime) or not pool.at_min_size:
-                try:
+        ticker, settings, pool = self._ticker, self._settings, self._pool()
+        if pool is None or pool.close_reason:
+            return
+        lasting = settings.leak_detection_threshold or isfinite(settings.max_lifetime)
+        try:
+            if ticker is None:
+                if lasting or not pool.at_min_size:
                     self._ticker = Ticker(self._run)
-                except RuntimeError as error:  # no thread can be started: too many run, or the process ends
-                    level = logging.DEBUG if "shutdown" in str(error) else logging.WARNING
-                    logger.log(level, "%s: no upkeep for now: %s", pool.name, error)
-        elif hurry or not self._schedule.pause:
-            self._schedule.pause = 0.0
-            ticker.hurry()
+            elif hurry or not self._schedule.pause:
+                self._schedule.pause = 0.0
+                ticker.hurry()
+        except RuntimeError as error:  # no thread can be started: too many run, or the process ends
+            level = logging.DEBUG if "shutdown" in str(error) else logging.WARNING
+            logger.log(level, "%s: no upkeep for now: %s", pool.name, error)
 
     def stop(self) -> None:
         """Stop for good."""

@@ -167,9 +167,10 @@ class Ticker:
             del method  # or this thread would keep the pool alive while it sleeps
 
     def hurry(self) -> None:
-        """Call now what is due later."""
+        """Call now what is due later; raise RuntimeError when there is no thread, and none can be started."""
         self._due = 0.0
         self._worker.wakes.put(None)
+        self.resume()
 
     def stop(self) -> None:
         """Stop for good."""
@@ -181,8 +182,8 @@ class Ticker:
         self._worker.end()
 
     def resume(self) -> None:
-        """Go on after `pause`."""
-        method = self._method()
+        """Go on after `pause`, if there is no thread; raise RuntimeError when none can be started."""
+        method = self._method() if self._worker.ended else None
         if method is not None and not self._stopped:
             self._worker = _Worker(self._run, method, self._worker)
 
@@ -228,7 +229,8 @@ def _before_fork() -> None:
 
 def _after_fork_in_parent() -> None:
     for ticker in list(_tickers):
-        ticker.resume()
+        with suppress(RuntimeError):  # it is tried again when there is something to do
+            ticker.resume()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which cannot fork

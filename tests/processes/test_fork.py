@@ -166,6 +166,43 @@ def test_a_fork_finds_no_thread_of_a_settled_pool(config: dict[str, Any]) -> Non
     assert run(SETTLED, config, flags=("-W", "error")) == "ok\n"
 
 
+NO_THREADS = """
+import logging, os, threading, time
+from pgmonkey import Database
+logging.disable()
+CONFIG["pool_settings"] = {"min_size": 2, "max_size": 2}
+database = Database(CONFIG)
+
+def wait_until_full():
+    deadline = time.monotonic() + 20
+    while database.stats()["pool_size"] < 2:
+        assert time.monotonic() < deadline, database.stats()
+        time.sleep(0.01)
+
+threading.stack_size(1 << 46)  # no thread can be started
+database.connect()
+threading.stack_size(0)
+with database.connection() as connection:
+    connection.close()
+wait_until_full()
+threading.stack_size(1 << 46)
+child = os.fork()
+if child == 0:
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+for size in 1 << 46, 0:
+    threading.stack_size(size)
+    with database.connection() as connection:
+        connection.close()
+wait_until_full()
+print("ok")
+"""
+
+
+def test_upkeep_is_tried_again_where_no_thread_can_be_started(config: dict[str, Any]) -> None:
+    assert run(NO_THREADS, config) == "ok\n"
+
+
 HELD = """
 import asyncio, ctypes, os
 from contextvars import Context
