@@ -125,7 +125,7 @@ def _stream(self: AsyncAnyCursor, query: Statement, *arguments: Any, **options: 
 
 def _refuse_end(cursor: AsyncAnyCursor, query: Statement) -> str:
     """Raise `psycopg.ProgrammingError` if *query* would end a unit of work; return what in it ends savepoints."""
-    ends = ends_transaction(query)
+    ends = ends_transaction(query, cursor.connection.pgconn)
     if ends and ends != TO_SAVEPOINT:
         cast("AsyncGuard", cursor.connection).refuse_end(ends)
     return ends

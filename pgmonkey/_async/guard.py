@@ -53,7 +53,8 @@ _PATIENCE = 0.75
 _CLOSING = 0.1
 _NOT_GIVEN = -1.0
 # As plain numbers, which are faster to compare than members of an enumeration.
-_IDLE, _INTRANS = int(TransactionStatus.IDLE), int(TransactionStatus.INTRANS)
+_IDLE, _ACTIVE = int(TransactionStatus.IDLE), int(TransactionStatus.ACTIVE)
+_INTRANS = int(TransactionStatus.INTRANS)
 
 WITHOUT_VALUES = "session_values hold until the end of a transaction, and autocommit has none; use transaction()"
 
@@ -81,8 +82,10 @@ class AsyncGuard(_Base):
             raise ForkedError(watcher.pid, getpid())
         limit: float | None = state.get("command_timeout")
         prepared: Prepared | None = state.get("prepared")
+        before = _IDLE
         if prepared is not None:  # None while it connects
-            prepared.expect(getattr(gen, "__name__", ""), first=self.pgconn.transaction_status == _IDLE)
+            before = self.pgconn.transaction_status
+            prepared.expect(getattr(gen, "__name__", ""), first=before == _IDLE)
         try:
             options: dict[str, Any] = {} if interval is None else {"interval": interval}
             if timeout != _NOT_GIVEN:
@@ -94,8 +97,25 @@ class AsyncGuard(_Base):
                 result = await watcher.run(gen, limit, copy_context() if self.has_handlers() else None)
         except BaseException as error:
             await self.after(error, gen)
+            if unit is not None:
+                self._refuse_more(unit, before)
             raise
+        if unit is not None and self._refuse_more(unit, before):
+            raise state["refusal"]()
         return result
+
+    def _refuse_more(self, unit: Any, before: int) -> bool:
+        """Tell whether a statement has ended the transaction of *unit*, whose status was *before*; refuse all others.
+
+        It is one that was not refused before it was sent: nobody has read it, or not for certain.
+        """
+        ended = before in (_ACTIVE, _INTRANS) and self.pgconn.transaction_status == _IDLE
+        if ended:
+            unit.refuse(
+                "a statement that was executed in it, such as COMMIT, has ended it; what came before it may be stored",
+                "nothing more of this transaction is committed",
+            )
+        return ended
 
     async def after(self, error: BaseException, gen: PQGen[object]) -> None:
         """Do what is to be done after *error* has ended the wait for *gen*."""

@@ -10,7 +10,7 @@ from time import monotonic
 import psycopg
 from psycopg.abc import AdaptContext
 from psycopg.errors import InFailedSqlTransaction
-from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
+from psycopg.pq import ConnStatus, ExecStatus, PipelineStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
 
 from .._driver.begin import Begin, set_command
@@ -283,6 +283,9 @@ class AsyncLease:
 
     async def _commit(self, pooled: AsyncPooledConnection, clean: bool) -> None:
         status = pooled.pgconn.transaction_status
+        if pooled.pgconn.pipeline_status != PipelineStatus.OFF and status not in (_IDLE, TransactionStatus.UNKNOWN):
+            pooled.close()
+            raise psycopg.OperationalError("nothing was committed: a pipeline() block on this connection has not ended")
         if status == _INTRANS:
             if self.unit is None and self.lent is not None and (what := begun(self.lent)):
                 await self._roll_back(pooled, clean)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
+from contextlib import nullcontext
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -158,6 +159,13 @@ class _TakenBack:
         return f"<{type(self).__module__}.{type(self).__qualname__} [GIVEN BACK] at 0x{id(self):x}>"
 
 
+@lru_cache
+def _left_open(pipeline_class: type) -> type:
+    """Return what becomes the class of a pipeline whose connection was given back, by which psycopg's names it."""
+    names = {"__module__": pipeline_class.__module__, "__repr__": _TakenBack.__repr__}
+    return type(pipeline_class.__name__, (pipeline_class,), names)
+
+
 def lendable(connection_class: type[C], guard: type) -> type[C]:
     """Return the subclass of *connection_class* that a pool connects with and lends; *guard* is mixed in.
 
@@ -221,6 +229,10 @@ def take_back(lent: Any) -> None:
         pgconn.notice_handler = pgconn.notify_handler = None  # what comes next is not for it
     for name in _TAKEN_BACK[1:]:
         state.pop(name, None)
+    pipeline = state.get("_pipeline")
+    if pipeline is not None:  # still open; psycopg logs that it cannot end it, and forgets it under the lock
+        pipeline.__class__ = _left_open(pipeline.__class__)
+        state["lock"] = nullcontext()
 
 
 def prepare_to_lend(connection: AnyConnection) -> bytes:

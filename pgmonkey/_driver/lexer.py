@@ -10,8 +10,9 @@ _OTHER = rf"(?: \$[0-9]+ | -(?!-) | /(?!\*) | :(?!:) | [^{_START}'\"$();.:/-] )"
 _TOKEN = re.compile(
     rf"""
     [{_SPACE}]* (?:
-        # Escapes in a name, or quotes in that of a placeholder: too rare to be worth reading.
-        (?P<unclear> [uU]&" | %\([^()]*['"][^()]*\))
+        # Quotes in the name of a placeholder, if it is one: too rare to be worth reading.
+        (?P<unclear> %\([^()]*['"][^()]*\))
+      | (?P<unicode> [uU]&"[^"]*(?:""[^"]*)*")
       | (?P<escaped> [eE]')
       | (?P<string> (?: [bBnNxX] | [uU]& )? '[^']*(?:''[^']*)*')
       | (?P<word> [{_START}][{_START}0-9$]*)
@@ -29,12 +30,16 @@ _LINE_END = rf"[ \t\f\v]*(?:--[^\n\r]*)?[\n\r](?:[{_SPACE}]|--[^\n\r]*[\n\r])*'"
 _ESCAPED = re.compile(rf"{_IN_ESCAPED}(?:{_LINE_END}{_IN_ESCAPED})*", re.DOTALL)
 
 
-def tokens(text: str) -> list[str] | None:
+def tokens(text: str, escapes: bool | None = None) -> list[str] | None:
     """Split *text* as the server does; None where it cannot be told how, or the server would refuse it.
 
+    *escapes* tells whether a backslash hides a quote in a plain string, as it does where standard_conforming_strings is
+    off; None where that is not known.
+
     How a token begins tells what it is: a letter, a word in small letters as the server folds it; ``"``, a name in
-    double quotes; ``'``, a constant, which follows; ``--`` or ``/*``, a comment; ``( ) ; . ::`` are tokens of their
-    own; anything else is a run of numbers, operators, commas and parameters.
+    double quotes; ``u&"``, such a name with escapes in it; ``'``, a constant, which follows; ``--`` or ``/*``, a
+    comment; ``( ) ; . ::`` are tokens of their own; anything else is a run of numbers, operators, commas and
+    parameters.
     """
     found: list[str] = []
     end, length, match_token = 0, len(text.rstrip(" \t\n\r\f\v")), _TOKEN.match
@@ -46,11 +51,13 @@ def tokens(text: str) -> list[str] | None:
         part, end = match[kind], match.end()
         if kind == "plain":
             found.append(part)
+        elif kind == "unicode":
+            found.append("u" + part[1:])
         elif kind == "word":
             # The server folds ASCII only: with all of Unicode, another name might turn into one that is known.
             found.append(part.lower() if part.isascii() else part)
         else:
-            end = _end_of(kind, part, text, end)
+            end = _end_of(kind, part, text, end, escapes)
             if end < 0:
                 return None
             part = text[match.start(kind) : end]
@@ -58,14 +65,16 @@ def tokens(text: str) -> list[str] | None:
     return found
 
 
-def _end_of(kind: str, part: str, text: str, end: int) -> int:
+def _end_of(kind: str, part: str, text: str, end: int, escapes: bool | None) -> int:
     """Return where the string or comment ends whose beginning is *part*, up to *end*; -1 where that is not certain."""
-    if kind == "string":
-        # Where standard_conforming_strings is off, such a backslash hides the quote, unless it is the last one.
+    if kind == "string" and escapes is None:
+        # Such a backslash may hide the quote, unless it is the last one.
         last = text.find("'", end) < 0
         return -1 if "\\'" in (part[:-1] if last else part) else end
-    if kind == "escaped":
-        closing = _ESCAPED.match(text, end)
+    if kind == "string" and (not escapes or part[0] in "bBxX"):
+        return end
+    if kind in ("string", "escaped"):
+        closing = _ESCAPED.match(text, end - len(part) + part.index("'") + 1)
         return -1 if closing is None else closing.end()
     if kind == "dollar":
         found = text.find(part, end)

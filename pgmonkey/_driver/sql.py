@@ -16,6 +16,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, Union
 
 from psycopg import abc
+from psycopg.pq.abc import PGconn
 from psycopg.sql import SQL, Composable, Composed
 
 from .lexer import tokens
@@ -148,9 +149,12 @@ def effect_of(text: bytes, template: bytes | None = None) -> Effect:
     return _look(text).effect
 
 
-def ends_transaction(query: Statement) -> str:
+def ends_transaction(query: Statement, pgconn: PGconn) -> str:
     """Return the command in *query* that ends a transaction, or else `TO_SAVEPOINT`, if there is one; or nothing."""
-    return _read(text_of(query)).ends
+    text = text_of(query)
+    # Whether a backslash hides a quote, only the server tells.
+    escapes = pgconn.parameter_status(b"standard_conforming_strings") == b"off" if "\\'" in text else None
+    return _read(text, escapes).ends
 
 
 def text_of(query: Statement) -> str:
@@ -187,13 +191,15 @@ def _look(text: bytes) -> _Look:
         return _UNREAD
 
 
-def _read(text: str) -> _Look:
+def _read(text: str, escapes: bool | None = None) -> _Look:
     length = len(text)
-    return _UNREAD if length > _LONGEST else _read_short(text) if length <= _SHORT else _read_long(text)
+    if length > _LONGEST:
+        return _UNREAD
+    return _read_short(text, escapes) if length <= _SHORT else _read_long(text, escapes)
 
 
-def _read_now(text: str) -> _Look:
-    found = tokens(text)
+def _read_now(text: str, escapes: bool | None) -> _Look:
+    found = tokens(text, escapes)
     if found is None:
         return _UNREAD
     statements: list[list[str]] = [[]]
@@ -269,7 +275,7 @@ class _Statement:
     def effect(self) -> Effect:
         """Return the most that any part of it may leave."""
         verb = self._explained()
-        if verb is None:
+        if verb is None or any(part.startswith('u&"') for part in self._tokens):  # what that names is not read
             return Effect.LASTING
         if not _SETTINGS.isdisjoint(self._tokens) and "update" in self._tokens:
             return Effect.LASTING  # a rule of the server's own turns that into set_config()

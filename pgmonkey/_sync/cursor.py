@@ -123,7 +123,7 @@ def _stream(self: AnyCursor, query: Statement, *arguments: Any, **options: Any) 
 
 def _refuse_end(cursor: AnyCursor, query: Statement) -> str:
     """Raise `psycopg.ProgrammingError` if *query* would end a unit of work; return what in it ends savepoints."""
-    ends = ends_transaction(query)
+    ends = ends_transaction(query, cursor.connection.pgconn)
     if ends and ends != TO_SAVEPOINT:
         cast("Guard", cursor.connection).refuse_end(ends)
     return ends

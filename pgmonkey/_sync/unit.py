@@ -333,11 +333,10 @@ class UnitOfWork(Generic[Row]):
         finally:
             block.finished = True  # `_innermost` forgets it
 
-    def refuse(self, reason: str) -> None:
-        """Let nothing more be done, and nothing be committed."""
+    def refuse(self, reason: str, what: str = "nothing of this transaction is committed") -> None:
+        """Let nothing more be done, and nothing be committed; every statement raises an error of *what*: *reason*."""
         if self._refusal is None:
-            message = f"nothing of this transaction is committed: {reason}"
-            self._refusal = partial(psycopg.ProgrammingError, message)
+            self._refusal = partial(psycopg.ProgrammingError, f"{what}: {reason}")
             if self._lease is not None:
                 self._lease.refuse(self._refusal)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +15,7 @@ import pytest
 from psycopg import sql
 from psycopg.errors import InFailedSqlTransaction, UniqueViolation
 
-from pgmonkey import AsyncDatabase, PGConnectionManager
+from pgmonkey import AsyncDatabase, GivenBackError, PGConnectionManager
 from pgmonkey._async.handle import AsyncConnectionHandle
 from pgmonkey._async.waiting import POOL_KIND, sleep
 
@@ -230,10 +230,12 @@ async def test_nothing_but_its_end_commits_a_unit(database: AsyncDatabase, obser
         assert rows(observer) == [3]
 
 
+LONG: Any = f"SELECT 1 /* {'x' * 1_000_000} */; COMMIT"
 ENDS = [
     *("COMMIT", "END", "commit and chain", "-- at once\nCOMMIT", "SELECT 1; COMMIT", "COMMIT; BEGIN"),
     *("ROLLBACK", "ABORT WORK", "ROLLBACK AND CHAIN", "PREPARE TRANSACTION 'pgmonkey'"),
     *("CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; END; END", "SELECT 1 AS atomic; END"),
+    *("SELECT '\\'; COMMIT; --'", 'SELECT 1 AS U&"a"; COMMIT'),
 ]
 
 
@@ -250,6 +252,28 @@ async def test_what_has_begun_and_not_ended_is_not_committed(database: AsyncData
     async with database.connection() as connection:
         await connection.execute(INSERT, [2])
     assert rows(observer) == [2]
+
+
+async def test_a_pipeline_that_is_left_open_is_not_committed(
+    database: AsyncDatabase, observer: Observer, caplog: pytest.LogCaptureFixture
+) -> None:
+    for block in (database.transaction, database.connection):
+        for synced in (False, True):
+            with pytest.raises(psycopg.OperationalError, match=r"nothing was committed: a pipeline\(\) block"):
+                async with block() as connection:
+                    left = connection.pipeline()
+                    pipeline = await left.__aenter__()
+                    await connection.execute(INSERT, [1])
+                    if synced:
+                        await pipeline.sync()
+            with pytest.raises(GivenBackError):
+                await connection.execute(INSERT, [2])
+            # What Python's garbage collector does with it, too: psycopg writes a line that names the pipeline.
+            error = GeneratorExit()
+            assert not await left.__aexit__(GeneratorExit, error, None)
+            assert "Pipeline [GIVEN BACK] at" in caplog.text
+            assert await database.fetch_value("SELECT 1") == 1
+    assert rows(observer) == []
 
 
 async def executing_many(connection: psycopg.AsyncConnection[Any], text: Any) -> None:
@@ -291,6 +315,54 @@ async def test_no_statement_ends_a_unit(
         assert rows(observer) == ([] if fails else [1, 2])
         observer.execute("DELETE FROM t")
     await database.close()
+
+
+async def test_a_quote_hidden_by_a_backslash_ends_nothing(database: AsyncDatabase, observer: Observer) -> None:
+    """It is the server's setting that decides what is in the string and what is not."""
+    async with database.transaction() as connection:
+        await connection.execute("SET LOCAL standard_conforming_strings = off")
+        assert await database.fetch_value("SELECT '\\'; COMMIT; --'") == "'; COMMIT; --"
+        for text in ("SELECT '\\\\'; COMMIT", "SELECT n'\\''; COMMIT", "SELECT '\\'', 'a'\n'\\''; COMMIT; --'"):
+            with pytest.raises(psycopg.ProgrammingError, match="is forbidden in a unit of work"):
+                await connection.execute(text)
+        await database.execute("INSERT INTO t VALUES (1)")
+    assert rows(observer) == [1]
+
+
+async def test_what_has_ended_a_unit_all_the_same_is_an_error(database: AsyncDatabase, observer: Observer) -> None:
+    """Such as a statement of a cursor that is none of ours, or one that is too long to be read."""
+
+    class Own(psycopg.AsyncCursor[Any]):
+        async def execute(self, *arguments: Any, **options: Any) -> Any:
+            return await super().execute(*arguments, **options)
+
+    async def in_pipeline(connection: psycopg.AsyncConnection[Any]) -> None:
+        async with connection.pipeline():
+            await psycopg.AsyncCursor(connection).execute("COMMIT")
+
+    ways: list[Callable[[psycopg.AsyncConnection[Any]], Any]] = [
+        lambda connection: psycopg.AsyncCursor(connection).execute("COMMIT"),
+        lambda connection: psycopg.AsyncCursor(connection).executemany("ROLLBACK", [()]),
+        lambda connection: Own(connection).execute("ROLLBACK AND NO CHAIN"),
+        lambda connection: connection.execute(LONG, prepare=False),
+        in_pipeline,
+    ]
+    for way in ways:
+        for nested in (False, True):
+            with pytest.raises(psycopg.ProgrammingError, match="nothing more of this transaction is committed"):
+                async with database.transaction() as connection:
+                    await database.execute("INSERT INTO t VALUES (1)")
+                    async with database.transaction() if nested else nullcontext():
+                        with pytest.raises(psycopg.Error):
+                            await way(connection)
+                        for execute in (database.execute, connection.execute):
+                            with pytest.raises(psycopg.ProgrammingError, match="has ended it"):
+                                await execute("INSERT INTO t VALUES (2)")
+            assert 2 not in rows(observer)
+            observer.execute("DELETE FROM t")
+    async with database.transaction():
+        await database.execute("INSERT INTO t VALUES (3)")
+    assert rows(observer) == [3]
 
 
 async def test_savepoints_and_functions_may_have_such_words(database: AsyncDatabase, observer: Observer) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +17,7 @@ import pytest
 from psycopg import sql
 from psycopg.errors import InFailedSqlTransaction, UniqueViolation
 
-from pgmonkey import Database, PGConnectionManager
+from pgmonkey import Database, GivenBackError, PGConnectionManager
 from pgmonkey._sync.handle import ConnectionHandle
 from pgmonkey._sync.waiting import POOL_KIND, sleep
 
@@ -226,10 +226,12 @@ def test_nothing_but_its_end_commits_a_unit(database: Database, observer: Observ
         assert rows(observer) == [3]
 
 
+LONG: Any = f"SELECT 1 /* {'x' * 1_000_000} */; COMMIT"
 ENDS = [
     *("COMMIT", "END", "commit and chain", "-- at once\nCOMMIT", "SELECT 1; COMMIT", "COMMIT; BEGIN"),
     *("ROLLBACK", "ABORT WORK", "ROLLBACK AND CHAIN", "PREPARE TRANSACTION 'pgmonkey'"),
     *("CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; END; END", "SELECT 1 AS atomic; END"),
+    *("SELECT '\\'; COMMIT; --'", 'SELECT 1 AS U&"a"; COMMIT'),
 ]
 
 
@@ -246,6 +248,28 @@ def test_what_has_begun_and_not_ended_is_not_committed(database: Database, obser
     with database.connection() as connection:
         connection.execute(INSERT, [2])
     assert rows(observer) == [2]
+
+
+def test_a_pipeline_that_is_left_open_is_not_committed(
+    database: Database, observer: Observer, caplog: pytest.LogCaptureFixture
+) -> None:
+    for block in (database.transaction, database.connection):
+        for synced in (False, True):
+            with pytest.raises(psycopg.OperationalError, match=r"nothing was committed: a pipeline\(\) block"):
+                with block() as connection:
+                    left = connection.pipeline()
+                    pipeline = left.__enter__()
+                    connection.execute(INSERT, [1])
+                    if synced:
+                        pipeline.sync()
+            with pytest.raises(GivenBackError):
+                connection.execute(INSERT, [2])
+            # What Python's garbage collector does with it, too: psycopg writes a line that names the pipeline.
+            error = GeneratorExit()
+            assert not left.__exit__(GeneratorExit, error, None)
+            assert "Pipeline [GIVEN BACK] at" in caplog.text
+            assert database.fetch_value("SELECT 1") == 1
+    assert rows(observer) == []
 
 
 def executing_many(connection: psycopg.Connection[Any], text: Any) -> None:
@@ -285,6 +309,54 @@ def test_no_statement_ends_a_unit(cursor: type[psycopg.Cursor[Any]], database: D
         assert rows(observer) == ([] if fails else [1, 2])
         observer.execute("DELETE FROM t")
     database.close()
+
+
+def test_a_quote_hidden_by_a_backslash_ends_nothing(database: Database, observer: Observer) -> None:
+    """It is the server's setting that decides what is in the string and what is not."""
+    with database.transaction() as connection:
+        connection.execute("SET LOCAL standard_conforming_strings = off")
+        assert database.fetch_value("SELECT '\\'; COMMIT; --'") == "'; COMMIT; --"
+        for text in ("SELECT '\\\\'; COMMIT", "SELECT n'\\''; COMMIT", "SELECT '\\'', 'a'\n'\\''; COMMIT; --'"):
+            with pytest.raises(psycopg.ProgrammingError, match="is forbidden in a unit of work"):
+                connection.execute(text)
+        database.execute("INSERT INTO t VALUES (1)")
+    assert rows(observer) == [1]
+
+
+def test_what_has_ended_a_unit_all_the_same_is_an_error(database: Database, observer: Observer) -> None:
+    """Such as a statement of a cursor that is none of ours, or one that is too long to be read."""
+
+    class Own(psycopg.Cursor[Any]):
+        def execute(self, *arguments: Any, **options: Any) -> Any:
+            return super().execute(*arguments, **options)
+
+    def in_pipeline(connection: psycopg.Connection[Any]) -> None:
+        with connection.pipeline():
+            psycopg.Cursor(connection).execute("COMMIT")
+
+    ways: list[Callable[[psycopg.Connection[Any]], Any]] = [
+        lambda connection: psycopg.Cursor(connection).execute("COMMIT"),
+        lambda connection: psycopg.Cursor(connection).executemany("ROLLBACK", [()]),
+        lambda connection: Own(connection).execute("ROLLBACK AND NO CHAIN"),
+        lambda connection: connection.execute(LONG, prepare=False),
+        in_pipeline,
+    ]
+    for way in ways:
+        for nested in (False, True):
+            with pytest.raises(psycopg.ProgrammingError, match="nothing more of this transaction is committed"):
+                with database.transaction() as connection:
+                    database.execute("INSERT INTO t VALUES (1)")
+                    with database.transaction() if nested else nullcontext():
+                        with pytest.raises(psycopg.Error):
+                            way(connection)
+                        for execute in (database.execute, connection.execute):
+                            with pytest.raises(psycopg.ProgrammingError, match="has ended it"):
+                                execute("INSERT INTO t VALUES (2)")
+            assert 2 not in rows(observer)
+            observer.execute("DELETE FROM t")
+    with database.transaction():
+        database.execute("INSERT INTO t VALUES (3)")
+    assert rows(observer) == [3]
 
 
 def test_savepoints_and_functions_may_have_such_words(database: Database, observer: Observer) -> None:

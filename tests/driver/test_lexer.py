@@ -102,12 +102,13 @@ def statement(draw: random.Random) -> str:
 _ESCAPES = re.compile(r"\\(.)|''|'\s*(?:--[^\n\r]*)?[\n\r]\s*'", re.DOTALL)
 
 
-def value(constant: str) -> str:
-    """Return what a constant, as `tokens` gives it, stands for."""
+def value(constant: str, escapes: bool) -> str:
+    """Return what a constant, as `tokens` gives it, stands for; with *escapes* also in a plain string."""
     if constant.startswith("$"):
         return constant[constant.index("$", 1) + 1 : constant.rindex("$", 0, -1)]
-    if constant[0] in "eE":
-        return _ESCAPES.sub(lambda found: found[1] or ("'" if found[0] == "''" else ""), constant[2:-1])
+    if constant[0] in "eE" or escapes:
+        inside = constant[constant.index("'") + 1 : -1]
+        return _ESCAPES.sub(lambda found: found[1] or ("'" if found[0] == "''" else ""), inside)
     return constant[constant.index("'") + 1 : -1].replace("''", "'")
 
 
@@ -143,12 +144,14 @@ def test_nothing_is_hidden(server_says: psycopg.Connection[Any], standard_string
     assert hits > 50
 
 
-def test_names_and_values(server_says: psycopg.Connection[Any]) -> None:
+@pytest.mark.parametrize("escapes", [None, False, True])
+def test_names_and_values(server_says: psycopg.Connection[Any], escapes: bool | None) -> None:
+    server_says.execute(f"SET standard_conforming_strings = {'off' if escapes else 'on'}".encode())
     draw = random.Random("names")
     compared = 0
     for _ in range(2_500):
         text = statement(draw)
-        found = tokens(text)
+        found = tokens(text, escapes)
         try:
             cursor = psycopg.ClientCursor(server_says).execute(text.encode())
         except psycopg.Error:
@@ -156,16 +159,16 @@ def test_names_and_values(server_says: psycopg.Connection[Any]) -> None:
         if found is None or cursor.description is None or "set_config" in found or ";" in found:
             continue
         found = [part for part in found if not part.startswith(("--", "/*"))]
-        if any(part[0] in "0123456789+-*/%$" or part[:2] in ("'b", "'B", "'x", "'U") for part in found):
-            continue  # an expression, or a constant that is not text
+        if any(part[0] in "0123456789+-*/%$" or part[:2] in ("'b", "'B", "'x", "'U", "u&") for part in found):
+            continue  # an expression, a constant that is not text, or a name with escapes
         names = [after for before, after in pairwise(found) if before == "as"]
         names = [part[1:-1].replace('""', '"') if part.startswith('"') else part for part in names]
-        if len(cursor.description) != len(names):
-            continue  # not each has a name
+        if len(cursor.description) != len(names) or (escapes and re.search(r"\\[0-7bfnrtuUx]", text)):
+            continue  # not each has a name, or a backslash makes a letter of another kind
         assert [column.name for column in cursor.description] == names, text
         row = cursor.fetchone()
         assert row is not None
-        values = [value(part[1:]) for part in found if part.startswith("'")]
+        values = [value(part[1:], bool(escapes)) for part in found if part.startswith("'")]
         assert "".join(map(str, row)) == "".join(values), text
         compared += 1
     assert compared > 300
