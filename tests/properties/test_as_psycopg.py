@@ -278,7 +278,7 @@ class Ours:
 
     def __init__(self, program: Program, server: Server, dbname: str) -> None:
         connect = {**server.config(dbname)["connection_settings"], "prepare_threshold": program.threshold}
-        pool: dict[str, Any] = {"min_size": 1, "max_size": 1, "timeout": 5}
+        pool: dict[str, Any] = {"min_size": 1, "max_size": 1, "timeout": 60}
         if (configure := CONFIGURATIONS[program.configure]) is not None:
             pool["configure"] = configure
         values = dict(program.values)
