@@ -29,12 +29,13 @@ from .._pool.place import Label
 from .._pool.schedule import uniform
 from .._pool.scopes import Ask, SessionValues, Shared, ask, enter, find, inside, is_asking
 from ..errors import PoolClosedError
+from .blocks import AsyncTransactionBlock, AsyncUnitBlock
 from .fastpath import AsyncFastPath, begin_anew, may_repeat
 from .guard import WITHOUT_VALUES, AsyncGuard
 from .handle import AsyncConnectionHandle, open_handle
 from .lease import AsyncLease
 from .nested import AsyncAttempt, AsyncNested
-from .unit import AsyncTransactionBlock, AsyncUnitBlock, AsyncUnitOfWork, current_unit, unit_of
+from .unit import AsyncUnitOfWork, current_unit, unit_of
 from .waiting import POOL_KIND, sleep
 
 T = TypeVar("T")

@@ -31,12 +31,13 @@ from .._pool.place import Label
 from .._pool.schedule import uniform
 from .._pool.scopes import Ask, SessionValues, Shared, ask, enter, find, inside, is_asking
 from ..errors import PoolClosedError
+from .blocks import TransactionBlock, UnitBlock
 from .fastpath import FastPath, begin_anew, may_repeat
 from .guard import WITHOUT_VALUES, Guard
 from .handle import ConnectionHandle, open_handle
 from .lease import Lease
 from .nested import Attempt, Nested
-from .unit import TransactionBlock, UnitBlock, UnitOfWork, current_unit, unit_of
+from .unit import UnitOfWork, current_unit, unit_of
 from .waiting import POOL_KIND, sleep
 
 T = TypeVar("T")

@@ -19,7 +19,7 @@ from ..configs import prepared
 Observer = psycopg.Connection[Any]
 
 # Where the blocks are entered and left; that the pool survives is tested beside it.
-_NAMES = ("_sync/unit.py", "_sync/nested.py", "_pool/scopes.py")
+_NAMES = ("_sync/blocks.py", "_sync/unit.py", "_sync/nested.py", "_pool/scopes.py")
 MODULES = tuple(str(Path(pgmonkey.__file__).parent / name) for name in _NAMES)
 
 

@@ -1,0 +1,105 @@
+"""The blocks of a database: ``unit_of_work()`` and ``transaction()``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from types import FrameType, TracebackType
+from typing import Generic
+
+from psycopg import AsyncConnection, Rollback
+from psycopg.rows import Row
+
+from .._driver.transaction_mode import DEFAULT, TransactionMode
+from .._pool import scopes
+from .nested import AsyncNested
+from .unit import AsyncSource, AsyncUnitOfWork, current_unit
+
+
+class AsyncUnitBlock(AbstractAsyncContextManager["AsyncUnitOfWork[Row]"], Generic[Row]):
+    """A unit of work that is finished at the end of a block; inside another one, a savepoint of it."""
+
+    def __init__(
+        self,
+        source: AsyncSource,
+        mode: TransactionMode = DEFAULT,
+        values: Mapping[str, str | None] | None = None,
+    ) -> None:
+        self._source = source
+        self._mode = mode
+        self._values = values
+        self._unit: AsyncUnitOfWork[Row] | None = None
+        self._nested: AsyncNested | None = None
+
+    async def __aenter__(self) -> AsyncUnitOfWork[Row]:
+        if self._unit is not None or self._nested is not None:
+            raise scopes.used_before("unit_of_work()")
+        outer: AsyncUnitOfWork[Row] | None = current_unit(self._source) if scopes.inside.get() else None
+        if outer is not None:
+            self._nested = AsyncNested(outer)
+            await self._nested.enter(sys._getframe(1))
+            return outer
+        unit: AsyncUnitOfWork[Row] = AsyncUnitOfWork(self._source, self._mode, values=self._values)
+        self._unit, unit.nests = unit, True
+        try:
+            scopes.enter(unit)
+            return unit
+        except BaseException:
+            unit.finished = True  # nobody will finish it
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._nested is not None:
+            await self._nested.exit(kind, error, traceback)
+        elif self._unit is not None:
+            await self._unit.finish(error)
+
+
+class AsyncTransactionBlock(AbstractAsyncContextManager["AsyncConnection[Row]"], Generic[Row]):
+    """A transaction, or a savepoint inside the unit of work that the block is in."""
+
+    def __init__(self, source: AsyncSource, mode: TransactionMode) -> None:
+        self._source = source
+        self._mode = mode
+        self._unit: AsyncUnitOfWork[Row] | None = None
+        self._nested: AsyncNested | None = None
+
+    async def __aenter__(self) -> AsyncConnection[Row]:
+        if self._unit is not None or self._nested is not None:
+            raise scopes.used_before("transaction()")
+        outer: AsyncUnitOfWork[Row] | None = current_unit(self._source) if scopes.inside.get() else None
+        if outer is not None:
+            return await self._enter_nested(outer, sys._getframe(1))
+        unit: AsyncUnitOfWork[Row] = AsyncUnitOfWork(self._source, self._mode)
+        self._unit, unit.nests = unit, True
+        try:
+            connection = await unit.connection()
+            # Last: a unit that is current is one that somebody will finish.
+            if scopes.inside.get():
+                scopes.share(unit, sys._getframe(1))
+            scopes.enter(unit)
+            return connection
+        except BaseException as error:
+            await unit.finish(error)
+            raise
+
+    async def _enter_nested(self, outer: AsyncUnitOfWork[Row], frame: FrameType) -> AsyncConnection[Row]:
+        if self._mode is not DEFAULT:
+            await outer.set_mode(self._mode)
+        connection = await outer.connection()
+        self._nested = AsyncNested(outer)
+        await self._nested.enter(frame)
+        return connection
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        if self._nested is not None:
+            return await self._nested.exit(kind, error, traceback)
+        if self._unit is not None:
+            await self._unit.finish(error)
+        # As psycopg's outermost block: Rollback() ends it, and the program goes on behind it.
+        return error is not None and isinstance(error, Rollback) and error.transaction is None
