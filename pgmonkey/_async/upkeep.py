@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from math import isfinite, isinf
+from math import isfinite
 from time import monotonic
 from typing import Protocol
 
@@ -57,14 +57,16 @@ class AsyncUpkeep:
     """Keeps one pool in order for as long as there is something to do.
 
     A settled pool sleeps until its first connection is to be replaced, and counts its connections now and then: one
-    that was lost when its borrower was interrupted tells nobody.  A single connection has no upkeep.
+    that was lost when its borrower was interrupted tells nobody.  A single connection has no upkeep before it is lost.
     """
+
+    _ticker: Ticker
+    """Absent as long as there has been nothing to do."""
 
     def __init__(self, pool: AsyncKept, settings: PoolSettings) -> None:
         # Weak: the pool refers to this.  As a cycle, a forgotten pool would live until the garbage collector runs.
         self._pool = weakref.ref(pool)
         self._settings = settings
-        self._ticker: Ticker | None = None
         self._wanted = False
         self._due = 0.0
         """When there is more to do than to count."""
@@ -74,29 +76,29 @@ class AsyncUpkeep:
         """Begin, if there is something to do; *hurry* ends the pause after a failure, because an attempt succeeded."""
         # Told to the run that is going on, which may have looked before the connection was lost.
         self._wanted = True
-        ticker, settings, pool = self._ticker, self._settings, self._pool()
+        pool, settings = self._pool(), self._settings
         if pool is None or pool.close_reason:
             return
-        lasting = settings.leak_detection_threshold or isfinite(settings.max_lifetime)
         try:
-            if ticker is None:
-                if lasting or not pool.at_min_size:
-                    self._ticker = Ticker(self._run)
+            if "_ticker" not in vars(self):
+                if settings.leak_detection_threshold or isfinite(settings.max_lifetime) or not pool.at_min_size:
+                    # Several may come at once: one ticker is kept before any begins.
+                    vars(self).setdefault("_ticker", Ticker(self._run)).hurry()
             elif hurry or not self._schedule.pause:
                 self._schedule.pause = 0.0
-                ticker.hurry()
+                self._ticker.hurry()
         except RuntimeError as error:  # no thread can be started: too many run, or the process ends
             level = logging.DEBUG if "shutdown" in str(error) else logging.WARNING
             logger.log(level, "%s: no upkeep for now: %s", pool.name, error)
 
     def stop(self) -> None:
         """Stop for good."""
-        ticker, self._ticker = self._ticker, None
+        ticker: Ticker | None = vars(self).get("_ticker")
         if ticker is not None:
             ticker.stop()
 
     async def _run(self) -> float | None:
-        """Do what is to be done; return the seconds until the next time, or None when there is nothing to do."""
+        """Do what is to be done; return the seconds until the next time, or None when the pool is gone."""
         try:
             return await self._look_after()
         except Exception as error:
@@ -105,9 +107,6 @@ class AsyncUpkeep:
                 logger.error("upkeep failed, trying again: %r", error, exc_info=True)
             self._schedule.failed()
             return self._schedule.retry_after()
-        except BaseException:
-            self._ticker = None  # the thread or task ends, so the next `start` makes another
-            raise
 
     async def _look_after(self) -> float | None:
         pool = self._pool()
@@ -127,10 +126,8 @@ class AsyncUpkeep:
         self._schedule.succeeded()
         delay = min(self._schedule.next_look(surplus=surplus), pool.renewal_in())
         self._due = monotonic() + delay
-        if isinf(delay):
-            self._ticker = None
-        # Asked last: a `start` that comes now finds either a run that asks afterwards, or no ticker and makes one.
-        return 0.0 if self._wanted else None if isinf(delay) else min(delay, LOOK_EVERY)
+        # Asked last: a `start` that comes now hurries what is due later.
+        return 0.0 if self._wanted else min(delay, LOOK_EVERY)
 
     async def _failed(self, pool: AsyncKept, error: Exception) -> float:
         name = pool.name

@@ -139,25 +139,45 @@ Queue = deque
 class Ticker:
     """Call a method of an object again and again in a daemon thread, until it returns None or the object is gone.
 
-    There is no such thread while the process forks: Python warns of forks in processes with threads.
+    There is no such thread while the process forks: Python warns of forks in processes with threads.  It begins at the
+    first `hurry`.
     """
 
     def __init__(self, method: Callable[[], float | None]) -> None:
         self._method = weakref.WeakMethod(method)
-        self._stopped = False
+        self._stopped = self._paused = False
         self._due = 0.0
-        self._worker = _Worker(self._run, method)
+        # As in `Waiter`, not an event.
+        self._wakes: SimpleQueue[object] = SimpleQueue()
+        # The method of a queue, in C, cannot be interrupted.
+        self._forgotten = weakref.ref(cast(MethodType, method).__self__, self._wakes.put)
+        self._turn = deque([None])
+        """Empty while a thread is at work: several may have been started at once, and the first one takes it."""
+        self._thread: threading.Thread | None = None
         _tickers.add(self)
 
-    def _run(self, worker: _Worker) -> None:
+    def _work(self) -> None:
+        # Asked again when the turn is free: `resume` may have come before that.
+        while not (self._paused or self._stopped):
+            try:
+                self._turn.pop()
+            except IndexError:
+                return
+            self._thread = threading.current_thread()
+            try:
+                self._run()
+            finally:
+                self._turn.append(None)
+
+    def _run(self) -> None:
         while not self._stopped:
             # Not sleep(): it can be hurried and stopped.
             with suppress(Empty):
-                worker.wakes.get(timeout=max(0.0, self._due - time.monotonic()))
+                self._wakes.get(timeout=max(0.0, self._due - time.monotonic()))
                 while True:  # one look serves all
-                    worker.wakes.get_nowait()
+                    self._wakes.get_nowait()
             method = self._method()
-            if worker.ended:
+            if self._paused:
                 return  # with the method still due
             delay = None if method is None or self._stopped else method()
             if delay is None:
@@ -167,54 +187,28 @@ class Ticker:
             del method  # or this thread would keep the pool alive while it sleeps
 
     def hurry(self) -> None:
-        """Call now what is due later; raise RuntimeError when there is no thread, and none can be started."""
+        """Call now what is due later; raise RuntimeError when no thread can be started."""
         self._due = 0.0
-        self._worker.wakes.put(None)
+        self._wakes.put(None)
         self.resume()
 
     def stop(self) -> None:
         """Stop for good."""
         self._stopped = True
-        self._worker.wakes.put(None)
+        self._wakes.put(None)
 
     def pause(self) -> None:
         """End the thread until `resume` is called; where it is at work, it may go on for a moment."""
-        self._worker.end()
+        self._paused = True
+        self._wakes.put(None)
+        if self._thread not in (None, threading.current_thread()):
+            self._thread.join(_PAUSE)
 
     def resume(self) -> None:
-        """Go on after `pause`, if there is no thread; raise RuntimeError when none can be started."""
-        method = self._method() if self._worker.ended else None
-        if method is not None and not self._stopped:
-            self._worker = _Worker(self._run, method, self._worker)
-
-
-class _Worker:
-    """A thread of a ticker.  It begins when the one *before* it has ended, and wakes when *method*'s object is gone."""
-
-    def __init__(
-        self, run: Callable[[_Worker], None], method: Callable[..., object], before: _Worker | None = None
-    ) -> None:
-        # As in `Waiter`, not an event.
-        self.wakes: SimpleQueue[object] = SimpleQueue()
-        self.ended = False
-        # The method of a queue, in C, cannot be interrupted.
-        self._forgotten = weakref.ref(cast(MethodType, method).__self__, self.wakes.put)
-        self._before = before
-        # As an argument, which the thread forgets at its end: an attribute would make a cycle with the ticker.
-        self._thread = threading.Thread(target=self._work, args=(run,), name="pgmonkey-upkeep", daemon=True)
-        self._thread.start()
-
-    def _work(self, run: Callable[[_Worker], None]) -> None:
-        if self._before is not None:
-            self._before._thread.join()
-            self._before = None
-        run(self)
-
-    def end(self) -> None:
-        self.ended = True
-        self.wakes.put(None)
-        if self._thread is not threading.current_thread():
-            self._thread.join(_PAUSE)
+        """Go on after `pause`; raise RuntimeError when no thread can be started."""
+        self._paused = False
+        if self._turn and not self._stopped:
+            threading.Thread(target=self._work, name="pgmonkey-upkeep", daemon=True).start()
 
 
 # Seconds that a fork waits for a thread that is at work.
