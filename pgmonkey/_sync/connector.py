@@ -82,11 +82,11 @@ class Connector:
         """Find out whether there is a pooler that shares sessions, which would mix up prepared statements.
 
         A pooler makes the key for cancelling, so the process number in it is not the server's own; PgBouncer's is any
-        number of 32 bits.  Where it could be the server's, only a connection that nobody waits for asks, once.
+        number of 32 bits.  Where it could be the server's, as Supavisor's could, the first connection asks.
         """
         told = pooled.pgconn.backend_pid
         suspicious = not 0 < told <= _LARGEST_PID
-        if self.shared is None and (suspicious or (deadline is None and not self._asked)):
+        if self.shared is None and (suspicious or not self._asked):
             self._asked = True
             shared = self._is_shared(pooled.connection, deadline, told)
             if shared and not self.shared:

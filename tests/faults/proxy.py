@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 import struct
 import threading
 from types import TracebackType
+
+# BackendKeyData, behind which comes ReadyForQuery.
+_KEY = re.compile(b"(?<=K\0\0\0\x0c)....(?=....Z\0\0\0\x05)", re.DOTALL)
 
 
 class FaultProxy:
@@ -27,6 +31,8 @@ class FaultProxy:
         """Connections are reset after that many bytes from the server; 0 for never."""
         self.garbage = b""
         """What comes in the place of all that the server says."""
+        self.key: bytes | None = None
+        """Four bytes that come in the place of each server's process number."""
         self.round_trips = 0
         """How often a client spoke after the server had."""
         self.port = 0
@@ -131,6 +137,8 @@ class FaultProxy:
                     if from_server and 0 < self.cut_after < seen:
                         _reset(client)
                         break
+                    if from_server and self.key is not None:
+                        data = _KEY.sub(self.key, data)
                     writer.write(self.garbage if from_server and self.garbage else data)
                     await writer.drain()
                 if writer.can_write_eof():

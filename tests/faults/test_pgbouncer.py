@@ -16,6 +16,7 @@ from pgmonkey import AsyncDatabase, Database
 
 from ..conftest import ON_CI
 from .clusters import Cluster, PgBouncer
+from .proxy import FaultProxy
 
 Figure = Callable[[str, str], None]
 ROW = "PgBouncer in transaction mode"
@@ -120,6 +121,22 @@ async def test_tasks_notice_it_too(mode: str, forgotten: dict[str, Any], caplog:
     assert (await database.fetch_value(PREPARED) > 0) is (mode == "session")
     assert ("pgbouncer: true" in caplog.text) is (mode != "session")
     await database.close()
+
+
+def test_a_pooler_that_counts_its_clients_is_noticed_too(
+    mode: str, forgotten: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Supavisor's numbers could be those of the server's processes."""
+    with FaultProxy("127.0.0.1", forgotten["connection_settings"]["port"]) as proxy:
+        proxy.key = (4711).to_bytes(4, "big")
+        forgotten["connection_settings"]["port"] = proxy.port
+        forgotten["pool_settings"] = {"min_size": 1, "max_size": 1}
+        database = Database(forgotten)
+        for number in range(8):
+            assert database.fetch_value("SELECT %s::int", [number]) == number
+        assert (database.fetch_value(PREPARED) > 0) is (mode == "session")
+        assert ("pgbouncer: true" in caplog.text) is (mode != "session")
+        database.close()
 
 
 @pytest.mark.parametrize("mode", ["transaction"])
