@@ -210,6 +210,25 @@ async def test_session_parameters(
     await database.close()
 
 
+async def test_a_literal_is_read_under_the_time_zone_in_which_it_was_prepared(
+    config: dict[str, Any], server: Any, dbname: str
+) -> None:
+    """As with psycopg, which prepares a statement once for all sessions, too."""
+    database = AsyncDatabase(prepared(config))
+    query: Any = "SELECT extract(epoch FROM timestamptz '2024-01-01 00:00')::int"
+    async with await AsyncConnection.connect(server.dsn(dbname), prepare_threshold=0) as plain:
+        for zone in ("UTC", "Asia/Tokyo"):
+            theirs = []
+            async with database.transaction() as connection, plain.transaction():
+                for each in (connection, plain):
+                    await each.execute("SELECT set_config('TimeZone', %s, true)", [zone])
+                for _ in range(3):
+                    cursor = await plain.execute(query)
+                    theirs += await cursor.fetchall()
+                assert [await database.fetch_one(query) for _ in range(3)] == theirs
+    await database.close()
+
+
 async def test_text_is_stored_in_the_encoding_of_the_session(config: dict[str, Any], observer: Observer) -> None:
     observer.execute("CREATE TABLE t (a text)")
     database = AsyncDatabase(prepared(config))

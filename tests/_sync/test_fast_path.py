@@ -210,6 +210,25 @@ def test_session_parameters(
     database.close()
 
 
+def test_a_literal_is_read_under_the_time_zone_in_which_it_was_prepared(
+    config: dict[str, Any], server: Any, dbname: str
+) -> None:
+    """As with psycopg, which prepares a statement once for all sessions, too."""
+    database = Database(prepared(config))
+    query: Any = "SELECT extract(epoch FROM timestamptz '2024-01-01 00:00')::int"
+    with Connection.connect(server.dsn(dbname), prepare_threshold=0) as plain:
+        for zone in ("UTC", "Asia/Tokyo"):
+            theirs = []
+            with database.transaction() as connection, plain.transaction():
+                for each in (connection, plain):
+                    each.execute("SELECT set_config('TimeZone', %s, true)", [zone])
+                for _ in range(3):
+                    cursor = plain.execute(query)
+                    theirs += cursor.fetchall()
+                assert [database.fetch_one(query) for _ in range(3)] == theirs
+    database.close()
+
+
 def test_text_is_stored_in_the_encoding_of_the_session(config: dict[str, Any], observer: Observer) -> None:
     observer.execute("CREATE TABLE t (a text)")
     database = Database(prepared(config))
