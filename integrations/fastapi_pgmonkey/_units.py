@@ -38,6 +38,8 @@ class RequestUnits:
         def label() -> str:
             return _route_and_place(scope)
 
+        self.committed = False
+        """Whether one of them was committed that had done something."""
         self._threads = databases.threads
         # The one that is ended first comes last.
         self._in_threads = databases.sync_database.begin(label=label, on_borrow=on_borrow)
@@ -71,10 +73,12 @@ class RequestUnits:
             failure = await self._finish_in_threads(None)
         try:
             await self._in_loop.finish(failure)
+            self.committed = failure is None and self._in_loop.borrowed
         except BaseException as reason:
             failure = failure or reason
         if in_threads:
             failure = await self._finish_in_threads(failure) or failure
+            self.committed = self.committed or failure is None
         else:
             self._in_threads.finish(failure)
         if failure is not error and failure is not None:

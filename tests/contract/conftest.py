@@ -38,6 +38,8 @@ SERVERS = {
     "fastapi-uvloop": [*UVICORN, "uvloop"],
     "fastapi-hypercorn": ["hypercorn", "--log-level", "warning", "--bind", "127.0.0.1:PORT", "fastapi_app:app"],
 }
+# Those that tests start a server of their own for.
+STARTED = tuple(SERVERS) if os.environ.get("PGMONKEY_EVERY_SERVER") else FRAMEWORKS
 POOL = {"min_size": 1, "max_size": 24, "timeout": 10}
 SCHEMA = """
     CREATE TABLE t (a int UNIQUE DEFERRABLE INITIALLY DEFERRED);
@@ -105,7 +107,10 @@ class App:
     """A running application: its client, and a connection that sees what it did."""
 
     def __init__(self, started: Started, client: httpx.Client, observer: psycopg.Connection[Any]) -> None:
+        self.name = started.name
         self.framework = started.name.partition("-")[0]
+        self.several = "--workers" in SERVERS[started.name]
+        """Whether it is several processes, each with pools of its own."""
         self.port = started.port
         self.process = started.process
         self.log = started.log
@@ -200,12 +205,12 @@ def app_elsewhere(served_otherwise: App) -> App:
     return _fresh(served_otherwise)
 
 
-@pytest.fixture(scope="session", params=FRAMEWORKS)
+@pytest.fixture(scope="session", params=STARTED)
 def small_app(request: pytest.FixtureRequest, server: Server) -> Iterator[App]:
-    """The application of each framework behind a proxy, with a pool of two that may be waited for one second."""
+    """The applications behind a proxy, with a pool of two in each process that may be waited for one second."""
     pool = {"min_size": 1, "max_size": 2, "timeout": 1}
     with (
         FaultProxy(server.host, server.port) as proxy,
-        running(request.param, server, f"small_{request.param}_{os.getpid()}", pool, proxy) as app,
+        running(request.param, server, f"small_{request.param.replace('-', '_')}_{os.getpid()}", pool, proxy) as app,
     ):
         yield app

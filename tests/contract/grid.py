@@ -39,7 +39,7 @@ TOUCHES = (
     "read",
     "late",  # one row that the server refuses at COMMIT
     "caught",  # a statement that fails, whose error is caught
-    "close",  # closes the connection of the request
+    "close",  # reads, and closes the connection of the request
     "keep",  # keep_request()
     "roll back",  # rollback_request()
 )

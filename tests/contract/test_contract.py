@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -112,6 +113,15 @@ def test_p1_a_commit_whose_answer_is_lost_is_a_500_and_the_log_says_what_is_not_
 def test_p1_an_ignored_error_is_no_success(app: App) -> None:
     assert app.post("/ignored", a=1).status_code == 500
     assert app.rows() == []
+    # The log names the statement, its place and what the server said of it.
+    told = (
+        r"nothing was committed: SELECT \* FROM missing at \S*_app\.py:\d+ \(\w+\) failed and its error was ignored:"
+        ' relation "missing" does not exist'
+    )
+    deadline = time.monotonic() + 20  # uvicorn logs when the answer has left
+    while not re.search(told, app.log.read_text()):
+        assert time.monotonic() < deadline, app.log.read_text()
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("status", [400, 404, 409, 422, 500, 503])
@@ -207,6 +217,11 @@ def test_p5_connections_come_back_after_exceptions(app: App) -> None:
 
 
 def test_p6_what_a_request_leaves_in_its_session_is_gone(app: App) -> None:
+    assert_sessions_are_clean(app)
+
+
+def assert_sessions_are_clean(app: App) -> None:
+    """What a request sets, makes or locks is gone; there may be several pools."""
     statements = [
         "SET search_path TO pg_catalog",
         "SELECT set_config('contract.left', 'behind', false)",
@@ -228,6 +243,11 @@ def test_p6_what_a_request_leaves_in_its_session_is_gone(app: App) -> None:
 
 
 def test_p7_connections_that_died_while_idle_are_replaced_unnoticed(app: App) -> None:
+    assert_the_dead_are_replaced(app)
+
+
+def assert_the_dead_are_replaced(app: App) -> None:
+    """No request fails after all connections were ended while they were idle."""
     at_once(8, lambda i: app.get("/own", who=str(i), sleep=0.05), list(range(8)))
     app.release_frame()
     app.observer.execute(
@@ -241,7 +261,7 @@ def test_p7_connections_that_died_while_idle_are_replaced_unnoticed(app: App) ->
 def test_p3_a_pool_of_two_has_room_for_all_who_do_not_need_it(small_app: App) -> None:
     before = small_app.stats().get("requests_num", 0)
     assert {answer.status_code for answer in at_once(8, lambda i: small_app.get("/nothing"), list(range(24)))} == {200}
-    assert small_app.stats().get("requests_num", 0) == before
+    assert small_app.several or small_app.stats().get("requests_num", 0) == before
 
 
 OVERLOADED = {"flask": ["/own"], "django": ["/own"], "fastapi": ["/own", "/own-sync"]}
@@ -254,7 +274,9 @@ def test_p9_an_exhausted_pool_is_a_503_with_retry_after(small_app: App) -> None:
             return small_app.get(path, who=str(i), sleep=0.3)
 
         answers = at_once(50, call, list(range(50)))
-        assert {answer.status_code for answer in answers} == {200, 503}
+        # A sync worker serves one request at a time, so that none waits for a connection.
+        statuses = {200} if small_app.name == "flask-sync" else {200, 503}
+        assert {answer.status_code for answer in answers} == statuses
         assert all("retry-after" in answer.headers for answer in answers if answer.status_code == 503)
         small_app.release_frame()
         assert [small_app.get(path, who="after", sleep=0).status_code for _ in range(10)] == [200] * 10

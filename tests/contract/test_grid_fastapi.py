@@ -240,7 +240,7 @@ class Play:
                 await db.execute("SELECT * FROM missing")
         elif touch == "close":
             async with db.transaction() as connection:
-                pass
+                await connection.execute("SELECT 1")  # or nothing is open, and nothing is lost
             await connection.close()
         else:
             self.decide(touch)
@@ -267,7 +267,7 @@ class Play:
                 db.execute("SELECT * FROM missing")
         elif touch == "close":
             with db.transaction() as connection:
-                pass
+                connection.execute("SELECT 1")
             connection.close()
         else:
             self.decide(touch)

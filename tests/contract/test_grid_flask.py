@@ -218,7 +218,9 @@ class Play:
             with contextlib.suppress(psycopg.Error):
                 db.execute("SELECT * FROM missing")
         elif touch == "close":
-            db.connection.close()
+            connection = db.connection
+            connection.execute("SELECT 1")  # or nothing is open, and nothing is lost
+            connection.close()
         elif touch == "keep":
             db.keep_request()
         else:

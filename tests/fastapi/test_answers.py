@@ -1,5 +1,6 @@
 """Who answers a request, and what that means for what it did in its databases; tests/contract draws more of these."""
 
+import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -273,6 +274,11 @@ def test_the_log_says_where_a_rollback_is_not_certain(
             db.sync_database.execute(INSERT, [2])
             other.sync_database.execute("INSERT INTO t VALUES (3), (3)")
 
+        @app.post("/both")
+        async def both(database: Annotated[AsyncDatabase, Depends(db.database)]) -> None:
+            await database.execute(INSERT, [4])
+            await asyncio.to_thread(db.sync_database.execute, "INSERT INTO t VALUES (5), (5)")
+
         @app.exception_handler(kind)
         def handler(request: Request, error: Exception) -> PlainTextResponse:
             # The server is away, but nobody may be told to try again.
@@ -280,13 +286,14 @@ def test_the_log_says_where_a_rollback_is_not_certain(
 
         caplog.set_level(logging.DEBUG, "pgmonkey")
         with client(app) as http:
-            for name in ("lost", "part"):
+            for name in ("lost", "part", "both"):
                 assert http.post(f"/{name}").status_code == 500
                 proxy.cut_after = 0
     own = "rolled back: status 500"  # what the handler did
     assert [message for message in caplog.messages if "statements" in message and own not in message] == [
         "POST /lost: outcome unknown: CommitUnknownError (statements: 1)",
         "POST /part: committed in part: UniqueViolation (statements: 2)",
+        "POST /both: committed in part: UniqueViolation (statements: 2)",
     ]
 
 
