@@ -259,15 +259,17 @@ async def test_a_pipeline_that_is_left_open_is_not_committed(
 ) -> None:
     for block in (database.transaction, database.connection):
         for synced in (False, True):
+            kept: list[Any] = []
             with pytest.raises(psycopg.OperationalError, match=r"nothing was committed: a pipeline\(\) block"):
                 async with block() as connection:
-                    left = connection.pipeline()
-                    pipeline = await left.__aenter__()
+                    kept += [connection, connection.pipeline()]
+                    pipeline = await kept[1].__aenter__()
                     await connection.execute(INSERT, [1])
                     if synced:
                         await pipeline.sync()
+            given_back, left = kept
             with pytest.raises(GivenBackError):
-                await connection.execute(INSERT, [2])
+                await given_back.execute(INSERT, [2])
             # What Python's garbage collector does with it, too: psycopg writes a line that names the pipeline.
             error = GeneratorExit()
             assert not await left.__aexit__(GeneratorExit, error, None)

@@ -255,15 +255,17 @@ def test_a_pipeline_that_is_left_open_is_not_committed(
 ) -> None:
     for block in (database.transaction, database.connection):
         for synced in (False, True):
+            kept: list[Any] = []
             with pytest.raises(psycopg.OperationalError, match=r"nothing was committed: a pipeline\(\) block"):
                 with block() as connection:
-                    left = connection.pipeline()
-                    pipeline = left.__enter__()
+                    kept += [connection, connection.pipeline()]
+                    pipeline = kept[1].__enter__()
                     connection.execute(INSERT, [1])
                     if synced:
                         pipeline.sync()
+            given_back, left = kept
             with pytest.raises(GivenBackError):
-                connection.execute(INSERT, [2])
+                given_back.execute(INSERT, [2])
             # What Python's garbage collector does with it, too: psycopg writes a line that names the pipeline.
             error = GeneratorExit()
             assert not left.__exit__(GeneratorExit, error, None)
