@@ -12,7 +12,7 @@ from socket import SHUT_RDWR, socket
 from time import monotonic, sleep
 
 import psycopg
-from psycopg.pq import PollingStatus
+from psycopg.pq import ConnStatus, PollingStatus
 from psycopg.pq.abc import PGcancelConn, PGconn
 
 logger = logging.getLogger("pgmonkey")
@@ -47,7 +47,7 @@ def request_cancel(pgconn: PGconn) -> Future[None]:
         # holds them, and would wait for ever.
         _thread.start_new_thread(_send, (send, done))
     except RuntimeError:  # no thread can be started: too many run, or the process ends
-        _send(partial(_cancel_here, [pgconn]), done)
+        _send(partial(_cancel_here, [pgconn], monotonic() + _EXIT), done)
     except psycopg.Error as error:  # the connection is lost
         logger.debug("a statement could not be cancelled: %s", error)
         done.set_result(None)
@@ -61,12 +61,13 @@ def cancel_at_exit(pgconns: Iterable[PGconn]) -> None:
     """
     global _ending_in
     _ending_in = _thread.get_ident()
+    deadline = monotonic() + _EXIT
     if psycopg.capabilities.has_cancel_safe():
-        _cancel_here(pgconns)
+        _cancel_here(pgconns, deadline, acted=False)
     else:
         for pgconn in pgconns:
             request_cancel(pgconn)
-    wait(list(_pending), _EXIT)
+    wait(list(_pending), max(0.0, deadline - monotonic()))
 
 
 def stop_at_exit() -> None:
@@ -75,28 +76,29 @@ def stop_at_exit() -> None:
         sleep(_TIMEOUT)
 
 
-def _cancel_here(pgconns: Iterable[PGconn]) -> None:
-    """Send cancel requests from this thread, all at the same time."""
+def _cancel_here(pgconns: Iterable[PGconn], deadline: float, *, acted: bool = True) -> None:
+    """Send cancel requests from this thread, all at the same time; wait until the server has *acted* on them."""
     if not psycopg.capabilities.has_cancel_safe():
         return  # the older function waits for as long as the network does
-    deadline = monotonic() + _EXIT
     with DefaultSelector() as selector:
         for pgconn in pgconns:
             try:
                 request = pgconn.cancel_conn()
                 request.start()
-                _watch(request, selector)
+                _watch(request, selector, acted=acted)
             except psycopg.Error as error:
                 logger.debug("a statement could not be cancelled: %s", error)
         while selector.get_map() and (left := deadline - monotonic()) > 0:
             for key, _ in selector.select(left):
                 selector.unregister(key.fileobj)
-                _watch(key.data, selector)
+                _watch(key.data, selector, acted=acted)
 
 
-def _watch(request: PGcancelConn, selector: DefaultSelector) -> None:
+def _watch(request: PGcancelConn, selector: DefaultSelector, *, acted: bool) -> None:
     """Go on with *request* as far as that is possible now, and let *selector* watch what it waits for."""
     status = request.poll()
+    if request.status == ConnStatus.AWAITING_RESPONSE and not acted:
+        return  # it is sent
     if status == PollingStatus.READING:
         selector.register(request.socket, EVENT_READ, request)
     elif status == PollingStatus.WRITING:
