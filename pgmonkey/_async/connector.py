@@ -108,6 +108,8 @@ class AsyncConnector:
             limit = deadline
         ours: set[int] = set()
         others: set[int] = set()
+        # Of its own: what has executed a statement knows no type that the program registers with psycopg afterwards.
+        connection = lend(connection, autocommit=True)
         try:
             self._limit(connection, limit)
             if await _backend(connection) == told:
@@ -125,8 +127,6 @@ class AsyncConnector:
             if connection.closed:
                 raise ServerUnavailableError(f"connected, but {SILENT} within {limit.seconds:g} s") from None
             return True
-        finally:
-            connection.__dict__["command_timeout"] = self._blueprint.command_timeout
         return len(ours | others) != 2 or not ours.isdisjoint(others)
 
     async def configure(self, pooled: AsyncPooledConnection, deadline: Deadline | None = None) -> None:

@@ -110,6 +110,8 @@ class Connector:
             limit = deadline
         ours: set[int] = set()
         others: set[int] = set()
+        # Of its own: what has executed a statement knows no type that the program registers with psycopg afterwards.
+        connection = lend(connection, autocommit=True)
         try:
             self._limit(connection, limit)
             if _backend(connection) == told:
@@ -127,8 +129,6 @@ class Connector:
             if connection.closed:
                 raise ServerUnavailableError(f"connected, but {SILENT} within {limit.seconds:g} s") from None
             return True
-        finally:
-            connection.__dict__["command_timeout"] = self._blueprint.command_timeout
         return len(ours | others) != 2 or not ours.isdisjoint(others)
 
     def configure(self, pooled: PooledConnection, deadline: Deadline | None = None) -> None:
