@@ -2,9 +2,9 @@
 
 The suite comes from Django's source distribution, for the version of Django that is installed; only ENGINE and OPTIONS
 differ from what the suite is run with on PostgreSQL.  ``--stock`` takes Django's own backend instead, ``--full`` every
-label, ``--fewer`` those that meet the backend itself.  ``--prepared`` has both bind on the server and prepare everything at once; what fails on Django's own backend
-then does not count, so it runs first.  The exit status is 1 when a test fails that ``tools/django_known_failures.txt``
-does not name.
+label, ``--fewer`` those that meet the backend itself.  ``--prepared`` has both bind on the server and prepare
+everything at once; what fails on Django's own backend then does not count, so it runs first.  The exit status is 1 when
+a test fails that ``tools/django_known_failures.txt`` does not name.
 """
 
 from __future__ import annotations
