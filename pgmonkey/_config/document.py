@@ -13,6 +13,7 @@ import re
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Protocol, TypeAlias
 
 import yaml
@@ -44,7 +45,7 @@ Origin: TypeAlias = Path | Mapping[str, object]
 
 _URL = re.compile(r"\s*postgres(?:ql)?(?:\+[a-z0-9_]+)?://", re.IGNORECASE)
 # What is no path, although the '//' of a URL, or a quote, is missing: it may hold a password.
-_LIKE_URL = re.compile(r":.*@|passw\w*\s*=", re.IGNORECASE)
+_LIKE_URL = re.compile(r":.*@|(?:passw|pwd|secret|token|credential|_key)\w*\s*=", re.IGNORECASE)
 _MORE = re.compile(r"(?<=[:=;\s]).+", re.DOTALL)
 _NAMES = frozenset({*SECTIONS, PROFILES, *KEYWORDS, *ARGUMENTS, *OURS, *POOL, "conninfo"})
 _MAX_BYTES = 64 * 1024
@@ -55,7 +56,7 @@ _MERGE = "tag:yaml.org,2002:merge"
 _NULL = "tag:yaml.org,2002:null"
 _STRING = "tag:yaml.org,2002:str"
 _SCALARS = (
-    *(_STRING, "tag:yaml.org,2002:int", "tag:yaml.org,2002:float", "tag:yaml.org,2002:bool"),
+    *(_STRING, _MERGE, "tag:yaml.org,2002:int", "tag:yaml.org,2002:float", "tag:yaml.org,2002:bool"),
     *("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:value"),
 )
 # Of what YAML takes for a number, only this can be as Python writes it.
@@ -105,6 +106,20 @@ def is_url(text: str) -> bool:
     return _URL.match(text) is not None
 
 
+def is_like_url(text: str) -> bool:
+    """Tell whether *text* is a URL, or a connection string, of whatever kind, and so may hold a password."""
+    return "://" in text or _LIKE_URL.search(text) is not None
+
+
+def shown(source: str) -> str:
+    """Return how messages name the configuration at *source*, and nothing of what may hold a password."""
+    if is_url(source):
+        return "URL"
+    if is_like_url(source):
+        return "the given path (not shown, as it looks like a connection string)"
+    return source if source.strip() and source.isprintable() else repr(source)
+
+
 def location(origin: object) -> str:
     """Return the path or URL that *origin* is; raise `ConfigError` for what is neither."""
     text = plain(origin)
@@ -116,7 +131,7 @@ def location(origin: object) -> str:
 def anchored(origin: object) -> str:
     """Do as `location`, with an absolute path, because the working directory may change, or be removed."""
     text = location(origin)
-    if not text or os.path.isabs(text) or "://" in text or _LIKE_URL.search(text):
+    if not text or os.path.isabs(text) or is_like_url(text):
         return text
     try:
         return os.path.abspath(text)
@@ -159,9 +174,14 @@ def read_document(origin: Origin, name: str = "configuration", path: str | None 
 
 
 def plain(value: object) -> object:
-    """Return the text of a secret, a URL or an address that is an object; other values as they are."""
+    """Return the text of a secret, URL or address that is an object, and the value of a member of an enumeration.
+
+    Other values are returned as they are.
+    """
     if isinstance(value, type):
         return value
+    if isinstance(value, Enum):
+        return plain(value.value)
     for method in ("get_secret_value", "unicode_string"):
         if hasattr(value, method):
             return getattr(value, method)()
@@ -197,8 +217,9 @@ def describe_type(value: object) -> str:
 def _read(source: str, path: str) -> str:
     if "://" in source:
         # Nothing of it is shown: a password that is not percent-encoded has no certain end.
-        raise ConfigError("a URL of another kind was given as the configuration; it begins with postgresql://")
-    shown = "the given path (not shown, as it looks like a connection string)" if _LIKE_URL.search(source) else source
+        raise ConfigError(
+            "a URL of another kind was given as the configuration; it begins with postgresql://, without quotes"
+        )
     if not source:
         raise ConfigError("the path of the configuration file is empty; is a variable not set?")
     content = b""
@@ -207,12 +228,14 @@ def _read(source: str, path: str) -> str:
         content = read_regular(path)
         return content.decode("utf-8-sig")
     except OSError as error:
-        raise ConfigError(f"{shown}: cannot read the configuration file: {error.strerror or error}") from None
+        raise ConfigError(f"{shown(source)}: cannot read the configuration file: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{shown}:{line}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
+        raise ConfigError(
+            f"{shown(source)}:{line}: not UTF-8 text (byte {error.start}); save the file as UTF-8"
+        ) from None
     except ValueError as error:  # a NUL character in the path
-        raise ConfigError(f"{shown!r} is not a valid path: {error}") from None
+        raise ConfigError(f"{shown(source)} is not a valid path: {error}") from None
 
 
 # What PyYAML says, with libyaml or without, in its context or problem, and the cure; the first that fits.
@@ -323,9 +346,11 @@ class _Builder:
 
     def _scalar(self, node: yaml.ScalarNode, path: str) -> object:
         text: str = node.value
+        begins = self._text[node.start_mark.line][node.start_mark.column :]
+        if re.match(r"!(\s|\Z)", begins):  # a tag, too, which says that what follows is text
+            raise self._not_allowed(node, path)
         if node.tag == _NULL:
-            mark = node.start_mark
-            if self._text[mark.line][mark.column : mark.column + 1] == "&":
+            if begins.startswith("&"):
                 raise self._error(node, path, "an anchor without a value; put a text that begins with '&' in quotes")
             return None
         if node.tag not in _SCALARS:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from ..errors import ConfigError
 from .document import Document, describe_type
-from .keywords import ARGUMENTS, OURS, PROFILES
+from .keywords import ARGUMENTS, KEYWORDS, OURS, PROFILES
 from .redaction import redact_text
 from .schema import did_you_mean
 
@@ -27,7 +27,7 @@ def with_profile(document: Document, profile: str | None) -> Document:
         raise _unknown(document, name, [*profiles])
     values = {section: value for section, value in document.values.items() if section != PROFILES}
     if profiles and profile is None and own is None and values.get("connection_settings") is None:
-        choice = ", ".join(map(repr, profiles))
+        choice = _listed(profiles)
         raise ConfigError(
             f"{document.where(PROFILES)}: none is chosen, and there is no 'default', nor connection_settings for all; "
             f"pass profile= (--profile): {choice}"
@@ -59,12 +59,19 @@ def _profiles(document: Document) -> Mapping[str, Mapping[str, object] | None]:
             "write 'profiles:', below it a name such as 'reports:', and below that its sections"
         )
     for name, own in profiles.items():
+        if not isinstance(name, str):
+            raise ConfigError(f"{document.where(PROFILES)}: the name of a profile is text, not {describe_type(name)}")
         where = document.where(f"{PROFILES}.{name}")
         if not isinstance(own, Mapping) and own is not None:
             found = describe_type(own)
             raise ConfigError(f"{where}: expected sections such as 'connection_settings:', found {found}; indent them")
         if own and PROFILES in own:
             raise ConfigError(f"{where}.{PROFILES}: a profile cannot hold profiles; move them one level up")
+        outside = next((key for key in own or {} if key in KEYWORDS or key == "conninfo"), None)
+        if outside is not None:
+            place = document.where(f"{PROFILES}.{name}.{outside}")
+            cure = "write 'connection_settings:' above it and indent it"
+            raise ConfigError(f"{place}: this belongs to the section 'connection_settings' of the profile; {cure}")
     return profiles
 
 
@@ -76,8 +83,12 @@ def _unknown(document: Document, name: object, profiles: list[str]) -> ConfigErr
         return ConfigError(
             f"{document.source}: {shown}, because there is no section 'profiles'; add it, or choose none"
         )
-    cure = did_you_mean(name, profiles) or f"; there are {', '.join(map(repr, profiles))}"
+    cure = redact_text(did_you_mean(name, profiles)) or f"; there are {_listed(profiles)}"
     return ConfigError(f"{document.where(PROFILES)}: {shown}{cure}")
+
+
+def _listed(profiles: Iterable[str]) -> str:
+    return ", ".join(repr(redact_text(name)) for name in profiles)
 
 
 def _beside(section: str, base: Mapping[str, object], own: Mapping[str, object]) -> Mapping[str, object]:

@@ -105,7 +105,7 @@ class _Resolver:
         return result + text[end:]
 
     def _inline(self, body: str, closed: bool, path: str, before: str) -> str:
-        sensitive = any(is_sensitive(part) for part in re.split(r"[.\[]", path))
+        sensitive = _is_hidden(path)
         name, separator, default = body.partition(":-")
         if not closed:
             raise self._error(
@@ -141,12 +141,17 @@ class _Resolver:
         if len(value) != 1:
             raise self._error(path, "from_env and from_file stand alone; remove the other keys beside them")
         kind, target = next(iter(value.items()))
+        target = os.fspath(target) if kind == "from_file" and isinstance(target, os.PathLike) else target
         if not isinstance(target, str) or not target:
             raise self._error(path, f"{kind} takes a name as a non-empty string, not {type(target).__name__}")
         if kind == "from_file":
-            return self._file(target, path)
+            content = self._file(target, path)
+            if not content and _says_where(path, ""):
+                raise self._error(path, f"the secret file {target!r} is empty (from_file); write the value into it")
+            return content
         if not _NAME.match(target):
-            raise self._error(path, f"{target!r} is not the name of an environment variable")
+            shown = "what from_env names" if _is_hidden(path) else repr(target)
+            raise self._error(path, f"{shown} is not the name of an environment variable; write it without ${{}}")
         found = self._environ(target, path)
         if found is None:
             raise self._error(path, f"environment variable {target} is not set (from_env); set it")
@@ -169,6 +174,10 @@ class _Resolver:
 
 # Where to connect, and as whom: set to nothing, libpq would take another database than the one that is meant.
 _WHERE = ("dbname", "host", "hostaddr", "port", "user", "service", "conninfo")
+
+
+def _is_hidden(path: str) -> bool:
+    return any(is_sensitive(part) for part in re.split(r"[.\[]", path))
 
 
 def _is_conninfo(path: str) -> bool:

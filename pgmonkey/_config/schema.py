@@ -148,7 +148,7 @@ def normalised(values: Mapping[str, object]) -> dict[str, object]:
     return {
         name: {key: _normal(name, str(key), value) for key, value in section.items()}
         if name in SECTIONS and isinstance(section, Mapping)
-        else section
+        else plain(section)
         for name, section in values.items()
     }
 
@@ -330,7 +330,7 @@ class _Checker:
         text = self._text(path, CONNINFO, value)
         try:
             parts = {key: str(item) for key, item in conninfo_to_dict(text).items() if item is not None}
-        except ProgrammingError:  # libpq's message quotes the string, and with it a password
+        except (ProgrammingError, UnicodeDecodeError):  # libpq's message quotes the string, and with it a password
             cure = "pass resolve_env=True (--resolve-env) to resolve the reference in it"
             if not self._is_literal(text):
                 cure = "write postgresql://user:password@host/dbname, or host=... dbname=..., with quotes around blanks"

@@ -7,6 +7,7 @@ from urllib.parse import unquote
 
 from .document import is_url
 from .keywords import ARGUMENTS, OURS, POOL
+from .redaction import is_sensitive
 from .schema import did_you_mean, libpq_keywords
 
 _POOL = "pool_"
@@ -51,8 +52,9 @@ def with_url_apart(values: Mapping[str, object], told: dict[str, str]) -> dict[s
                 *OURS,
                 *(_POOL + each for each in POOL),
             }
-            # What stands before an '@' in the query may be a part of a password.
-            shown = "a parameter" if "@" in query and "@" not in rest else f"the parameter {key!r}"
+            # What stands before an '@' in the query, or behind an '&', may be a part of a password.
+            part = ("@" in query and "@" not in rest) or "=" not in item or any(map(is_sensitive, _names(query)))
+            shown = "a parameter" if part else f"the parameter {key!r}"
             cure = _ENCODE if shown == "a parameter" else "remove it"
             raise ValueError(f"{shown} of the URL is unknown{did_you_mean(key, known) or f'; {cure}'}")
     plain = f"postgresql://{rest}{'?' if libpq else ''}{'&'.join(libpq)}"
@@ -63,6 +65,10 @@ def with_url_apart(values: Mapping[str, object], told: dict[str, str]) -> dict[s
             if given is None or isinstance(given, Mapping):
                 result[section] = {**pool, **(given or {})}
     return result
+
+
+def _names(query: str) -> list[str]:
+    return [unquote(item.partition("=")[0]) for item in query.split("&")]
 
 
 def _refuse_ambiguous(rest: str, query: str) -> None:

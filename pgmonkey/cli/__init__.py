@@ -50,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fail(error: Exception) -> int:
     if isinstance(error, ImportError) and "libpq" in str(error):
         text, page = _NO_LIBPQ, "cli.md"
+    elif isinstance(error, UnicodeEncodeError):
+        text, page = f"there is text that {error.encoding} cannot hold; set PYTHONIOENCODING=utf-8", "cli.md"
     else:
         import psycopg
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
-from .._config.document import Document, is_url, read_document
+from .._config.document import Document, read_document, shown
 from .._config.keywords import KEYWORDS, PLAIN, PROFILES
 from .._config.redaction import is_sensitive, redact_text
 from .._config.schema import Config, check
@@ -48,8 +48,8 @@ class Findings:
 def run(options: argparse.Namespace) -> int:
     """Print what was found, one line each; return 1 where something is wrong."""
     path = existing(options)
-    found = Findings(Document("URL" if is_url(path) else path, {}))
-    for profile in [options.profile] if options.profile else _profiles(path):
+    found = Findings(Document(shown(path), {}))
+    for profile in [options.profile] if options.profile is not None else _profiles(path):
         each = examine(path, options.resolve_env, options.allow_sensitive_defaults, profile)
         if each.config is not None:
             each.warnings += _contradictions(each.document, each.config)
@@ -95,7 +95,7 @@ def examine(path: str, resolve_env: bool, allow_sensitive_defaults: bool, profil
 
     Without *resolve_env* references are looked at, but what they stand for is not known and not checked.
     """
-    found = Findings(Document("URL" if is_url(path) else path, {}))
+    found = Findings(Document(shown(path), {}))
     try:
         with _heard(found):
             document = written(path, profile)

@@ -16,7 +16,7 @@ from psycopg.conninfo import conninfo_to_dict
 from .._config.blueprint import startup_options
 from .._config.document import is_url, read_document
 from .._config.keywords import OURS
-from .._config.redaction import is_sensitive
+from .._config.redaction import is_sensitive, redact_text
 from .._config.schema import Config, Kind
 from .._config.source import load_config, written
 from ..errors import ConfigError
@@ -147,11 +147,27 @@ class _Settings:
         # PgBouncer refuses startup options; there the reader has to set the parameters.
         if parameters and not behind_pgbouncer:
             values["options"] = repr(startup_options(config.connect.get("options", ""), parameters))
+        section = self._document.values.get("async_settings" if is_async else "sync_settings")
+        told = ""
+        if "options" in values and self._hold_a_secret(config, section if parameters else None, resolve_env):
+            del values["options"]
+            told = "# PGOPTIONS, which libpq reads, is to hold the options and parameters: one of them is a secret.\n"
         lines = "".join(f"    {key!r}: {value},\n" for key, value in values.items())
         reading = ""
         if "import yaml" in self.third_party:  # for a secret in the file
             reading = f'with open({path!r}, encoding="utf-8") as file:\n    document = yaml.safe_load(file)\n'
-        self.code = f"{reading}settings = {{\n{lines}}}\n"
+        self.code = f"{reading}{told}settings = {{\n{lines}}}\n"
+
+    @staticmethod
+    def _hold_a_secret(config: Config, parameters: object, resolve_env: bool) -> bool:
+        """Tell whether the options, or the *parameters* as written that go with them, are not to be seen in code."""
+        given = {**parameters} if isinstance(parameters, Mapping) else {}
+        if any(is_sensitive(str(name)) for name in given):
+            return True
+        if resolve_env and any(isinstance(value, Mapping) or "${" in str(value) for value in given.values()):
+            return True
+        options = config.connect.get("options", "")
+        return redact_text(options) != options
 
     def pool_arguments(self, prefix: str) -> str:
         """Return the arguments of psycopg_pool's pool."""
@@ -189,7 +205,7 @@ class _Settings:
                 return f"os.environ[{target!r}]"
             target = os.path.join(os.path.dirname(self._path), str(target))
             # Without the newline at the end, as pgmonkey reads it.
-            return f'Path({target!r}).read_text(encoding="utf-8").removesuffix("\\n")'
+            return f'Path({target!r}).read_text(encoding="utf-8-sig").removesuffix("\\n")'
         # What comes from the connection string is resolved: a "${" in it is none to be replaced.
         if resolve_env and key in self._keys and isinstance(value, str) and "${" in value:
             self._need(self.imports, "import os")

@@ -15,14 +15,15 @@ _DEFAULT = "config.yaml"
 
 def path_of(options: argparse.Namespace) -> str:
     """Return the path or URL: what was given, PGMONKEY_CONFIG, or ``config.yaml``."""
-    path: str = options.path or os.environ.get("PGMONKEY_CONFIG") or _DEFAULT
+    # What is given as nothing was to be something: it is an error rather than another file.
+    path: str = options.path if options.path is not None else os.environ.get("PGMONKEY_CONFIG") or _DEFAULT
     return path
 
 
 def existing(options: argparse.Namespace) -> str:
     """Do as `path_of`; raise `ConfigError` where nothing was given, and there is no ``config.yaml``."""
     path = path_of(options)
-    if path == _DEFAULT and not options.path and not os.path.exists(path):
+    if path == _DEFAULT and options.path is None and not os.path.exists(path):
         raise ConfigError(
             "there is no config.yaml here: give --connconfig FILE, set PGMONKEY_CONFIG, "
             "or write a file with 'pgmonkey pgconfig create'"
@@ -33,7 +34,7 @@ def existing(options: argparse.Namespace) -> str:
 def flags(options: argparse.Namespace) -> Reading:
     """Return the arguments of `pgmonkey.load_config` that were given as options."""
     names = ("resolve_env", "allow_sensitive_defaults", "profile")
-    return cast("Reading", {name: getattr(options, name) for name in names if getattr(options, name)})
+    return cast("Reading", {name: given for name in names if (given := getattr(options, name)) not in (None, False)})
 
 
 def load(options: argparse.Namespace) -> Config:

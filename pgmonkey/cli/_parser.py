@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
@@ -106,7 +107,7 @@ def build() -> Parser:
     _add_references(test)
     test.add_argument("--json", action="store_true", help="report as JSON")
     test.add_argument(
-        "--wait", type=float, default=0.0, metavar="SECONDS", help="keep trying until the server is there"
+        "--wait", type=_seconds, default=0.0, metavar="SECONDS", help="keep trying until the server is there"
     )
 
     code = pgconfig.add("generate-code", "print Python code that connects as a file says", "_codegen:run")
@@ -141,6 +142,13 @@ def build() -> Parser:
     psql.add_argument("words", nargs=argparse.REMAINDER, metavar="-- ARGUMENTS", help="for psql, as: -- -c 'SELECT 1'")
     pgconfig.add("schema", "print the JSON Schema of a configuration file, for editors", "_create:schema")
     return parser
+
+
+def _seconds(text: str) -> float:
+    with suppress(ValueError):
+        if (seconds := float(text)) >= 0:  # which "nan" is not
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds of at least 0")
 
 
 def _add_file(parser: Parser) -> None:

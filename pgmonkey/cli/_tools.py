@@ -13,7 +13,7 @@ from psycopg import pq
 from psycopg.conninfo import make_conninfo
 
 from .._config.keywords import KEYWORDS, PLAIN
-from .._config.redaction import is_sensitive
+from .._config.redaction import is_sensitive, redact_text
 from ..errors import ConfigError
 from ._given import load
 
@@ -53,11 +53,11 @@ def _words(options: argparse.Namespace) -> list[str]:
 
 
 def _without_secrets(settings: Mapping[str, str]) -> dict[str, str]:
-    # The path of a secret has to be known to who reads the file.
+    # The path of a secret has to be known to who reads the file.  The options may set a parameter that is one.
     return {
         key: value
         for key, value in settings.items()
-        if not is_sensitive(key) or KEYWORDS.get(key, PLAIN).holds == "path"
+        if (not is_sensitive(key) or KEYWORDS.get(key, PLAIN).holds == "path") and redact_text(value) == value
     }
 
 

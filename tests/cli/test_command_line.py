@@ -76,6 +76,8 @@ def test_no_command_prints_the_help(arguments: list[str]) -> None:
         (["pgconfig", "test", "--conconfig", "x"], "there is no '--conconfig'; did you mean '--connconfig'?"),
         (["pgconfig", "test", "--library=psycopg"], "there is no '--library=psycopg'; see"),
         (["pgconfig", "test", "--connection-type", "pol"], "invalid choice: 'pol'"),
+        (["pgconfig", "test", "--wait", "nan"], "--wait: 'nan' is not a number of seconds of at least 0"),
+        (["pgconfig", "test", "--wait=-1"], "--wait: '-1' is not a number of seconds of at least 0"),
     ],
 )
 def test_wrong_usage_is_status_2_and_suggests(arguments: list[str], said: str) -> None:
@@ -105,6 +107,27 @@ def test_the_file_is_that_of_the_variable_or_config_yaml(tmp_path: Path) -> None
     assert "two" in pgmonkey("pgconfig", "show", folder=tmp_path, env={"PGMONKEY_CONFIG": "other.yaml"}).stdout
     given = ["--connconfig", "config.yaml"]
     assert "one" in pgmonkey("pgconfig", "show", *given, folder=tmp_path, env={"PGMONKEY_CONFIG": "other.yaml"}).stdout
+
+
+def test_an_option_that_is_given_as_nothing_is_not_left_out(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("connection_settings: {host: one}\nprofiles: {a: {}}")
+    for command in ("check", "show", "dsn", "env", "test", "generate-code"):
+        for option, said in (
+            ("--connconfig", "configuration file is empty"),
+            ("--profile", "profile ''"),
+        ):
+            finished = pgmonkey("pgconfig", command, option, "", folder=tmp_path)
+            assert finished.returncode == 1
+            assert said in finished.stdout + finished.stderr
+    failed(pgmonkey("pgconfig", "create", "--connconfig", "", folder=tmp_path), "nothing was given as the file")
+
+
+def test_text_that_the_output_cannot_hold_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("connection_settings: {application_name: m\u00fcller}", encoding="utf-8")
+    environ = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "pgmonkey", "pgconfig", "env"]
+    finished = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
+    failed(finished, "there is text that ascii cannot hold; set PYTHONIOENCODING=utf-8")
 
 
 def test_colour_is_for_terminals_that_want_it(tmp_path: Path) -> None:

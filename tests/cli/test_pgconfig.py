@@ -52,6 +52,22 @@ def test_create_leaves_an_existing_file_alone(tmp_path: Path) -> None:
     assert path.read_text() == "precious"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--port", "abc"], "--port: 'abc' is not a port (1 to 65535)"),
+        (["--max-size", "\u0663"], "connections: not a whole number of at least 1 (--max-size)"),
+        (["--url", "--host", "h"], "--host has no effect with --url; leave out one of them"),
+        (["--full", "--dbname", "d"], "--dbname has no effect with --full; leave out one of them"),
+        (["--host", f"postgresql://u:{SECRET}@h/d"], "--host: a URL or connection string was given; write --url"),
+        (["--user", "${X}"], "--user: write '${X}' into the file"),
+    ],
+)
+def test_create_writes_nothing_that_is_wrong(arguments: list[str], said: str, tmp_path: Path) -> None:
+    failed(pgmonkey("pgconfig", "create", *arguments, folder=tmp_path), said)
+    assert not [*tmp_path.iterdir()]
+
+
 @pytest.mark.parametrize("kind", ["normal", "pool", "async", "async_pool"])
 def test_test_connects_as_each_kind(kind: str, config_file: Path, dbname: str) -> None:
     finished = pgmonkey("pgconfig", "test", "--connconfig", config_file, "--connection-type", kind)
@@ -224,6 +240,34 @@ def test_generated_code_holds_no_literal_secret(config_file: Path, config: dict[
     finished = pgmonkey("pgconfig", "generate-code", "--connconfig", config_file, "--library", "psycopg")
     assert config["connection_settings"]["password"] not in finished.stdout
     ran = programs.run(code=finished.stdout, folder=Path("/"))
+    assert "PostgreSQL" in ran.stdout, json.dumps(ran.stderr)
+
+
+@pytest.mark.parametrize("kind", ["normal", "async_pool"])
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        *({"options": f"-c app.token={SECRET}"}, {"app.api_token": SECRET}, {"app.key": "${PGM_KEY}"}),
+        {"app.key": {"from_env": "PGM_KEY"}},
+    ],
+)
+def test_generated_code_holds_no_secret_parameter(
+    kind: str, parameters: dict[str, Any], config: dict[str, Any], tmp_path: Path
+) -> None:
+    config["connection_settings"] |= {key: value for key, value in parameters.items() if key == "options"}
+    config["sync_settings"] = config["async_settings"] = {
+        "app.plain": "seen",
+        **{key: value for key, value in parameters.items() if key != "options"},
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    given = ["--library", "psycopg", "--resolve-env", "--connection-type", kind, "--connconfig", path]
+    printed = pgmonkey("pgconfig", "generate-code", *given, env={"PGM_KEY": SECRET})
+    assert (printed.returncode, printed.stderr) == (0, "")
+    assert SECRET not in printed.stdout
+    assert "# PGOPTIONS, which libpq reads, is to hold the options and parameters" in printed.stdout
+    code = printed.stdout.replace("SELECT version();", "SHOW app.plain")
+    ran = programs.run(code=code, folder=tmp_path, environ={**os.environ, "PGOPTIONS": "-c app.plain=PostgreSQL"})
     assert "PostgreSQL" in ran.stdout, json.dumps(ran.stderr)
 
 

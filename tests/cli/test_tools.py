@@ -48,6 +48,13 @@ def test_dsn_is_what_libpq_reads_back(odd: Path) -> None:
     assert pgmonkey("pgconfig", "dsn", "--driver", "psycopg", folder=odd).stdout.startswith("postgresql+psycopg://")
 
 
+def test_options_with_a_secret_are_printed_when_it_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(f"connection_settings: {{host: h, options: -c app.token={SECRET}}}\n")
+    for command in ("dsn", "env"):
+        assert SECRET not in pgmonkey("pgconfig", command, folder=tmp_path).stdout
+        assert SECRET in pgmonkey("pgconfig", command, "--with-password", folder=tmp_path).stdout
+
+
 def test_env_is_what_a_shell_reads_back(odd: Path) -> None:
     program = "import json, os; print(json.dumps(dict(os.environ)))"
     printed = pgmonkey("pgconfig", "env", "--with-password", folder=odd)

@@ -132,6 +132,20 @@ UNREADABLE: list[Row] = [
         "put a text that begins with '!' in quotes",
     ),
     (
+        "connection_settings:\n  password: ! hunter2\n",
+        2,
+        "connection_settings.password",
+        "a tag is not allowed",
+        "put a text that begins with '!' in quotes",
+    ),
+    (
+        "connection_settings:\n  password: !\n",
+        2,
+        "connection_settings.password",
+        "a tag is not allowed",
+        "put a text that begins with '!' in quotes",
+    ),
+    (
         "connection_settings:\n  password: !h!unter2\n",
         2,
         "password",
@@ -412,6 +426,20 @@ KEYS: list[Row] = [
         "profiles.test.profiles",
         "a profile cannot hold profiles",
         "move them one level up",
+    ),
+    (
+        GOOD + "profiles:\n  test:\n    host: other.example\n",
+        6,
+        "profiles.test.host",
+        "this belongs to the section 'connection_settings' of the profile",
+        "write 'connection_settings:' above it and indent it",
+    ),
+    (
+        GOOD + "profiles:\n  test: {password: hunter2}\n",
+        5,
+        "profiles.test.password",
+        "this belongs to the section 'connection_settings' of the profile",
+        "write 'connection_settings:' above it and indent it",
     ),
     (
         GOOD + "profiles:\n  default:\n    pool_settings:\n      max_size: 0\n",
@@ -1061,6 +1089,20 @@ BEYOND: list[Row] = [
         "pass profile= (--profile): 'test'",
     ),
     (
+        "profiles:\n  'password=hunter2': {connection_settings: {}}\n",
+        1,
+        "profiles",
+        "none is chosen, and there is no 'default', nor connection_settings for all",
+        "pass profile= (--profile): 'password=***REDACTED***'",
+    ),
+    (
+        "profiles:\n  'postgresql://u:hunter2@h/d': {connection_settings: {}}\n",
+        1,
+        "profiles",
+        "none is chosen, and there is no 'default', nor connection_settings for all",
+        "pass profile= (--profile): 'postgresql://***REDACTED***@h/d'",
+    ),
+    (
         "connection_settings: {password: {from_env: PGPASSWORD}}\n",
         1,
         "connection_settings.password",
@@ -1122,6 +1164,34 @@ BEYOND: list[Row] = [
         "connection_settings.conninfo",
         "a parameter of the URL is unknown",
         ENCODE,
+    ),
+    (
+        "connection_settings: {conninfo: 'postgresql://h/d?password=hunter2&ter2=1'}\n",
+        1,
+        "connection_settings.conninfo",
+        "a parameter of the URL is unknown",
+        ENCODE,
+    ),
+    (
+        "connection_settings: {conninfo: 'postgresql://h/d?password=x&hunter2'}\n",
+        1,
+        "connection_settings.conninfo",
+        "a parameter of the URL is unknown",
+        ENCODE,
+    ),
+    (
+        "connection_settings: {conninfo: 'postgresql://u@h/d?hunter2'}\n",
+        1,
+        "connection_settings.conninfo",
+        "a parameter of the URL is unknown",
+        ENCODE,
+    ),
+    (
+        "connection_settings: {conninfo: 'postgresql://u:hunter2%ff@h/d'}\n",
+        1,
+        "connection_settings.conninfo",
+        "not a valid connection string or URL (not shown)",
+        CONNINFO,
     ),
     (
         "connection_settings: {conninfo: 'postgresql://u:hunter2/d'}\n",
@@ -1303,7 +1373,9 @@ def everything_said(
         except ConfigError as error:
             said += [error, repr(error), error.args, *traceback.format_exception(error)]
     flags = ["--connconfig", str(path), *(["--resolve-env"] if resolve_env else [])]
-    for command in (["test"], ["generate-code"], ["generate-code", "--library", "psycopg"]):
+    main(["pgconfig", "check", *flags])  # to which a reference that is not resolved, and a choice of profiles, is right
+    reading = (["show"], ["test", "--json"], ["dsn"], ["env"], ["generate-code"])
+    for command in (*reading, ["generate-code", "--library", "psycopg"]):
         assert main(["pgconfig", *command, *flags]) == 1
     said += [*capsys.readouterr(), *(f"{record.getMessage()} {vars(record)}" for record in caplog.records)]
     return "\n".join(map(str, said))

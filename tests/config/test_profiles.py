@@ -139,6 +139,8 @@ def test_a_misspelt_profile_is_one_error(profile: Any, message: str, path: Path)
         ({"profiles": ["test"]}, "configuration: profiles: expected names with the sections of each, found a list; "),
         ({"profiles": {"test": "x"}}, "configuration: profiles.test: expected sections such as "),
         ({"profiles": {"test": {"profiles": {}}}}, "configuration: profiles.test.profiles: a profile cannot hold pro"),
+        ({"profiles": {1: {}, "test": {}}}, "configuration: profiles: the name of a profile is text, not a number"),
+        ({"profiles": {None: {}}}, "configuration: profiles: the name of a profile is text, not nothing"),
         ({"profiles": {"test": {"pool_settings": [1]}}, "connection_settings": {}}, "profiles.test.pool_settings: exp"),
     ],
 )

@@ -52,6 +52,21 @@ def test_a_variable_that_is_set_to_nothing_names_no_database(
         load(tmp_path, f"connection_settings: {settings}")
 
 
+@pytest.mark.parametrize("key", ["dbname", "host", "port", "user", "service", "conninfo"])
+def test_an_empty_secret_file_names_no_database(key: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text("\n")
+    expected = (
+        rf":1: connection_settings\.{key}: the secret file 'empty' is empty \(from_file\); write the value into it"
+    )
+    with pytest.raises(EnvInterpolationError, match=expected):
+        load(tmp_path, f"connection_settings: {{{key}: {{from_file: empty}}}}")
+
+
+def test_a_secret_file_may_be_a_path() -> None:
+    with pytest.raises(EnvInterpolationError, match="cannot read the secret file '/no/such'"):
+        load_config({"connection_settings": {"password": {"from_file": Path("/no/such")}}}, resolve_env=True)
+
+
 def test_one_advice_for_a_missing_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PGM_X", raising=False)
     with pytest.raises(EnvInterpolationError, match=r"PGM_X is not set; set it$"):

@@ -21,6 +21,7 @@ from starlette.testclient import TestClient
 import fastapi_pgmonkey
 import flask_pgmonkey
 from pgmonkey import AsyncDatabase, ConfigError, Database, Origin, PGConnectionManager, load_config
+from pgmonkey.cli import main
 
 from .. import programs
 from ..conftest import ON_CI, ROOT
@@ -98,6 +99,27 @@ def test_what_is_no_configuration_is_not_shown(given: Any) -> None:
     app.config["PGMONKEY_BINDS"] = "postgresql://u:hunter2@h/d"
     with pytest.raises(ConfigError, match=r"PGMONKEY_BINDS: expected a mapping .*, got str") as error:
         flask_pgmonkey.PGMonkey(app)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("host=h oauth_client_secret=hunter2", "host=h scram_client_key=hunter2", "host=h;pwd=hunter2"),
+        *("'postgresql://u:hunter2@h/d'", "mysql://u:hunter2@h/d", "postgres//u:hunter2@h/d", "u:hunter2@h"),
+    ],
+)
+def test_what_is_like_a_url_is_not_shown(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for make in (Database, load_config, AsyncDatabase, PGConnectionManager().load):
+        with pytest.raises(ConfigError) as error:
+            make(text)
+        assert "hunter2" not in str(error.value)
+    for command in ("check", "show", "test", "dsn", "env", "generate-code", "create"):
+        assert main(["pgconfig", command, "--connconfig", text]) == 1
+    assert "hunter2" not in "".join(capsys.readouterr())
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.fixture
