@@ -14,11 +14,13 @@ from psycopg.abc import Params
 from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus, PipelineStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
+from psycopg.sql import SQL, Composed
 
-from .._driver.begin import Begin, begin_statement, send_text_with_begin, send_with_begin
+from .._driver.begin import Begin, begin_statement, send_query_with_begin, send_text_with_begin, send_with_begin
 from .._driver.compat import FAST_PATH, PIPELINES, PostgresQuery
+from .._driver.cursors import prepare
 from .._driver.failure import Refusal
-from .._driver.plan import LOOKED_AT, Declined, Plan, Read, is_plain, is_psycopgs, read_count, remember
+from .._driver.plan import LOOKED_AT, Declined, Plan, Read, is_plain, is_psycopgs, read_count, remember, text_key
 from .._driver.prepared import is_refused
 from .._driver.psycopg_types import RowFactory
 from .._driver.sql import Statement
@@ -33,6 +35,8 @@ from .waiting import current_loop, try_acquire
 _NO_PLAN, _REFUSED = Declined.NO_PLAN, Declined.REFUSED
 # As plain numbers, which are faster to compare than members of an enumeration.
 _IDLE, _INERROR = int(TransactionStatus.IDLE), int(TransactionStatus.INERROR)
+# Statements that have no plan before psycopg has made text of them.
+_COMPOSED = (bytes, SQL, Composed)
 _FATAL, _NO_PIPELINE = int(ExecStatus.FATAL_ERROR), int(PipelineStatus.OFF)
 
 
@@ -85,6 +89,33 @@ async def execute_text(pooled: AsyncPooledConnection, query: PostgresQuery, begi
         await after_error(pooled.connection, error)
         raise
     return results if begin is None else results[len(begin) :]
+
+
+async def execute_first(
+    pooled: AsyncPooledConnection, cursor: AsyncAnyCursor, query: PostgresQuery, begin: Begin
+) -> list[PGresult]:
+    """Execute *query* of *cursor* as psycopg does, but in one message with *begin*; see `execute_plan`."""
+    if pooled.watcher.pid != getpid():
+        raise ForkedError(pooled.watcher.pid, getpid())
+    prepared = pooled.prepared
+    prep, name = prepare(cursor, query)
+    prepared.note(query)
+    prepared.first = True
+    prepared.statements += 1
+    limit: float | None = pooled.connection.__dict__["command_timeout"]
+    try:
+        send_query_with_begin(pooled.pgconn, begin, query, prep, name)
+        results = await pooled.watcher.fetch(limit)
+        check_results(results, pooled.connection)
+        results = results[-1:]
+        prepared.executed(query, prep, name, results)
+        maintaining = prepared.maintaining(pooled.connection)
+        if maintaining is not None:
+            await pooled.watcher.run(maintaining, limit)
+    except BaseException as error:
+        await after_error(pooled.connection, error)
+        raise
+    return results
 
 
 def may_repeat(pool: WeakPool, pooled: AsyncPooledConnection, error: psycopg.Error) -> bool:
@@ -167,13 +198,19 @@ class AsyncFastPath:
         """Remember how *cursor* has executed *statement*, if it is prepared and nothing of the borrower's in force."""
         weak: Lent | None = connection.__dict__.get("pooled")
         pooled = None if weak is None else weak()
-        if pooled is None or statement.__class__ is not str or not self._is_usual(connection, pooled):
+        if pooled is None or not self._is_usual(connection, pooled):
+            return
+        try:
+            text = text_key(statement, connection)
+        except Exception:
+            return  # as in `Plans.learn`
+        if text is None:
             return
         # An object of its own, not the text: a key is compared by identity on each call.
         keys = self._without if params is None else self._with
-        key = keys.get(statement) or object()
+        key = keys.get(text) or object()
         if pooled.plans.learn(key, statement, params, cursor, connection.row_factory) is not None:
-            remember(keys, statement, key, 4 * pooled.prepared.prepared_max)
+            remember(keys, text, key, 4 * pooled.prepared.prepared_max)
 
     def _is_usual(self, connection: AsyncAnyConnection, pooled: AsyncPooledConnection) -> bool:
         """Tell whether a borrowed *connection* makes the cursors and rows that each borrower gets."""
@@ -187,17 +224,20 @@ class AsyncFastPath:
 
     async def run(self, statement: Statement, params: Params | None, read: Read) -> Any:
         """Execute *statement* alone and return what *read* makes of the answer; a `Declined` when nothing was done."""
-        if statement.__class__ is not str or (self._loop is not None and self._loop is not current_loop()):
+        if self._loop is not None and self._loop is not current_loop():
             return _NO_PLAN
-        key = (self._without if params is None else self._with).get(statement)
-        if key is None or not self._alone:
+        keys = self._without if params is None else self._with
+        # What is not text is composed on the connection.
+        key = keys.get(statement) if statement.__class__ is str else None
+        if (key is None and statement.__class__ not in _COMPOSED) or not self._alone:
             return _NO_PLAN
         pool, frame = self.pool, sys._getframe(1)
         pooled = pool.take_idle(frame) or await pool.wait_for_one(frame)
         if pooled is None:
             return _NO_PLAN
         try:
-            plan = pooled.plans.find(key, params)
+            key = key or keys.get(text_key(statement, pooled.connection))
+            plan = None if key is None else pooled.plans.find(key, params)
             if plan is None or not (plan.has_rows or read is read_count):
                 return _NO_PLAN
             plan.send(plan.name, plan.params, plan.formats)
@@ -224,10 +264,9 @@ class AsyncFastPath:
     async def run_on(self, lease: Borrowed, statement: Statement, params: Params | None, read: Read) -> Any:
         """Execute *statement* on a borrowed connection; return what `read_found` reads, or a `Declined` as `run`."""
         pooled = lease.pooled
-        if statement.__class__ is not str or pooled is None:
-            return _NO_PLAN
-        key = (self._without if params is None else self._with).get(statement)
-        if key is None:
+        keys = self._without if params is None else self._with
+        key = keys.get(statement) if statement.__class__ is str else None
+        if pooled is None or (key is None and statement.__class__ not in _COMPOSED):
             return _NO_PLAN
         lock = pooled.connection.lock
         if not try_acquire(lock):
@@ -240,7 +279,8 @@ class AsyncFastPath:
             elif not self._is_usual(connection, pooled) or not is_plain(connection):
                 return _NO_PLAN
             idle = pooled.pgconn.transaction_status == _IDLE
-            plan = pooled.plans.find(key, params, connection)
+            key = key or keys.get(text_key(statement, connection or pooled.connection))
+            plan = None if key is None else pooled.plans.find(key, params, connection)
             if plan is None or not (plan.has_rows or read is read_count):
                 return _NO_PLAN
             begin = None if not idle else lease.begin if connection is None else begin_statement(connection)

@@ -13,7 +13,7 @@ from psycopg.abc import Buffer
 from psycopg.pq import Escaping, TransactionStatus
 from psycopg.pq.abc import PGconn
 
-from .compat import MISSING
+from .compat import MISSING, PostgresQuery, Prepare
 from .psycopg_types import AnyConnection
 
 _Params: TypeAlias = Sequence[Buffer | None] | None
@@ -66,6 +66,20 @@ def send_text_with_begin(pgconn: PGconn, begin: Begin, text: bytes) -> None:
     for command in begin:
         pgconn.send_query_params(command, None)
     pgconn.send_query_params(text, None)
+    pipeline_sync(pgconn)
+
+
+def send_query_with_begin(pgconn: PGconn, begin: Begin, query: PostgresQuery, prep: Prepare, name: bytes) -> None:
+    """Send *begin* and *query* in one message; *prep* tells whether it is, or is to be, prepared as *name*."""
+    pgconn.enter_pipeline_mode()
+    for command in begin:
+        pgconn.send_query_params(command, None)
+    if prep is Prepare.SHOULD:
+        pgconn.send_prepare(name, query.query, query.types)
+    if prep is Prepare.NO:
+        pgconn.send_query_params(query.query, query.params, query.types, query.formats)
+    else:
+        pgconn.send_query_prepared(name, query.params, query.formats)
     pipeline_sync(pgconn)
 
 

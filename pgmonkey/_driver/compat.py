@@ -50,10 +50,10 @@ PRIVATE: dict[str, tuple[str, ...]] = {
     ),
     # Required: this is where what a borrower executed is noticed, and cleaned up after.
     "PrepareManager": (
-        *("PrepareManager", "_counts", "_names", "_to_flush", "clear", "get", "maybe_add_to_cache"),
-        *("prepare_threshold", "prepared_max"),
+        *("PrepareManager", "_counts", "_names", "_to_flush", "clear", "get", "maintain_gen", "maybe_add_to_cache"),
+        *("prepare_threshold", "prepared_max", "validate"),
     ),
-    "Prepare": ("NO", "YES"),
+    "Prepare": ("NO", "SHOULD", "YES"),
     # Optional, as all that follows: what is open on the connection, for a COMMIT by the fast path.
     "Connection (open transaction)": ("_num_transactions", "_pipeline", "_tpc"),
     "PostgresQuery": (

@@ -9,7 +9,7 @@ from psycopg.abc import Params
 from psycopg.adapt import Transformer
 from psycopg.pq.abc import PGresult
 
-from .compat import FAST_PATH, PostgresClientQuery, PostgresQuery
+from .compat import FAST_PATH, PostgresClientQuery, PostgresQuery, Prepare
 from .plan import Plan, Plans, is_plain
 from .psycopg_types import AnyCursor
 from .sql import Statement
@@ -43,13 +43,21 @@ def plan_for(cursor: AnyCursor, plans: Plans, key: object, params: Params | None
 
 
 def convert(cursor: AnyCursor, statement: Statement, params: Params | None) -> PostgresQuery | None:
-    """Begin to execute on a client-side *cursor* and return its query with *params*; None when psycopg is to do it."""
+    """Begin to execute on *cursor* and return its query with *params*; None when psycopg is to do it."""
     if cursor._closed or not is_plain(cursor._conn):
         return None
     cursor._reset()
     cursor._tx = Transformer(cursor)
     cursor._query = query = cursor._convert_query(statement, params)
     return query
+
+
+def prepare(cursor: AnyCursor, query: PostgresQuery) -> tuple[Prepare, bytes]:
+    """Tell whether *query*, which *cursor* is about to execute, is or should be prepared, and by which name."""
+    found = cursor._conn._prepared.get(query)
+    if found[0] is not Prepare.NO:
+        cursor._query = None  # as psycopg, which keeps it only where nothing is prepared
+    return found
 
 
 def set_result(cursor: AnyCursor, statement: Statement, results: list[PGresult], *, anew: bool) -> None:

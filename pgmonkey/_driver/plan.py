@@ -19,6 +19,7 @@ from psycopg.abc import Buffer, Params
 from psycopg.adapt import AdaptersMap, PyFormat, Transformer
 from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
+from psycopg.sql import SQL, Composable
 from psycopg.types.json import JsonDumper, JsonLoader
 
 from .compat import FAST_PATH, PIPELINES, PostgresQuery
@@ -76,6 +77,18 @@ def _keeps_something(adapter: type | str) -> bool:
     """
     module = getattr(getattr(adapter, "__init__", None), "__module__", None) or "psycopg"
     return not module.startswith("psycopg")
+
+
+def text_key(query: Statement, context: AnyConnection | AnyCursor) -> object | None:
+    """Return what is equal for statements of the same text, as psycopg sends it in *context*; None without a plan."""
+    kind = query.__class__
+    if kind is str:
+        return query
+    if type(query) is SQL:
+        return query.as_string(None)
+    if kind is bytes:
+        return (query,)  # in a tuple: text and bytes cannot be compared where Python runs with -bb
+    return (query.as_bytes(context),) if isinstance(query, Composable) else None
 
 
 def remember(known: OrderedDict[Any, V], key: object, value: V, limit: int) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 import psycopg
+from psycopg.abc import PQGen
+from psycopg.pq.abc import PGresult
 
 from .compat import GENERATORS, PostgresQuery, Prepare, PrepareManager
 from .failure import Failure
@@ -20,6 +22,8 @@ _CLEAN = (
 )
 """All that DISCARD ALL does, which cannot follow a COMMIT in one message; psycopg's prepared statements stay."""
 _DEALLOCATE = b"DEALLOCATE ALL"
+_OFTEN = 1_000_000
+"""More executions than any threshold asks for."""
 _BY_HAND = re.compile(rb"PREPARE|DEALLOCATE|DISCARD", re.IGNORECASE).search
 # The generators that begin and end transactions and savepoints, and set their mode and their session values.
 _PSYCOPGS_OWN = frozenset((*GENERATORS, "_start_query", "setting"))
@@ -133,13 +137,26 @@ class Prepared(PrepareManager):
         self.note(query)
         return super().maybe_add_to_cache(query, prep, name)
 
+    def executed(self, query: PostgresQuery, prep: Prepare, name: bytes, results: list[PGresult]) -> None:
+        """Note *results* of *query*, as psycopg does when it has executed one."""
+        key = super().maybe_add_to_cache(query, prep, name)
+        if key is not None:
+            self.validate(key, prep, name, results)
+
+    def maintaining(self, connection: AnyConnection) -> PQGen[None] | None:
+        """Return the generator that deallocates what psycopg does not keep prepared; None when there is nothing."""
+        return self.maintain_gen(connection) if self._to_flush else None
+
     def clear(self) -> bool:
         """Forget what was prepared, and what failed, in a transaction or savepoint that is rolled back."""
         self.failure = None
         # psycopg deallocates everything then, also what `configure` has prepared.
         if self._configured and self._foreign:
             self.note_effect(Effect.LASTING)
-        return super().clear()
+        often = self._often()
+        cleared = super().clear()
+        self._counts.update(often)
+        return cleared
 
     # -- what may be left in the session ----------------------------------------------------------------------------
 
@@ -204,9 +221,13 @@ class Prepared(PrepareManager):
 
     def _forget(self) -> None:
         self.failure = None
-        self._counts.clear()
+        self._counts.update(self._often())
         self._names.clear()
         self._to_flush.clear()
+
+    def _often(self) -> dict[Key, int]:
+        """Return counts with which the next execution prepares again what is prepared now."""
+        return dict.fromkeys(self._names, _OFTEN)
 
     # -- what is prepared -------------------------------------------------------------------------------------------
 

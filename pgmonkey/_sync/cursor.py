@@ -12,12 +12,15 @@ import psycopg
 from psycopg import Cursor
 from psycopg.abc import Params
 from psycopg.pq import Format
+from psycopg.pq.abc import PGresult
 from psycopg.rows import tuple_row
 
 from .._driver.begin import begin_statement
 from .._driver.cursors import convert, fast_class, plan_for, set_result
-from .._driver.sql import TO_SAVEPOINT, Statement, ends_transaction, is_one_plain
-from .fastpath import Lent, begin_anew, execute_plan, execute_text, forget_plans, may_repeat
+from .._driver.plan import text_key
+from .._driver.sql import TO_SAVEPOINT, Statement, ends_transaction, is_one_plain, text_of
+from .connector import PooledConnection
+from .fastpath import Lent, begin_anew, execute_first, execute_plan, execute_text, forget_plans, may_repeat
 from .guard import Guard
 from .psycopg_types import AnyCursor
 
@@ -37,32 +40,51 @@ def _execute(
     if pooled is None:
         return Cursor.execute(self, query, params, prepare=prepare, binary=binary)
     try:
-        # What is composed, a template or in binary goes psycopg's own way: its text is no key by which to find a plan.
-        plain = prepare is None and binary is None and self.format == Format.TEXT
-        if query.__class__ not in (str, bytes) or not plain:
+        if prepare is not None or binary is not None or self.format != Format.TEXT:
             return _execute_as_psycopg(self, query, params, prepare=prepare, binary=binary)
-        # Without parameters psycopg does not look for placeholders, so the same text is another statement.
-        key = query if params is not None else (query, None)
         with connection.lock:
             unit = connection.__dict__["unit"]() if "unit" in connection.__dict__ else None
             if unit is not None and unit.blocks:
                 unit.check_statement()
-            plan = plan_for(self, pooled.plans, key, params)
+            text = query if query.__class__ is str else text_key(query, self)
+            # Without parameters psycopg does not look for placeholders, so the same text is another statement.
+            key = text if text is None or params is not None else (text, None)
+            plan = None if key is None else plan_for(self, pooled.plans, key, params)
             if plan is not None:
                 result = execute_plan(pooled, plan, begin_statement(connection))
                 set_result(self, query, [result], anew=True)
                 return self
-        _execute_as_psycopg(self, query, params)
+            results = _execute_first(self, pooled, query, params)
+        if results is None:
+            _execute_as_psycopg(self, query, params)
+        else:
+            set_result(self, query, results, anew=False)
     except psycopg.Error as error:
         if not may_repeat(connection.__dict__["pool"], pooled, error):
             raise
     else:
-        pooled.plans.learn(key, query, params, self, tuple_row)
+        if key is not None:
+            pooled.plans.learn(key, query, params, self, tuple_row)
         return self
     begin_anew(connection)
     Cursor.execute(self, query, params, prepare=False, binary=binary)
     forget_plans(connection.__dict__["pool"])  # the others, too, have it prepared for the old shape of the tables
     return self
+
+
+def _execute_first(
+    self: AnyCursor, pooled: PooledConnection, query: Statement, params: Params | None
+) -> list[PGresult] | None:
+    """Execute what a transaction begins with, in one round trip; None when psycopg is to do it."""
+    begin = begin_statement(self.connection)
+    if begin is None:
+        return None
+    _refuse_end(self, query)
+    converted = convert(self, query, params)
+    # What has parameters is one statement, by psycopg's protocol, too; a pipeline takes no other.
+    if converted is None or not (converted.params or is_one_plain(text_of(query))):
+        return None
+    return execute_first(pooled, self, converted, begin)
 
 
 def _execute_merged(

@@ -348,7 +348,7 @@ class Lease:
         state["command_timeout"] = min(patience, usual or patience)
         try:
             results = self._send(pooled, b"ROLLBACK" if open_transaction else None, clean)
-            if any(result.status == _FATAL for result in results):
+            if results and results[-1].status == _FATAL:
                 pooled.close()
         except psycopg.Error as failure:
             # The borrower is handling a more important error, and the server rolls back when it loses a connection.
@@ -365,8 +365,8 @@ class Lease:
         if not message:
             return []
         results = self._exchange(pooled, message)
-        # The server executes nothing behind a statement that failed, such as COMMIT.
-        if clean and not any(result.status == _FATAL for result in results):
+        # The server executes nothing behind a statement that failed, such as COMMIT: the error comes last.
+        if clean and not (results and results[-1].status == _FATAL):
             prepared.cleaned()
             pass_on_notifications(pooled.pgconn)  # or the next borrower would get them
         return results

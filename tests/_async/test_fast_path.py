@@ -127,21 +127,26 @@ async def test_errors_are_psycopgs_own(config: dict[str, Any], observer: Observe
     await database.close()
 
 
-async def test_only_prepared_text_takes_the_fast_path(config: dict[str, Any], fast_path_hits: Hits) -> None:
+async def test_only_what_is_prepared_takes_the_fast_path(config: dict[str, Any], fast_path_hits: Hits) -> None:
     database = AsyncDatabase(prepared(config, threshold=5))
     for _ in range(6):
         await database.fetch_value("SELECT 1")
     assert fast_path_hits() == 0
     await database.fetch_value("SELECT 1")
     assert fast_path_hits() == 1
-    for statement in (sql.SQL("SELECT 2"), b"SELECT 3", "SELECT set_config('work_mem', '123kB', false)"):
+    composed = sql.SQL("SELECT {}").format(sql.Literal(4))
+    forms: list[Any] = [sql.SQL("SELECT 2"), b"SELECT 3", composed, "SELECT 5"]
+    for hits, statement in zip((3, 5, 7, 9), forms, strict=True):
         for _ in range(8):
             await database.fetch_value(statement)
-    assert fast_path_hits() == 1
+        assert fast_path_hits() == hits
+    for _ in range(8):
+        await database.fetch_value("SELECT set_config('work_mem', '123kB', false)")
+    assert fast_path_hits() == 9
     assert await database.fetch_value("SHOW work_mem") == "4MB"
     async with database.transaction():
         await database.fetch_value("SELECT 1")
-    assert fast_path_hits() == 1
+    assert fast_path_hits() == 9
     await database.close()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg import sql
 from psycopg.pq import TransactionStatus
 
 from pgmonkey import AsyncDatabase, CancelledUnitError
@@ -218,4 +219,127 @@ async def test_a_notice_handler_hears_nothing_of_the_next_borrower(
     assert len(heard) == 1
     assert not caplog.records  # of psycopg's, about a handler that failed
     assert kept.closed
+    await database.close()
+
+
+# -- before it is prepared ---------------------------------------------------------------------------------------------
+
+
+async def test_what_begins_a_transaction_takes_one_round_trip_however_it_is_written(
+    config: dict[str, Any], table: Observer
+) -> None:
+    forms: list[tuple[Any, Any]] = [
+        ("SELECT %s::int", (1,)),
+        (b"SELECT %s::int + 0", (1,)),
+        (sql.SQL("SELECT {}::int").format(sql.Placeholder("a")), {"a": 1}),
+        ("SELECT 1", None),
+        ("/* a */ SELECT 1 -- b", ()),
+        ("INSERT INTO t VALUES (%s) RETURNING a", (1,)),
+    ]
+    connect = config["connection_settings"]
+    with FaultProxy(connect["host"], int(connect["port"])) as proxy:
+        through = proxied(config, proxy)
+        through["connection_settings"]["prepare_threshold"] = 2
+        database = AsyncDatabase(through)
+        for query, params in forms:
+            found = []
+            for _ in range(5):  # not prepared, being prepared, and prepared
+                async with database.transaction() as connection:
+                    before = proxy.round_trips
+                    cursor = await connection.execute(query, params)
+                    found.append(proxy.round_trips - before)
+                    assert await cursor.fetchone() == (1,)
+            assert found == [1] * 5, query
+        await database.close()
+
+
+@pytest.mark.parametrize("threshold", [0, 1, None])
+@pytest.mark.parametrize(
+    ("query", "params", "error"),
+    [
+        ("SELECT no_such_column WHERE %s", (True,), psycopg.errors.UndefinedColumn),
+        ("SELECT 1 / %s::int", (0,), psycopg.errors.DivisionByZero),
+        ("SELECT %s::int", (1, 2), psycopg.ProgrammingError),
+        ("SELECT a FROM t WHERE a = %s", (object(),), psycopg.ProgrammingError),
+    ],
+)
+async def test_a_transaction_that_begins_with_an_error(
+    threshold: int | None, query: Any, params: Any, error: type[Exception], config: dict[str, Any], table: Observer
+) -> None:
+    settings = prepared(config)
+    settings["connection_settings"]["prepare_threshold"] = threshold
+    database = AsyncDatabase(settings)
+    for number in range(4):
+        with pytest.raises(error):
+            async with database.transaction() as connection:
+                await connection.execute(query, params)
+        async with database.transaction() as connection:
+            await connection.execute("INSERT INTO t VALUES (%s)", (1,))
+            cursor = await connection.execute(COUNT)
+            assert await cursor.fetchone() == (number + 1,)
+    await database.close()
+
+
+async def test_several_statements_at_the_beginning(config: dict[str, Any], table: Observer) -> None:
+    database = AsyncDatabase(prepared(config, threshold=10))  # several cannot be prepared
+    for number in range(1, 4):
+        async with database.transaction() as connection:
+            cursor = await connection.execute("INSERT INTO t VALUES (1); SELECT count(*) FROM t")
+            assert cursor.nextset()
+            assert await cursor.fetchone() == (number,)
+            # Without a parameter in it, psycopg sends it as it is, whatever it is called with.
+            cursor = await connection.execute("SELECT 1; SELECT 2", {"a": 1})
+            assert await cursor.fetchone() == (1,)
+        async with database.transaction() as connection:
+            cursor = await connection.execute("SELECT 1; SELECT 2", {"a": 1})
+            assert await cursor.fetchone() == (1,)
+    await database.close()
+
+
+async def test_a_unit_refuses_to_begin_with_its_end(config: dict[str, Any]) -> None:
+    database = AsyncDatabase(prepared(config))
+    async with database.transaction() as connection:
+        with pytest.raises(psycopg.ProgrammingError, match="forbidden in a unit of work"):
+            await connection.execute("ROLLBACK")
+        assert connection.info.transaction_status == TransactionStatus.IDLE
+    await database.close()
+
+
+async def test_what_is_not_kept_prepared_is_deallocated(config: dict[str, Any]) -> None:
+    async def configure(connection: Any) -> None:
+        connection.prepared_max = 3
+
+    settings = prepared(config)
+    settings["async_pool_settings"]["configure"] = settings["pool_settings"]["configure"] = configure
+    database = AsyncDatabase(settings)
+    for number in range(10):
+        query: Any = f"SELECT {number}, %s::int"
+        async with database.transaction() as connection:
+            await connection.execute(query, (1,))
+    known = "SELECT count(*) FROM pg_prepared_statements"
+    assert await database.fetch_value(known) <= 5
+    await database.close()
+
+
+async def test_statements_stay_known_where_the_session_is_cleaned(config: dict[str, Any], table: Observer) -> None:
+    table.execute("CREATE FUNCTION own(int) RETURNS int LANGUAGE sql AS 'SELECT $1'")
+    settings = prepared(config, threshold=2)
+    database = AsyncDatabase(settings)
+    for _ in range(5):
+        async with database.transaction() as connection:
+            await connection.execute("SELECT own(%s)", (1,))
+    known = "SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE '%own%'"
+    assert await database.fetch_value(known) == 1
+    # Nor has a rollback to be made up for by as many executions as before.
+    with pytest.raises(ZeroDivisionError):
+        async with database.transaction():
+            raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError):
+        async with database.transaction() as connection:
+            await connection.execute("SELECT 1")
+            raise ZeroDivisionError
+    assert await database.fetch_value(known) == 0
+    async with database.transaction() as connection:
+        await connection.execute("SELECT own(%s)", (1,))
+    assert await database.fetch_value(known) == 1
     await database.close()
