@@ -111,7 +111,6 @@ class PGMonkey(Generic[Row]):
             allow_sensitive_defaults=allow_sensitive_defaults,
             profile=profile,
             row_factory=factory,
-            session_values=self._values_of_request,
         )
         """The database for coroutines outside endpoints: start-up, background tasks, scripts."""
         self.sync_database = Database(
@@ -120,7 +119,6 @@ class PGMonkey(Generic[Row]):
             allow_sensitive_defaults=allow_sensitive_defaults,
             profile=profile,
             row_factory=factory,
-            session_values=self._values_of_request,
         )
         """The database for threads.  In a ``def`` endpoint its query methods are part of the request's transaction."""
         self.transaction: Transaction = transaction
@@ -244,6 +242,8 @@ class PGMonkey(Generic[Row]):
         for streams and single statements; row-level security needs this.
         """
         self._session_values = function
+        # From now on: most applications have none, and are not to be asked for them at each statement.
+        self.async_database.ask = self.sync_database.ask = self._values_of_request
         return function
 
     def _values_of_request(self) -> Mapping[str, object] | None:

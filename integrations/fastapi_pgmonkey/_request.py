@@ -72,25 +72,30 @@ class RequestState:
         self._several = False
         # Where a request is no transaction: the places for those that its dependencies open in threads.
         self._places: list[object] = []
-        for each in databases:
-            if self.databases:
-                self._several = True
-            if each.transaction == "request" and scope["type"] == "http":
-                self.databases[each] = RequestUnits(each, scope, self._watch_client)
-            else:
-                self.databases[each] = None
-                self._places.append(each.sync_database.share(is_entered_by_dependency))
+        self._place: object = None
+        """The place for its units of work in the context that serves it."""
+        self.join(databases)
 
     def join(self, databases: Iterable[RequestDatabases]) -> None:
-        """Take *databases* in, too: those of a mounted application."""
+        """Take *databases* in, also those of a mounted application."""
         for each in databases:
             if each not in self.databases:
-                self._several = True
+                self._several = bool(self.databases)
                 if each.transaction == "request" and self.scope["type"] == "http" and not self._ended:
                     self.databases[each] = RequestUnits(each, self.scope, self._watch_client)
+                    self._place = self._place or each.async_database.begin_on_demand(self._begin)
                 else:
                     self.databases[each] = None
                     self._places.append(each.sync_database.share(is_entered_by_dependency))
+
+    def _begin(self, database: object) -> object:
+        """Return the request's unit of work in *database*; None where it has none, or has ended."""
+        if self._ended:
+            return None
+        for units in self.databases.values():
+            if units is not None and (unit := units.begin(database)) is not None:
+                return unit
+        return None
 
     def decide(self, *, keep: bool) -> None:
         """Commit, or roll back, whatever the status says.  Raises RuntimeError where no transaction is left to end."""
@@ -136,7 +141,7 @@ class RequestState:
             await self._leave(error, receive, send)
         finally:
             # Each is part of a reference cycle.
-            self.connection = self._messages = self._watch = None
+            self.connection = self._messages = self._watch = self._place = None
             self.databases = {}
             self._places = []
 
@@ -172,7 +177,7 @@ class RequestState:
                 raise
             return busy
         finally:
-            self.databases = {}  # breaks a reference cycle
+            self._place, self.databases = None, {}  # each is part of a reference cycle
         return response
 
     # -- errors -----------------------------------------------------------------------------------------------------

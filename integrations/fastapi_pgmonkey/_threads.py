@@ -35,10 +35,13 @@ class Threads:
         self._finishers = anyio.CapacityLimiter(_THREADS)
 
     async def borrow(self, unit: UnitOfWork[Row], timeout: float) -> Connection[Row]:
-        """Return the connection of *unit*, borrowed in a thread.
+        """Return the connection of *unit*: one that is idle at once, or else one that is waited for in a thread.
 
         *timeout* is in seconds and covers both waits: for a free thread, and in that thread for a connection.
         """
+        connection = None if unit.borrowed else unit.idle_connection()
+        if connection is not None:
+            return connection
         deadline = monotonic() + timeout
         with anyio.move_on_after(timeout) as waiting:
             await self._queue.acquire_on_behalf_of(unit)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from psycopg import AsyncConnection, Connection
 from psycopg.pq import TransactionStatus
 from starlette.exceptions import HTTPException
+
+from pgmonkey import AsyncUnitOfWork, UnitOfWork
 
 from ._types import RequestDatabases
 
@@ -31,35 +34,50 @@ def is_answer(error: BaseException | None) -> bool:
 
 
 class RequestUnits:
-    """The two units of work of a request in one database."""
+    """The two units of work of a request in one database, each begun when it is first needed."""
+
+    _in_loop: AsyncUnitOfWork[object] | None = None
+    _in_threads: UnitOfWork[object] | None = None
+    committed = False
+    """Whether one of them was committed that had done something."""
 
     def __init__(self, databases: RequestDatabases, scope: Scope, on_borrow: Callable[[], None] | None) -> None:
-        # Called only when the pool reports who holds its connections: most requests never need the text.
-        def label() -> str:
-            return _route_and_place(scope)
+        self._databases = databases
+        self._scope = scope
+        self._on_borrow = on_borrow
 
-        self.committed = False
-        """Whether one of them was committed that had done something."""
-        self._threads = databases.threads
-        # The one that is ended first comes last.
-        self._in_threads = databases.sync_database.begin(label=label, on_borrow=on_borrow)
-        self._in_loop = databases.async_database.begin(label=label, on_borrow=on_borrow)
+    def begin(self, database: object) -> AsyncUnitOfWork[object] | UnitOfWork[object] | None:
+        """Return the unit of work in *database*, which is begun at the first call; None where it is another one."""
+        databases = self._databases
+        # Called only when the pool reports who holds its connections: most requests never need the text.
+        label = partial(_route_and_place, self._scope)
+        if database is databases.async_database:
+            if self._in_loop is None:
+                self._in_loop = databases.async_database.begin(label=label, on_borrow=self._on_borrow)
+            return self._in_loop
+        if database is databases.sync_database:
+            if self._in_threads is None:
+                unit = databases.sync_database.begin(label=label, on_borrow=self._on_borrow)
+                vars(self).setdefault("_in_threads", unit)  # another thread of the request may have come first
+            return self._in_threads
+        return None
 
     @property
     def borrowed(self) -> bool:
         """Whether a connection was needed."""
-        return self._in_loop.borrowed or self._in_threads.borrowed
+        return any(unit.borrowed for unit in (self._in_loop, self._in_threads) if unit is not None)
 
     @property
     def statements(self) -> int:
         """How many statements were executed."""
-        return self._in_loop.statements + self._in_threads.statements
+        return sum(unit.statements for unit in (self._in_loop, self._in_threads) if unit is not None)
 
     async def can_commit(self) -> bool:
         """Return whether no statement has failed, and the connections are still there."""
-        if self._in_loop.borrowed and _failed(await self._in_loop.connection()):
+        in_loop, in_threads = self._in_loop, self._in_threads
+        if in_loop is not None and in_loop.borrowed and _failed(await in_loop.connection()):
             return False
-        return not (self._in_threads.borrowed and _failed(self._in_threads.connection()))
+        return in_threads is None or not (in_threads.borrowed and _failed(in_threads.connection()))
 
     async def finish(self, error: BaseException | None) -> None:
         """Commit both, or roll both back when there is an *error*; raise what makes a COMMIT fail.
@@ -67,41 +85,45 @@ class RequestUnits:
         What cannot be committed comes first, and takes the other with it.
         """
         failure = error
-        # Without a connection there is nothing to wait for, and no thread is needed.
-        in_threads = self._in_threads.borrowed
-        if in_threads and error is None and _failed(self._in_threads.connection()):
-            failure = await self._finish_in_threads(None)
-        try:
-            await self._in_loop.finish(failure)
-            self.committed = failure is None and self._in_loop.borrowed
-        except BaseException as reason:
-            failure = failure or reason
-        if in_threads:
-            failure = await self._finish_in_threads(failure) or failure
-            self.committed = self.committed or failure is None
-        else:
-            self._in_threads.finish(failure)
+        in_loop, in_threads = self._in_loop, self._in_threads
+        # Without a connection there is nothing that can have failed.
+        if in_threads is not None and in_threads.borrowed and error is None and _failed(in_threads.connection()):
+            failure = await self._finish_in_threads(in_threads, None)
+        if in_loop is not None:
+            try:
+                await in_loop.finish(failure)
+                self.committed = failure is None and in_loop.borrowed
+            except BaseException as reason:
+                failure = failure or reason
+        if in_threads is not None:
+            failure = await self._finish_in_threads(in_threads, failure) or failure
+            self.committed = self.committed or (failure is None and in_threads.borrowed)
         if failure is not error and failure is not None:
             raise failure
 
-    async def _finish_in_threads(self, error: BaseException | None) -> BaseException | None:
+    async def _finish_in_threads(self, unit: UnitOfWork[object], error: BaseException | None) -> BaseException | None:
         try:
-            await self._threads.end(self._in_threads, self._in_threads.finish, error)
+            await self._databases.threads.end(unit, unit.finish, error)
         except BaseException as failure:
             return failure
         return error
 
     async def roll_back(self, error: BaseException) -> None:
         """Roll both back; the next statement starts a new transaction."""
-        if self._in_loop.borrowed:
-            await self._in_loop.roll_back(error)
-        if self._in_threads.borrowed:
-            await self._threads.end(self._in_threads, self._in_threads.roll_back, error)
+        in_loop, in_threads = self._in_loop, self._in_threads
+        if in_loop is not None and in_loop.borrowed:
+            await in_loop.roll_back(error)
+        if in_threads is not None and in_threads.borrowed:
+            await self._databases.threads.end(in_threads, in_threads.roll_back, error)
 
     async def cancel(self, reason: str) -> None:
         """Cancel the running statement, roll both back, and refuse further statements."""
-        await self._in_loop.cancel(reason)
-        await self._threads.end(self._in_threads, self._in_threads.cancel, reason)
+        for database in (self._databases.async_database, self._databases.sync_database):
+            self.begin(database)  # so that those that were not used refuse, too
+        if self._in_loop is not None:
+            await self._in_loop.cancel(reason)
+        if self._in_threads is not None:
+            await self._databases.threads.end(self._in_threads, self._in_threads.cancel, reason)
 
 
 def _failed(connection: AnyConnection) -> bool:

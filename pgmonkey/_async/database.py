@@ -27,14 +27,15 @@ from .._driver.transaction_mode import DEFAULT, TransactionMode
 from .._pool.cache import Holder, cache
 from .._pool.place import Label
 from .._pool.schedule import uniform
-from .._pool.scopes import Ask, SessionValues, Shared, ask, enter, find, inside, is_asking
-from ..errors import PoolClosedError
+from .._pool.scopes import Ask, OnDemand, SessionValues, Shared, ask, enter, find, inside, is_asking
+from ..errors import PoolClosedError, PoolTimeoutError
 from .blocks import AsyncTransactionBlock, AsyncUnitBlock
 from .fastpath import AsyncFastPath, begin_anew, may_repeat
 from .guard import WITHOUT_VALUES, AsyncGuard
 from .handle import AsyncConnectionHandle, open_handle
 from .lease import AsyncLease
 from .nested import AsyncAttempt, AsyncNested
+from .pool import AT_ONCE
 from .unit import AsyncUnitOfWork, current_unit, unit_of
 from .waiting import POOL_KIND, sleep
 
@@ -176,6 +177,8 @@ class AsyncDatabase(Generic[Row]):
             handle = self._handle
             try:
                 if handle is None or not handle.usable_here:
+                    if timeout == AT_ONCE:
+                        raise PoolTimeoutError("no connection is idle: the pool is not open")
                     handle = await self._pool()
                 lease = await handle.borrow(timeout=timeout, autocommit=autocommit, label=label)
             except PoolClosedError:
@@ -527,6 +530,17 @@ class AsyncDatabase(Generic[Row]):
         unit: AsyncUnitOfWork[Row] = AsyncUnitOfWork(self, mode, label, on_borrow)
         enter(unit)
         return unit
+
+    @staticmethod
+    def begin_on_demand(begin: Callable[[object], Any]) -> object:
+        """Let this context, and all copies of it, join the units of work that *begin* returns for databases.
+
+        It is called with a database when that looks for the unit that it is in, of either kind, and returns None where
+        there is none.  This lasts as long as what is returned.
+        """
+        place = OnDemand(begin)
+        enter(place)
+        return place
 
     def share(self, fits: Callable[[FrameType], bool]) -> object:
         """Let this context, and all copies of it, join each `transaction` that is opened in one of them for all.

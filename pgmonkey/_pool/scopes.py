@@ -42,7 +42,7 @@ class Scope(Protocol):
     def finished(self) -> bool: ...
 
     @property
-    def source(self) -> Source: ...
+    def source(self) -> Source | None: ...
 
 
 inside: ContextVar[tuple[weakref.ref[Any], ...]] = ContextVar("pgmonkey_inside", default=())
@@ -80,6 +80,8 @@ def find(source: Source) -> Any:
         if not scope.asking:
             if scope.source is source:
                 return scope.unit if type(scope) is Shared else scope
+            if type(scope) is OnDemand and (unit := scope.begin(source)) is not None and not unit.finished:
+                return unit
         elif scope.source is not source:
             scope.others = True
     return None
@@ -92,6 +94,17 @@ def find_in(unit: object) -> Any:
         if scope is not None and not scope.finished and getattr(scope, "unit", None) is unit:
             return scope
     return None
+
+
+class OnDemand:
+    """A place in a context for units of work, each of which is begun when its database first looks for it."""
+
+    asking = finished = False
+    source = None
+
+    def __init__(self, begin: Callable[[Any], Scope | None]) -> None:
+        self.begin = begin
+        """Returns the unit of work of a database, None where it has none."""
 
 
 class Shared:

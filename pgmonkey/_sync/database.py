@@ -29,14 +29,15 @@ from .._driver.transaction_mode import DEFAULT, TransactionMode
 from .._pool.cache import Holder, cache
 from .._pool.place import Label
 from .._pool.schedule import uniform
-from .._pool.scopes import Ask, SessionValues, Shared, ask, enter, find, inside, is_asking
-from ..errors import PoolClosedError
+from .._pool.scopes import Ask, OnDemand, SessionValues, Shared, ask, enter, find, inside, is_asking
+from ..errors import PoolClosedError, PoolTimeoutError
 from .blocks import TransactionBlock, UnitBlock
 from .fastpath import FastPath, begin_anew, may_repeat
 from .guard import WITHOUT_VALUES, Guard
 from .handle import ConnectionHandle, open_handle
 from .lease import Lease
 from .nested import Attempt, Nested
+from .pool import AT_ONCE
 from .unit import UnitOfWork, current_unit, unit_of
 from .waiting import POOL_KIND, sleep
 
@@ -178,6 +179,8 @@ class Database(Generic[Row]):
             handle = self._handle
             try:
                 if handle is None or not handle.usable_here:
+                    if timeout == AT_ONCE:
+                        raise PoolTimeoutError("no connection is idle: the pool is not open")
                     handle = self._pool()
                 lease = handle.borrow(timeout=timeout, autocommit=autocommit, label=label)
             except PoolClosedError:
@@ -525,6 +528,17 @@ class Database(Generic[Row]):
         unit: UnitOfWork[Row] = UnitOfWork(self, mode, label, on_borrow)
         enter(unit)
         return unit
+
+    @staticmethod
+    def begin_on_demand(begin: Callable[[object], Any]) -> object:
+        """Let this context, and all copies of it, join the units of work that *begin* returns for databases.
+
+        It is called with a database when that looks for the unit that it is in, of either kind, and returns None where
+        there is none.  This lasts as long as what is returned.
+        """
+        place = OnDemand(begin)
+        enter(place)
+        return place
 
     def share(self, fits: Callable[[FrameType], bool]) -> object:
         """Let this context, and all copies of it, join each `transaction` that is opened in one of them for all.

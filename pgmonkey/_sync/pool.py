@@ -28,6 +28,8 @@ from .waiting import Caller, Queue, Waiter, current_loop, sleep
 logger = logging.getLogger("pgmonkey")
 
 
+AT_ONCE = -1.0
+"""The timeout of a borrow that takes an idle connection and waits for nothing."""
 # Seconds between new connections that are refused, doubled each time up to the second.
 _PAUSE = (0.1, 2.0)
 
@@ -54,12 +56,14 @@ class Pool(Ledger[PooledConnection, Waiter[PooledConnection]]):
     def borrow(self, timeout: float | None = None, label: Label | None = None) -> PooledConnection:
         """Return a live connection that is the caller's until `give_back`.
 
-        *timeout* is in seconds, the pool's own when None; *label* says for whom.  Raises `PoolTimeoutError`,
-        `PoolFullError`, `PoolClosedError`, or `ServerUnavailableError` when no connection can be made.
+        *timeout* is in seconds, the pool's own when None, or `AT_ONCE`; *label* says for whom.  Raises
+        `PoolTimeoutError`, `PoolFullError`, `PoolClosedError`, or `ServerUnavailableError` when none can be made.
         """
         # An idle connection is taken without a coroutine: most borrows find one.
         pooled = None if self._checks else self.take_idle(None)
         if pooled is None:
+            if timeout == AT_ONCE:
+                raise PoolTimeoutError(f"{self.name}: no connection is idle")
             pooled = self._checkout(self._settings.timeout if timeout is None else timeout)
             pooled.borrowed_at = monotonic()
         pooled.lent_at = Place.above(sys._getframe(1), label, Caller.current())

@@ -22,13 +22,14 @@ from .._driver.transaction_mode import DEFAULT, TransactionMode
 from .._pool import scopes
 from .._pool.place import Label
 from .._pool.scopes import Ask
-from ..errors import CancelledUnitError, GivenBackError
+from ..errors import CancelledUnitError, GivenBackError, PoolTimeoutError
 from .fastpath import FastPath, read_found
 from .guard import Guard
 from .lease import Lease
 from .nested import Nested
+from .pool import AT_ONCE
 from .psycopg_types import AnyConnection
-from .waiting import TurnLock, cannot_wait
+from .waiting import TurnLock, cannot_wait, try_acquire
 
 T = TypeVar("T")
 
@@ -107,6 +108,28 @@ class UnitOfWork(Generic[Row]):
                         self._set_values(lease, values)
                 finally:
                     self._busy = False
+        connection: Connection[Row] = lease.connection
+        return connection
+
+    def idle_connection(self) -> Connection[Row] | None:
+        """Return the connection of this unit as `connection` does, if it can be had without any wait; else None.
+
+        None, too, where session values are to be asked for: the function may wait for anything.
+        """
+        if self._has_values or self._lease is not None or not try_acquire(self._turn):
+            return None
+        try:
+            if self._busy or self.finished or self._refusal is not None:
+                return None
+            self._busy = True
+            try:
+                lease = self._lease or self._borrow(AT_ONCE)
+            finally:
+                self._busy = False
+        except PoolTimeoutError:
+            return None
+        finally:
+            self._turn.release()
         connection: Connection[Row] = lease.connection
         return connection
 

@@ -24,7 +24,7 @@ T = TypeVar("T")
 Lock = threading.Lock
 TurnLock = type(threading.RLock())  # the function would be one call more
 """A lock that lets its own thread in again, which then can be told that it is there already."""
-try_acquire: Callable[[Lock], bool] = methodcaller("acquire", False)
+try_acquire: Callable[[Lock | threading.RLock], bool] = methodcaller("acquire", False)
 """Acquires a lock if it is free; tells whether it was."""
 sleep = time.sleep
 POOL_KIND: Kind = "pool"
