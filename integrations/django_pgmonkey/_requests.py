@@ -6,7 +6,6 @@ import sys
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar
-from functools import wraps
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.core.signals import got_request_exception
@@ -62,14 +61,14 @@ class RequestTransactions:
     def watch(self, view: View, wrapped: View) -> View:
         """Return *wrapped*, which Django calls for *view*, so that what it raises rolls back at once.
 
-        Nobody else sees that: a middleware's process_exception() may answer with a success.
+        Nobody else sees that: a middleware's process_exception() may answer with a success.  Without the attributes
+        of the view, which Django and its middlewares read from the view itself: this is made for each request.
         """
         aliases = getattr(view, "_non_atomic_requests", ())
         apart = [wrapper for wrapper in self._wrappers if wrapper.alias in aliases]
 
         if iscoroutinefunction(wrapped):
 
-            @wraps(wrapped)
             async def watched_async(*args: object, **kwargs: object) -> object:
                 try:
                     # In the thread of the middleware, which the connections belong to.
@@ -85,7 +84,6 @@ class RequestTransactions:
 
             return watched_async
 
-        @wraps(wrapped)
         def watched(*args: object, **kwargs: object) -> object:
             try:
                 self._end(None, apart)
@@ -138,8 +136,11 @@ class RequestTransactions:
     def _end(self, refusal: str | None, wrappers: list[DatabaseWrapper] | None = None, *, decided: bool = True) -> None:
         """Commit one after the other, or roll all back when there is a *refusal*; raise what makes a COMMIT fail."""
         failure: BaseException | None = None
-        # Those first that cannot be committed, because that rolls the others back.
-        for wrapper in sorted(self._wrappers if wrappers is None else wrappers, key=_can_commit):
+        ended = self._wrappers if wrappers is None else wrappers
+        if len(ended) > 1:
+            # Those first that cannot be committed, because that rolls the others back.
+            ended = sorted(ended, key=_can_commit)
+        for wrapper in ended:
             transaction = wrapper.request_transaction
             why = refusal
             if transaction is not None and transaction.error is not None:

@@ -97,9 +97,10 @@ class RequestUnits:
         self._finish(None if keep else RefusedError(why), why)
 
     def fail(self, error: BaseException) -> None:
-        """End them with an *error* that nobody answered."""
-        keep = self._keep and isinstance(error, Exception)
-        self._finish(None if keep else error, type(error).__name__)
+        """End them with an *error* that nobody answered; do nothing when they have ended."""
+        if self._units:
+            keep = self._keep and isinstance(error, Exception)
+            self._finish(None if keep else error, type(error).__name__)
 
     def _finish(self, error: BaseException | None, why: str) -> None:
         """Commit them, one after the other, or roll all back when there is an *error*; raise what fails a COMMIT."""
