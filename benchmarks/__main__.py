@@ -15,7 +15,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import AsyncExitStack, ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,7 +25,8 @@ import uvloop
 
 from pgmonkey.embedded import Server
 
-from . import async_candidates, costs, http, network, picture, predecessor, sync_candidates
+from . import async_candidates, cases, costs, http, network, picture, predecessor, sync_candidates
+from .verdict import of_columns
 from .workloads import SCHEMA, WORKLOADS, Workload
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
@@ -103,9 +104,10 @@ def medians(times: Times) -> dict[str, float]:
     return {name: statistics.median(seconds) * 1e6 for name, seconds in times.items()}
 
 
-def table(title: str, columns: dict[str, Times], base: str) -> list[str]:
-    """Return a table: microseconds a call, and the ratio to *base*, by candidate and workload."""
-    lines = [f"### {title}", "", f"| | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
+def table(title: str, columns: dict[str, Times], base: str, bounds: Collection[str]) -> list[str]:
+    """Return a table: microseconds a call, and the ratio to *base*, by candidate and workload; see `verdict`."""
+    verdict = of_columns({column: medians(times) for column, times in columns.items()}, bounds)
+    lines = [f"### {title}", "", verdict, "", f"| | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
     for name in next(iter(columns.values())):
         cells = []
         for times in columns.values():
@@ -136,11 +138,14 @@ def main() -> None:
         for threads in (1, 8):
             columns = {w.name: measure_threads(dsn, w, threads, calls, rounds) for w in WORKLOADS}
             panels[f"One row by its key, {threads} thread{'s' * (threads > 1)}"] = medians(columns["primary key"])
-            lines += table(f"Threads: {threads}", columns, "psycopg, held open")
+            lines += table(f"Threads: {threads}", columns, "psycopg, held open", sync_candidates.BOUNDS)
         for tasks in (1, 50):
             columns = {w.name: uvloop.run(measure_tasks(dsn, w, tasks, calls, rounds)) for w in WORKLOADS}
             panels[f"One row by its key, {tasks} task{'s' * (tasks > 1)} (uvloop)"] = medians(columns["primary key"])
-            lines += table(f"Tasks, under uvloop: {tasks}", columns, "asyncpg's pool")
+            lines += table(f"Tasks, under uvloop: {tasks}", columns, "asyncpg's pool", async_candidates.BOUNDS)
+        columns = {w.name: asyncio.run(measure_tasks(dsn, w, 50, calls, rounds)) for w in WORKLOADS}
+        lines += table("Tasks, under asyncio's own loop: 50", columns, "asyncpg's pool", async_candidates.BOUNDS)
+        lines += cases.table(cases.measure(dsn, rounds))
         lines += network.table(network.measure(dsn, arguments.calls // 10))
         lines += predecessor.table(dsn)
         lines += costs.table(dsn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -66,6 +67,41 @@ async def asyncpg_pool(dsn: str) -> AsyncIterator[Make]:
         def make(w: Workload) -> Callable[[], Awaitable[object]]:
             method = {"one": pool.fetchrow, "all": pool.fetch, "none": pool.execute}[w.rows]
             return lambda: method(w.dollar_sql, *w.params)
+
+        yield make
+
+
+@asynccontextmanager
+async def asyncpg_held_open(dsn: str) -> AsyncIterator[Make]:
+    """One connection of asyncpg, held open; its tasks wait for each other."""
+    connection, lock = await asyncpg.connect(dsn), asyncio.Lock()
+
+    def make(w: Workload) -> Callable[[], Awaitable[object]]:
+        method = {"one": connection.fetchrow, "all": connection.fetch, "none": connection.execute}[w.rows]
+
+        async def call() -> object:
+            async with lock:
+                return await method(w.dollar_sql, *w.params)
+
+        return call
+
+    yield make
+    await connection.close()
+
+
+@asynccontextmanager
+async def asyncpg_transaction(dsn: str) -> AsyncIterator[Make]:
+    """Asyncpg's pool, with a transaction."""
+    async with asyncpg.create_pool(dsn, min_size=SIZE, max_size=SIZE) as pool:
+
+        def make(w: Workload) -> Callable[[], Awaitable[object]]:
+            name = {"one": "fetchrow", "all": "fetch", "none": "execute"}[w.rows]
+
+            async def call() -> object:
+                async with pool.acquire() as connection, connection.transaction():
+                    return await getattr(connection, name)(w.dollar_sql, *w.params)
+
+            return call
 
         yield make
 
@@ -161,10 +197,13 @@ async def pgmonkey_request(dsn: str) -> AsyncIterator[Make]:
     await database.close()
 
 
+BOUNDS = ("psycopg, held open", "asyncpg, held open")
 CANDIDATES = {
     "psycopg, held open": held_open,
     "AsyncConnectionPool, its idiom": pool_idiom,
+    "asyncpg, held open": asyncpg_held_open,
     "asyncpg's pool": asyncpg_pool,
+    "asyncpg's pool, a transaction": asyncpg_transaction,
     "SQLAlchemy Core over asyncpg": sqlalchemy_core,
     "sqlspec over asyncpg": sqlspec_session,
     "pgmonkey, query method": pgmonkey_query_method,

@@ -148,14 +148,22 @@ def request_cpu(dsn: str) -> list[str]:
     return [f"| {what} | **{statistics.median(ratios):.2f}** |"]
 
 
-def _in_threads(database: Database[Any], threads: int) -> float:
-    """Return the processor time of a checkout and return, in seconds."""
+def _borrow(database: Database[Any]) -> None:
+    with database.connection():
+        """Borrowed and given back, with nothing sent."""
+
+
+def _query(database: Database[Any]) -> None:
+    database.fetch_one("SELECT 1")
+
+
+def _in_threads(database: Database[Any], threads: int, use: Callable[[Database[Any]], None]) -> float:
+    """Return the processor time of one *use*, in seconds."""
     each = max(6400 // threads, 400)  # so that it is not the start of the thread that is measured
 
     def work() -> None:
         for _ in range(each):
-            with database.connection():
-                """Borrowed and given back, with nothing sent."""
+            use(database)
 
     workers = [threading.Thread(target=work) for _ in range(threads)]
     started = time.process_time()
@@ -166,13 +174,15 @@ def _in_threads(database: Database[Any], threads: int) -> float:
     return (time.process_time() - started) / (threads * each)
 
 
-def _by_threads(dsn: str, cases: dict[int, tuple[int, int]], rounds: int) -> dict[int, float]:
+def _by_threads(
+    dsn: str, cases: dict[int, tuple[int, int]], rounds: int, use: Callable[[Database[Any]], None] = _borrow
+) -> dict[int, float]:
     """Return seconds for each case, a number of threads and the size of their pool; the cases take turns."""
     times: dict[int, list[float]] = {number: [] for number in cases}
     with ExitStack() as stack:
         databases: dict[int, Database[Any]] = {}
         for number, (_, size) in cases.items():
-            settings = {"min_size": size, "max_size": size, "name": f"{number} of {size}"}
+            settings = {"min_size": size, "max_size": size, "name": f"{number} of {size}, {use.__name__}"}
             database = Database({"connection_settings": {"conninfo": dsn}, "pool_settings": settings})
             stack.callback(database.close)
             database.connect()
@@ -181,7 +191,7 @@ def _by_threads(dsn: str, cases: dict[int, tuple[int, int]], rounds: int) -> dic
             databases[number] = database
         for turn in range(rounds + 1):
             for number, (threads, _) in cases.items():
-                seconds = _in_threads(databases[number], threads)
+                seconds = _in_threads(databases[number], threads, use)
                 times[number] += [seconds] if turn else []  # the first is to warm up
     return {number: statistics.median(seconds) for number, seconds in times.items()}
 
@@ -212,10 +222,12 @@ async def _by_tasks(dsn: str, cases: Sequence[int], rounds: int) -> dict[int, fl
 def growth(dsn: str) -> list[str]:
     """Return a table: the processor time of a checkout, by what may make it dearer."""
     rounds = 11
+    by_query = {threads: (threads, 100) for threads in (1, 8, 64)}
     lines = ["### A checkout and return, as more take part", "", "| | processor time | |", "|---|---|---|"]
     for title, cases in (
         ("threads, on a pool of 8", _by_threads(dsn, {n: (n, 8) for n in (1, 8, 64)}, rounds)),
         ("connections in the pool, one thread", _by_threads(dsn, {n: (1, n) for n in (1, 10, 100)}, rounds)),
+        ("threads with a query method, on a pool of 100", _by_threads(dsn, by_query, rounds, _query)),
         ("tasks, on a pool of 8", asyncio.run(_by_tasks(dsn, (9, 50, 500, 2000), rounds))),
     ):
         base = next(iter(cases.values()))

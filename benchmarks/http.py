@@ -19,19 +19,27 @@ import uvloop
 
 from pgmonkey.embedded import die_with_parent
 
+from .verdict import of_rates
+from .workloads import ROWS
+
 CONNECTIONS = 8
-_REQUEST = b"GET /things/4711 HTTP/1.1\r\nHost: benchmark\r\n\r\n"
+_REQUEST = b"GET /things/%d HTTP/1.1\r\nHost: benchmark\r\n\r\n"
+_STEP = 7919  # a prime, so that the keys come in no order
 _ROOT = Path(__file__).resolve().parent.parent
 _GUNICORN = ("gunicorn", "--worker-class", "gthread", "--threads", "8", "--no-control-socket", "--log-level", "error")
 _UVICORN = ("uvicorn", "--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "error")
 LIBRARIES = {
     "flask": ("none", "libpq alone", "psycopg_pool", "Flask-SQLAlchemy", "pgmonkey"),
-    "fastapi": ("none", "libpq alone", "psycopg_pool", "asyncpg", "SQLAlchemy", "pgmonkey"),
+    "fastapi": (
+        *("none", "libpq alone", "psycopg_pool", "asyncpg", "asyncpg, a transaction", "SQLAlchemy"),
+        *("pgmonkey", "pgmonkey, Depends(db.connection)", "psycopg_pool, def", "pgmonkey, def"),
+    ),
     "django": (
-        *("none", "libpq alone", "stock", "CONN_MAX_AGE", "pool", "pgmonkey"),
+        *("none", "libpq alone", "stock", "CONN_MAX_AGE", "pool", "pgmonkey", "pgmonkey, TransactionMiddleware"),
         *("pool, ATOMIC_REQUESTS", "pgmonkey, ATOMIC_REQUESTS"),
     ),
 }
+_BOUNDS = ("none", "libpq alone")
 
 
 @contextmanager
@@ -81,21 +89,26 @@ class _Client(asyncio.Protocol):
         self.answers = 0
         self._deadline = deadline
         self._buffer = b""
+        self._key = id(self) % ROWS
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
-        transport.write(_REQUEST)
+        self._ask()
+
+    def _ask(self) -> None:
+        self._key = (self._key + _STEP) % ROWS
+        self._transport.write(_REQUEST % (self._key + 1))
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
         if not self._buffer.rstrip().endswith(b"}"):
             return
         answer, self._buffer = self._buffer, b""
-        if not answer.startswith(b"HTTP/1.1 200") or b"thing 4711" not in answer:
+        if not answer.startswith(b"HTTP/1.1 200") or b'thing %d"' % (self._key + 1) not in answer:
             self.done.set_exception(RuntimeError(answer.decode(errors="replace")[:500]))
         elif time.perf_counter() < self._deadline:
             self.answers += 1
-            self._transport.write(_REQUEST)
+            self._ask()
         elif not self.done.done():
             self.done.set_result(None)
             self._transport.close()
@@ -130,9 +143,9 @@ def measure(framework: str, dsn: str, *, rounds: int, seconds: float, core: int)
 
 def table(framework: str, rates: dict[str, list[float]]) -> list[str]:
     """Return a table: requests a second, and the share of what the application does without a database."""
-    ceiling = statistics.median(rates["none"])
-    lines = [f"| {framework} | requests a second | of no database |", "|---|---|---|"]
-    for library, values in rates.items():
-        median = statistics.median(values)
+    medians = {library: statistics.median(values) for library, values in rates.items()}
+    ceiling = medians["none"]
+    lines = [of_rates(medians, _BOUNDS), "", f"| {framework} | requests a second | of no database |", "|---|---|---|"]
+    for library, median in medians.items():
         lines.append(f"| {library} | {median:.0f} | **{median / ceiling:.2f}** |")
     return [*lines, ""]

@@ -17,6 +17,8 @@ from psycopg_pool import ConnectionPool
 from pgmonkey import Database
 from tests.faults.proxy import FaultProxy
 
+from .verdict import of_columns
+
 ROUND_TRIP = 0.001
 _QUERY = "SELECT id, name, made FROM things WHERE id = %s"
 
@@ -102,7 +104,16 @@ def measure(dsn: str, calls: int) -> dict[str, Result]:
 def table(results: dict[str, Result]) -> list[str]:
     """Return a table: milliseconds, the ratio to psycopg_pool's idiom, and round trips, of each way."""
     base = results["psycopg_pool, its idiom"].seconds
-    lines = ["### A network of 1 ms: one row by its key", "", "| | a call | round trips |", "|---|---|---|"]
+    calls = {name: result.seconds for name, result in results.items()}
+    verdict = of_columns({"a call": calls}, ("psycopg, held open",))
+    lines = [
+        "### A network of 1 ms: one row by its key",
+        "",
+        verdict,
+        "",
+        "| | a call | round trips |",
+        "|---|---|---|",
+    ]
     for name, (seconds, round_trips) in results.items():
         lines.append(f"| {name} | {seconds * 1e3:.2f} ms, **{seconds / base:.2f}** | {round_trips:.1f} |")
     return [*lines, ""]

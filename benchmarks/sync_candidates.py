@@ -6,11 +6,13 @@ import select
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime
 from typing import Any
 
 import psycopg
 import sqlalchemy
 from psycopg_pool import ConnectionPool
+from sqlalchemy import orm
 from sqlspec import SQLSpec
 from sqlspec.adapters.psycopg import PsycopgSyncConfig
 
@@ -20,6 +22,20 @@ from .workloads import Workload
 
 Make = Callable[[Workload], Callable[[], object]]
 SIZE = 8
+BOUNDS = ("libpq alone", "psycopg, held open")
+
+
+class _Base(orm.DeclarativeBase):
+    pass
+
+
+class Thing(_Base):
+    """A row, as SQLAlchemy maps it."""
+
+    __tablename__ = "things"
+    id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+    name: orm.Mapped[str]
+    made: orm.Mapped[datetime]
 
 
 def _read(cursor: Any, workload: Workload) -> object:
@@ -104,6 +120,11 @@ def pool_idiom(dsn: str, threads: int, **arguments: Any) -> Iterator[Make]:
         yield make
 
 
+def pool_autocommit(dsn: str, threads: int) -> AbstractContextManager[Make]:
+    """psycopg_pool in autocommit, without a check: a restart of the server is an error of the next requests."""
+    return pool_idiom(dsn, threads, kwargs={"autocommit": True})
+
+
 def pool_checked(dsn: str, threads: int) -> AbstractContextManager[Make]:
     """psycopg_pool in autocommit, checking each connection, which is what it takes to survive a restart."""
     return pool_idiom(dsn, threads, kwargs={"autocommit": True}, check=ConnectionPool.check_connection)
@@ -121,6 +142,29 @@ def sqlalchemy_core(dsn: str, threads: int) -> Iterator[Make]:
         def call() -> object:
             with engine.connect() as connection:
                 return _read(connection.execute(statement, params), w)
+
+        return call
+
+    yield make
+    engine.dispose()
+
+
+@contextmanager
+def sqlalchemy_orm(dsn: str, threads: int) -> Iterator[Make]:
+    """SQLAlchemy's ORM over psycopg: a session for each call, which loads an object where there is one row."""
+    url = dsn.replace("postgresql://", "postgresql+psycopg://")
+    engine = sqlalchemy.create_engine(url, pool_size=SIZE, max_overflow=0)
+
+    def make(w: Workload) -> Callable[[], object]:
+        statement, params = sqlalchemy.text(w.named_sql), w.named_params
+
+        def call() -> object:
+            with orm.Session(engine) as session:
+                if w.name == "primary key":
+                    return session.get(Thing, w.params[0])
+                found = _read(session.execute(statement, params), w)
+                session.commit()
+                return found
 
         return call
 
@@ -209,8 +253,10 @@ CANDIDATES = {
     "libpq alone": libpq_alone,
     "psycopg, held open": held_open,
     "psycopg_pool, its idiom": pool_idiom,
+    "psycopg_pool, autocommit": pool_autocommit,
     "psycopg_pool, autocommit and check": pool_checked,
     "SQLAlchemy Core, autocommit": sqlalchemy_core,
+    "SQLAlchemy ORM": sqlalchemy_orm,
     "sqlspec": sqlspec_session,
     "pgmonkey, query method": pgmonkey_query_method,
     "pgmonkey, request with one query method": pgmonkey_request,

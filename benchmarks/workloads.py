@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+ROWS = 10_000
 SCHEMA = """
     CREATE TABLE things (id int PRIMARY KEY, name text NOT NULL, made timestamptz NOT NULL DEFAULT now());
     INSERT INTO things SELECT i, 'thing ' || i FROM generate_series(1, 10000) AS i;
+    CREATE FUNCTION own(int) RETURNS int LANGUAGE sql STABLE AS 'SELECT $1';
     CREATE UNLOGGED TABLE log (id int, name text);
     VACUUM ANALYZE things;
 """

@@ -30,8 +30,9 @@ DATABASES: dict[str, dict[str, Any]] = {
     "pool": {**_stock, "OPTIONS": {"pool": _pool}},
     "pgmonkey": {**_stock, "ENGINE": "django_pgmonkey", "OPTIONS": {"pool": _pool}},
 }
-_name = LIBRARY.removesuffix(", ATOMIC_REQUESTS")
-_database = {**DATABASES[_name], "ATOMIC_REQUESTS": True} if _name != LIBRARY else DATABASES[_name]
+_name, _, _way = LIBRARY.partition(", ")
+_database = {**DATABASES[_name], "ATOMIC_REQUESTS": True} if _way == "ATOMIC_REQUESTS" else DATABASES[_name]
+_middleware = ["django_pgmonkey.middleware.TransactionMiddleware"] if _way == "TransactionMiddleware" else []
 
 bound = InThreads(DSN)
 
@@ -40,7 +41,7 @@ settings.configure(
     ALLOWED_HOSTS=["*"],
     ROOT_URLCONF=__name__,
     DATABASES={"default": _database} if _database else {},
-    MIDDLEWARE=["django.middleware.common.CommonMiddleware"],
+    MIDDLEWARE=[*_middleware, "django.middleware.common.CommonMiddleware"],
     USE_TZ=True,
     LOGGING_CONFIG=None,
 )

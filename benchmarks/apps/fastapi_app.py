@@ -36,17 +36,40 @@ elif LIBRARY == "libpq alone":
     async def by_libpq(number: int) -> dict[str, Any]:
         return thing(await app.state.bound.fetch(number))
 
-elif LIBRARY == "pgmonkey":
+elif LIBRARY.startswith("pgmonkey"):
+    from psycopg import AsyncConnection, Connection
+
     from fastapi_pgmonkey import PGMonkey
     from pgmonkey import AsyncDatabase
 
     pool = {"min_size": SIZE, "max_size": SIZE}
-    db = PGMonkey({"connection_settings": {"conninfo": DSN}, "async_pool_settings": pool})
+    db = PGMonkey({"connection_settings": {"conninfo": DSN}, "pool_settings": pool, "async_pool_settings": pool})
     app = FastAPI(lifespan=db.lifespan)
 
-    @app.get("/things/{number}")
-    async def by_pgmonkey(number: int, database: Annotated[AsyncDatabase[Any], Depends(db.database)]) -> dict[str, Any]:
+    async def by_database(number: int, database: Annotated[AsyncDatabase[Any], Depends(db.database)]) -> dict[str, Any]:
         return thing(await database.fetch_one(QUERY, (number,)))
+
+    async def by_connection(
+        number: int, connection: Annotated[AsyncConnection[Any], Depends(db.connection)]
+    ) -> dict[str, Any]:
+        return thing(await (await connection.execute(QUERY, (number,))).fetchone())
+
+    def in_a_thread(number: int, connection: Annotated[Connection[Any], Depends(db.sync_connection)]) -> dict[str, Any]:
+        return thing(connection.execute(QUERY, (number,)).fetchone())
+
+    ways: dict[str, Any] = {"pgmonkey, Depends(db.connection)": by_connection, "pgmonkey, def": in_a_thread}
+    app.add_api_route("/things/{number}", ways.get(LIBRARY, by_database))
+
+elif LIBRARY == "psycopg_pool, def":
+    from psycopg_pool import ConnectionPool
+
+    sync_connections = ConnectionPool(DSN, min_size=SIZE, max_size=SIZE, open=True)
+    app = FastAPI()
+
+    @app.get("/things/{number}")
+    def by_sync_pool(number: int) -> dict[str, Any]:
+        with sync_connections.connection() as connection:
+            return thing(connection.execute(QUERY, (number,)).fetchone())
 
 elif LIBRARY == "psycopg_pool":
     from psycopg import AsyncConnection
@@ -71,7 +94,7 @@ elif LIBRARY == "psycopg_pool":
     ) -> dict[str, Any]:
         return thing(await (await connection.execute(QUERY, (number,))).fetchone())
 
-elif LIBRARY == "asyncpg":
+elif LIBRARY.startswith("asyncpg"):
     import asyncpg
 
     @asynccontextmanager
@@ -83,7 +106,11 @@ elif LIBRARY == "asyncpg":
 
     async def acquired() -> AsyncIterator[Any]:
         async with app.state.pool.acquire() as connection:
-            yield connection
+            if LIBRARY == "asyncpg":
+                yield connection
+                return
+            async with connection.transaction():
+                yield connection
 
     @app.get("/things/{number}")
     async def by_asyncpg(number: int, connection: Annotated[Any, Depends(acquired)]) -> dict[str, Any]:
