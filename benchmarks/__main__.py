@@ -129,7 +129,7 @@ def main() -> None:
     if arguments.core >= 0 and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {arguments.core})
     lines: list[str] = []
-    with Server(settings={"max_connections": "200"}) as server:
+    with Server(settings={"max_connections": "400"}) as server:
         with psycopg.connect(server.dsn(), autocommit=True) as connection:
             for statement in filter(str.strip, SCHEMA.split(";")):
                 connection.execute(statement.encode())
