@@ -39,7 +39,10 @@ def plan_for(cursor: AnyCursor, plans: Plans, key: object, params: Params | None
     """Return the plan by which *cursor* executes the statement *key*; None when psycopg is to do it."""
     if cursor._closed or cursor._query_cls is not PostgresQuery or not is_plain(cursor._conn):
         return None
-    return plans.find(key, params, cursor)
+    try:
+        return plans.find(key, params, cursor)
+    except Exception:
+        return None  # psycopg raises it again, when it has begun the transaction
 
 
 def convert(cursor: AnyCursor, statement: Statement, params: Params | None) -> PostgresQuery | None:
@@ -48,7 +51,10 @@ def convert(cursor: AnyCursor, statement: Statement, params: Params | None) -> P
         return None
     cursor._reset()
     cursor._tx = Transformer(cursor)
-    cursor._query = query = cursor._convert_query(statement, params)
+    try:
+        cursor._query = query = cursor._convert_query(statement, params)
+    except Exception:
+        return None  # psycopg raises it again, when it has begun the transaction
     return query
 
 

@@ -179,9 +179,12 @@ def returns_rows(text: str) -> bool:
 
 
 def is_one_plain(text: str) -> bool:
-    """Tell whether *text* is certainly one single plain query, also when parameters are written into it."""
+    """Tell whether *text* is certainly one single plain query, also when parameters are written into it.
+
+    A ``$1`` of the text itself is not: what the server says to it depends on the protocol.
+    """
     look = _read(text)
-    return look.one and not look.merges
+    return look.one and not look.merges and "$" not in text
 
 
 def _look(text: bytes) -> _Look:

@@ -9,10 +9,11 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg import sql
+from psycopg import AsyncConnection, sql
 from psycopg.pq import TransactionStatus
 
 from pgmonkey import AsyncDatabase, CancelledUnitError
+from pgmonkey.embedded import Server
 
 from ..configs import prepared, proxied
 from ..faults.proxy import FaultProxy
@@ -277,6 +278,30 @@ async def test_a_transaction_that_begins_with_an_error(
             await connection.execute("INSERT INTO t VALUES (%s)", (1,))
             cursor = await connection.execute(COUNT)
             assert await cursor.fetchone() == (number + 1,)
+    await database.close()
+
+
+@pytest.mark.parametrize("threshold", [0, 5])
+@pytest.mark.parametrize(
+    ("query", "params"), [("SELECT $1", None), ("SELECT 1", (1,)), ("SELECT %s", (object(),)), ("SELECT 1 / 0", None)]
+)
+async def test_what_fails_first_fails_as_with_psycopg(
+    threshold: int, query: Any, params: Any, config: dict[str, Any], server: Server, dbname: str
+) -> None:
+    async def failing(connection: AsyncConnection[Any]) -> tuple[object, ...]:
+        with pytest.raises(psycopg.Error) as caught:
+            await connection.execute(query, params)
+        return type(caught.value), connection.info.transaction_status
+
+    async with await AsyncConnection.connect(server.dsn(dbname), prepare_threshold=threshold) as connection:
+        right = await failing(connection)
+        await connection.rollback()
+    database = AsyncDatabase(prepared(config, threshold=threshold))
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            async with database.transaction() as connection:
+                assert await failing(connection) == right
+                raise ZeroDivisionError
     await database.close()
 
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg import sql
+from psycopg import Connection, sql
 from psycopg.pq import TransactionStatus
 
 from pgmonkey import CancelledUnitError, Database
+from pgmonkey.embedded import Server
 
 from ..configs import prepared, proxied
 from ..faults.proxy import FaultProxy
@@ -279,6 +280,30 @@ def test_a_transaction_that_begins_with_an_error(
             connection.execute("INSERT INTO t VALUES (%s)", (1,))
             cursor = connection.execute(COUNT)
             assert cursor.fetchone() == (number + 1,)
+    database.close()
+
+
+@pytest.mark.parametrize("threshold", [0, 5])
+@pytest.mark.parametrize(
+    ("query", "params"), [("SELECT $1", None), ("SELECT 1", (1,)), ("SELECT %s", (object(),)), ("SELECT 1 / 0", None)]
+)
+def test_what_fails_first_fails_as_with_psycopg(
+    threshold: int, query: Any, params: Any, config: dict[str, Any], server: Server, dbname: str
+) -> None:
+    def failing(connection: Connection[Any]) -> tuple[object, ...]:
+        with pytest.raises(psycopg.Error) as caught:
+            connection.execute(query, params)
+        return type(caught.value), connection.info.transaction_status
+
+    with Connection.connect(server.dsn(dbname), prepare_threshold=threshold) as connection:
+        right = failing(connection)
+        connection.rollback()
+    database = Database(prepared(config, threshold=threshold))
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            with database.transaction() as connection:
+                assert failing(connection) == right
+                raise ZeroDivisionError
     database.close()
 
 

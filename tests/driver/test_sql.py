@@ -186,7 +186,7 @@ def test_one_plain_statement() -> None:
         "SELECT own(%s)",
     ):
         assert is_one_plain(text), text
-    for text in ("SELECT 1; SELECT 2", "COPY t TO STDOUT", "", "SET a = 1", "SELECT '%s'", "SELECT 'a"):
+    for text in ("SELECT 1; SELECT 2", "COPY t TO STDOUT", "", "SET a = 1", "SELECT '%s'", "SELECT 'a", "SELECT $1"):
         assert not is_one_plain(text), text
 
 
