@@ -333,7 +333,7 @@ class _Checker:
         except (ProgrammingError, UnicodeDecodeError):  # libpq's message quotes the string, and with it a password
             cure = "pass resolve_env=True (--resolve-env) to resolve the reference in it"
             if not self._is_literal(text):
-                cure = "write postgresql://user:password@host/dbname, or host=... dbname=..., with quotes around blanks"
+                cure = "write postgresql://user@host/dbname, or host=... dbname=..., with quotes around blanks"
             raise self._error(path, f"not a valid connection string or URL (not shown); {cure}") from None
         for key, part in parts.items():
             problem = _problem(key, KEYWORDS.get(key, PLAIN), part) if part else None

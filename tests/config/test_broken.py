@@ -25,7 +25,7 @@ LINES = "write them on lines of their own, indented, with a blank after each ':'
 INDENT = "indent the keys of a section alike, and put a text with quotes, ': ' or ' #' in quotes"
 SECTIONS = "write 'connection_settings:' and below it, indented, 'host:' and so on, or 'conninfo:' with a URL"
 COLON = "put a blank behind the ':', and quotes around a text with a ',' or a ':' in it"
-CONNINFO = "write postgresql://user:password@host/dbname, or host=... dbname=..., with quotes around blanks"
+CONNINFO = "write postgresql://user@host/dbname, or host=... dbname=..., with quotes around blanks"
 PROFILES = "write 'profiles:', below it a name such as 'reports:', and below that its sections"
 CHOOSE = "write one of them"
 PARAMETER = "write one such as 'statement_timeout' or 'app.tenant'"
