@@ -12,6 +12,7 @@ from typing import TypeAlias
 from .keywords import (
     ARGUMENTS,
     CONNINFO,
+    HOSTS,
     KEYWORDS,
     NUMBER,
     OURS,
@@ -124,6 +125,8 @@ def _one(key: Key) -> Iterable[Schema]:
     elif key.holds == "seconds":
         yield {"type": "number", "exclusiveMinimum" if key.least is None else "minimum": 0}
         yield {"type": "string", "pattern": _whole(POSITIVE_SECONDS if key.least is None else SECONDS)}
+    elif key.holds == "host":
+        yield {"type": _SCALAR, "pattern": _whole(HOSTS)}
     else:
         yield {"type": _SCALAR}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple
 
-Holds = Literal["text", "path", "number", "port", "seconds", "switch", "boolean", "keys", "code"]
+Holds = Literal["text", "host", "path", "number", "port", "seconds", "switch", "boolean", "keys", "code"]
 """What a value is.
 
 ``number``, ``port`` and ``seconds`` may also be written as text, with blanks around; a ``switch`` is libpq's 0 or 1;
@@ -36,6 +36,9 @@ class Key(NamedTuple):
 NUMBER = r"\s*[0-9]{1,18}\s*"
 POSITIVE = r"\s*0*[1-9][0-9]{0,17}\s*"
 _PORT = r"\s*0*([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])\s*"
+# A name, or a socket's folder, or "@" and the socket's name where it has none; in names it would follow a password.
+_HOST = "([/@][^,]*|[^/@,][^@,]*)?"
+HOSTS = rf"{_HOST}(,{_HOST})*"
 # Of several, one may be left out, which is then the default.
 PORTS = rf"{_PORT}|({_PORT}|\s*)(,({_PORT}|\s*))+"
 SECONDS = r"\s*([0-9]{1,15}(\.[0-9]{0,15})?|\.[0-9]{1,15})([eE][-+]?[0-9]{1,2})?\s*"
@@ -58,7 +61,7 @@ _PREFERENCE = ("disable", "prefer", "require")
 KEYWORDS = {
     # Several hosts are tried in turn ("Specifying Multiple Hosts" in libpq's manual); one may be a socket's folder.
     "host": Key(
-        "The server's name or address, or the folder of its socket; several are tried in turn.", "path", plural=True
+        "The server's name or address, or the folder of its socket; several are tried in turn.", "host", plural=True
     ),
     "hostaddr": Key("The server's IP address, which spares looking up the name.", plural=True),
     "port": Key("The server's port (5432).", "port", plural=True),

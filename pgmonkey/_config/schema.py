@@ -28,6 +28,7 @@ from .document import Document, describe_type, plain
 from .keywords import (
     ARGUMENTS,
     CONNINFO,
+    HOSTS,
     KEYWORDS,
     NUMBER,
     OURS,
@@ -158,7 +159,7 @@ def _normal(section: str, name: str, value: object) -> object:
         return [_normal(section, name, item) for item in value]
     value = plain(value)
     key = key_of(section, name)
-    if name == "host" or key.holds == "path":
+    if key.holds in ("host", "path"):
         value = os.fspath(value) if isinstance(value, os.PathLike) else value
     if key.holds in ("boolean", "switch") and isinstance(value, (str, int)):
         return WORDS.get(str(value).strip().lower(), value)
@@ -192,6 +193,8 @@ def _problem(name: str, key: Key, value: object) -> str | None:
         return f"is not a whole number of at least {key.least}; write it as in '{name}: 10'"
     if key.holds == "port" and not is_written(PORTS, text):
         return f"is not a port (1 to 65535); write it as in '{name}: 5432'"
+    if key.holds == "host" and not is_written(HOSTS, text):
+        return "holds an '@'; give user and password by the keys of these names, or all of it in conninfo"
     if key.holds == "seconds":
         if number and 0 <= cast("float", value) < math.inf and (value or key.least == 0):
             return None
@@ -373,7 +376,9 @@ class _Checker:
             value = self._text(path, key, value)
         problem = _problem(name, key, value)
         if problem:
-            raise self._error(path, f"{self._shown(path, key, value)} {problem}")
+            # A host is wrong where it may hold a password.
+            shown = "the value" if key.holds == "host" else self._shown(path, key, value)
+            raise self._error(path, f"{shown} {problem}")
         if key.holds == "number":
             return int(cast("str | float", value))
         return float(cast("str | float", value)) if key.holds == "seconds" else value

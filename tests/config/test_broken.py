@@ -456,6 +456,13 @@ KEYS: list[Row] = [
         "did you mean 'pool_settings'?",
     ),
     (
+        "connection_settings: {host: 'u:hunter2@h'}\n",
+        1,
+        "connection_settings.host",
+        "the value holds an '@'",
+        "give user and password by the keys of these names, or all of it in conninfo",
+    ),
+    (
         "connection_settings: {port: 99999}\n",
         1,
         "connection_settings.port",
@@ -1192,6 +1199,13 @@ BEYOND: list[Row] = [
         "connection_settings.conninfo",
         "not a valid connection string or URL (not shown)",
         CONNINFO,
+    ),
+    (
+        "connection_settings: {conninfo: 'host=u:hunter2@h dbname=d'}\n",
+        1,
+        "connection_settings.conninfo",
+        "its host holds an '@'",
+        "give user and password by the keys of these names, or all of it in conninfo",
     ),
     (
         "connection_settings: {conninfo: 'postgresql://u:hunter2/d'}\n",
