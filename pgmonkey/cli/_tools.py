@@ -20,14 +20,14 @@ from ._given import load
 
 def dsn(options: argparse.Namespace) -> int:
     """Print a URL; the password only when it is asked for."""
-    settings = load(options).connect
+    settings = _settings(options)
     print(_url(settings if options.with_password else _without_secrets(settings), options.driver))
     return 0
 
 
 def env(options: argparse.Namespace) -> int:
     """Print the variables of libpq for a shell, or run a command that has them."""
-    settings = load(options).connect
+    settings = _settings(options)
     command = _words(options)
     if command:
         _execute(command, {**_variables(settings), "DATABASE_URL": _url(settings)})
@@ -38,13 +38,22 @@ def env(options: argparse.Namespace) -> int:
 
 def psql(options: argparse.Namespace) -> int:
     """Replace this process with psql."""
-    settings = load(options).connect
+    settings = _settings(options)
     known = _variable_names()
     # Other users can see what is written as an argument, so that a secret without a variable is left out: psql asks.
     rest = {key: value for key, value in _without_secrets(settings).items() if key not in known}
     arguments = ["--dbname", make_conninfo(**rest)] if rest else []
     _execute(["psql", *arguments, *_words(options)], _variables(settings))
     return 0
+
+
+def _settings(options: argparse.Namespace) -> Mapping[str, str]:
+    """Return what libpq is to be given; raise `ConfigError` where that is a reference, as no other tool knows it."""
+    config = load(options)
+    for key, value in config.connect.items():
+        if "${" in value and not options.resolve_env:
+            raise ConfigError(f"{config.source}: {key} is a reference; pass --resolve-env to resolve it")
+    return config.connect
 
 
 def _words(options: argparse.Namespace) -> list[str]:

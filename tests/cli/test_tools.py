@@ -55,6 +55,16 @@ def test_options_with_a_secret_are_printed_when_it_is_asked_for(tmp_path: Path) 
         assert SECRET in pgmonkey("pgconfig", command, "--with-password", folder=tmp_path).stdout
 
 
+@pytest.mark.parametrize("command", ["dsn", "env", "psql"])
+def test_an_unresolved_reference_is_no_use_to_other_tools(command: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("connection_settings: {host: h, user: '${PGM_WHO:-me}'}\n")
+    refused = pgmonkey("pgconfig", command, folder=tmp_path)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "config.yaml: user is a reference; pass --resolve-env to resolve it" in refused.stderr
+    if command != "psql":
+        assert "me" in pgmonkey("pgconfig", command, "--resolve-env", folder=tmp_path).stdout
+
+
 def test_env_is_what_a_shell_reads_back(odd: Path) -> None:
     program = "import json, os; print(json.dumps(dict(os.environ)))"
     printed = pgmonkey("pgconfig", "env", "--with-password", folder=odd)
