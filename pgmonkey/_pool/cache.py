@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import atexit
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from time import sleep
 from typing import Protocol, TypeVar
 
 from psycopg.pq.abc import PGconn
@@ -16,6 +17,8 @@ from psycopg.pq.abc import PGconn
 from .._config.schema import Config, Kind
 from .._driver.cancel import cancel_at_exit
 
+# Seconds in which most statements end by themselves, so that none of many busy threads needs a cancel request.
+_SHORT = 0.01
 # Digest of the resolved configuration, kind, and for async kinds the identity of the event loop.
 Key = tuple[str, Kind, "int | None"]
 
@@ -42,8 +45,12 @@ class Handle(Protocol):
         """Close idle connections now, and borrowed ones when they are given back."""
         ...
 
-    def leave(self) -> list[PGconn]:
-        """Close what is idle, at the end of the process; return what is at work."""
+    def leave(self) -> None:
+        """Close what is idle, at the end of the process."""
+        ...
+
+    def at_work(self) -> dict[PGconn, object]:
+        """Return the connections that execute a statement, each with what tells that statement from others."""
         ...
 
     def terminate(self) -> None:
@@ -206,9 +213,18 @@ class Cache:
         return [(entry.key, handle) for entry, handle in held if entry.successor is None and entry in self._open]
 
     def leave(self) -> list[PGconn]:
-        """Close what is idle, at the end of the process; return what is at work."""
+        """Close what is idle, at the end of the process; return what is in the middle of a long statement."""
         handles = [handle for entry in list(self._open) if (handle := entry.handle()) is not None]
-        return [pgconn for handle in handles for pgconn in handle.leave()]
+        for handle in handles:
+            handle.leave()
+        before = _at_work(handles)
+        if before:
+            sleep(_SHORT)
+        return [pgconn for pgconn, statement in _at_work(handles).items() if before.get(pgconn) == statement]
+
+
+def _at_work(handles: Iterable[Handle]) -> dict[PGconn, object]:
+    return {pgconn: statement for handle in handles for pgconn, statement in handle.at_work().items()}
 
 
 cache = Cache()

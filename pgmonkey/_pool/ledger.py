@@ -432,8 +432,8 @@ class Ledger(ABC, Generic[P, W]):
         for pooled in [pooled for pooled in self.lent if pooled.place is not None]:
             logger.warning("%s: closed while a connection is still lent: %s", self.name, str(pooled))
 
-    def leave(self) -> list[PGconn]:
-        """Close what is idle, at the end of the process; return what is at work.
+    def leave(self) -> None:
+        """Close what is idle, at the end of the process.
 
         What is lent is not closed: libpq must not lose a connection while another thread is inside it.
         """
@@ -443,7 +443,11 @@ class Ledger(ABC, Generic[P, W]):
                 self._idle.pop().close()
             except IndexError:
                 break
-        return [pooled.pgconn for pooled in self.lent if pooled.pgconn.transaction_status == _ACTIVE]
+
+    def at_work(self) -> dict[PGconn, object]:
+        """Return the connections that execute a statement, each with what tells that statement from others."""
+        active = [pooled for pooled in self.lent if pooled.pgconn.transaction_status == _ACTIVE]
+        return {pooled.pgconn: (pooled.borrowed_at, pooled.prepared.statements) for pooled in active}
 
     def after_fork_in_child(self) -> None:
         """Start empty: what was open belongs to the parent, and must not be ended from here."""

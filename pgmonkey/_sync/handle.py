@@ -172,9 +172,13 @@ class ConnectionHandle:
         """Close what is idle now and what is lent when it comes back."""
         self._pool.close(f"{self.kind} connection closed; ask get_database_connection() again")
 
-    def leave(self) -> list[PGconn]:
-        """Close what is idle, at the end of the process; return what is at work."""
-        return self._pool.leave()
+    def leave(self) -> None:
+        """Close what is idle, at the end of the process."""
+        self._pool.leave()
+
+    def at_work(self) -> dict[PGconn, object]:
+        """Return the connections that execute a statement, each with what tells that statement from others."""
+        return self._pool.at_work()
 
     def terminate(self) -> None:
         """Close everything now."""
