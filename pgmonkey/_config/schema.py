@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from psycopg import ProgrammingError, capabilities, pq
 from psycopg.conninfo import conninfo_to_dict
 
 from ..errors import ConfigError
-from .document import Document, describe_type, plain
+from .document import Document, describe_type, is_url, plain
 from .keywords import (
     ARGUMENTS,
     CONNINFO,
@@ -54,6 +55,8 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 # A longer value is not shown as a whole.
 _MAX_SHOWN = 60
+# The keywords of a connection string; a value in quotes may hold what looks like one.
+_ASSIGNED = re.compile(r"(?:'(?:[^'\\]|\\.)*'|(?<!\S)(\w+)\s*=)", re.DOTALL)
 
 
 Hook: TypeAlias = Callable[..., Any]
@@ -205,6 +208,16 @@ def _problem(name: str, key: Key, value: object) -> str | None:
     return None
 
 
+def _misspelt(conninfo: str) -> str:
+    """Return the words that name the keyword which was meant in a connection string; none where that is uncertain.
+
+    What was written is not shown: it may be a part of a password.
+    """
+    known = libpq_keywords()
+    slips = (did_you_mean(name, known) for name in _ASSIGNED.findall(conninfo) if name and name not in known)
+    return next(filter(None, slips), "")
+
+
 class _Checker:
     def __init__(self, document: Document) -> None:
         self._document = document
@@ -337,13 +350,17 @@ class _Checker:
             cure = "pass resolve_env=True (--resolve-env) to resolve the reference in it"
             if not self._is_literal(text):
                 cure = "write postgresql://user@host/dbname, or host=... dbname=..., with quotes around blanks"
-            raise self._error(path, f"not a valid connection string or URL (not shown); {cure}") from None
+            slip = _misspelt(text)
+            rest = f", as a keyword is unknown{slip}" if slip else f"; {cure}"
+            raise self._error(path, f"not a valid connection string or URL (not shown){rest}") from None
         for key, part in parts.items():
             problem = _problem(key, KEYWORDS.get(key, PLAIN), part) if part else None
             if problem and "${" not in part:
                 cause, _, cure = problem.partition("; ")
-                if key == "port":
-                    cure = "in a URL, ':', '/' and '@' of a password are written as %3A, %2F and %40"
+                if key == "port" and is_url(text):
+                    cure = (
+                        "a URL has it as in 'host:5432/dbname', and ':', '/' and '@' of a password as %3A, %2F and %40"
+                    )
                 raise self._error(path, f"its {key} {cause}; {cure}")
         return parts
 

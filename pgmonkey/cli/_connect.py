@@ -104,7 +104,8 @@ def run(options: argparse.Namespace) -> int:
         text = " ".join(redact_text(str(error)).split())
         step = _next_step(text)[1]
         if not options.json:
-            raise PgmonkeyError(f"{text}; {step}" if step else text) from None
+            where = "" if text.startswith(config.source) else f"{config.source}: "
+            raise PgmonkeyError(f"{where}{text}; {step}" if step else where + text) from None
         print(json.dumps({**_report(config, results), "error": text, "next_step": step or documentation("cli.md")}))
         return 1
     if options.json:

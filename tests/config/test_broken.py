@@ -30,7 +30,7 @@ PROFILES = "write 'profiles:', below it a name such as 'reports:', and below tha
 CHOOSE = "write one of them"
 PARAMETER = "write one such as 'statement_timeout' or 'app.tenant'"
 SPECIAL = "put a text that begins with a special character in quotes"
-PORT = "in a URL, ':', '/' and '@' of a password are written as %3A, %2F and %40"
+PORT = "a URL has it as in 'host:5432/dbname', and ':', '/' and '@' of a password as %3A, %2F and %40"
 
 Row: TypeAlias = tuple[str | bytes, int | None, str, str, str]
 """The content of the file, then what is told of it: line, key, cause and cure.
@@ -1274,8 +1274,22 @@ BEYOND: list[Row] = [
         "connection_settings: {conninfo: 'host=a password=hunter2 prot=1'}\n",
         1,
         "connection_settings.conninfo",
-        "not a valid connection string or URL (not shown)",
-        CONNINFO,
+        "not a valid connection string or URL (not shown), as a keyword is unknown",
+        "did you mean 'port'?",
+    ),
+    (
+        "connection_settings: {conninfo: \"host=a password='x usr=hunter2' dbname = d dbnam=e\"}\n",
+        1,
+        "connection_settings.conninfo",
+        "not a valid connection string or URL (not shown), as a keyword is unknown",
+        "did you mean 'dbname'?",
+    ),
+    (
+        "connection_settings: {conninfo: 'host=a port=54x'}\n",
+        1,
+        "connection_settings.conninfo",
+        "its port is not a port (1 to 65535)",
+        "write it as in 'port: 5432'",
     ),
     (
         "connection_settings: {conninfo: 'postgresql://[::1/d'}\n",
