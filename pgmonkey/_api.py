@@ -7,12 +7,15 @@ from ._async.unit import AsyncUnitOfWork
 from ._config.document import Origin
 from ._config.redaction import redact_config
 from ._config.source import load_config
+from ._driver.copying import CopyOptions, TableName
+from ._driver.files import CopyFile
 from ._driver.sql import Params, Statement
 from ._sync.database import Database
 from ._sync.handle import ConnectionHandle
 from ._sync.lease import Lease
 from ._sync.unit import UnitOfWork
 from .errors import (
+    BadRowError,
     CancelledUnitError,
     CommandTimeoutError,
     CommitUnknownError,
@@ -33,11 +36,14 @@ __all__ = [
     "AsyncDatabase",
     "AsyncLease",
     "AsyncUnitOfWork",
+    "BadRowError",
     "CancelledUnitError",
     "CommandTimeoutError",
     "CommitUnknownError",
     "ConfigError",
     "ConnectionHandle",
+    "CopyFile",
+    "CopyOptions",
     "Database",
     "EnvInterpolationError",
     "ForkedError",
@@ -52,6 +58,7 @@ __all__ = [
     "PoolTimeoutError",
     "ServerUnavailableError",
     "Statement",
+    "TableName",
     "UnitOfWork",
     "load_config",
     "redact_config",

@@ -11,6 +11,7 @@ PgmonkeyError
 ├── ForkedError (psycopg.InterfaceError)          a forked child used a connection of its parent
 ├── CommandTimeoutError (psycopg.OperationalError) a statement took longer than ``command_timeout``
 ├── CommitUnknownError (psycopg.errors.TransactionResolutionUnknown) the answer to COMMIT was lost
+├── BadRowError (psycopg.DatabaseError)           a row of ``copy_rows`` could not be stored, and so none was
 └── CancelledUnitError (psycopg.OperationalError) the unit of work was rolled back: the client is gone
 
 The errors about connections are psycopg errors too (``psycopg.Error``), so code written for psycopg or psycopg_pool
@@ -18,9 +19,11 @@ catches them unchanged.
 """
 
 import psycopg
+from psycopg.pq.abc import PGresult
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 __all__ = [
+    "BadRowError",
     "CancelledUnitError",
     "CommandTimeoutError",
     "CommitUnknownError",
@@ -108,3 +111,28 @@ class CommitUnknownError(PgmonkeyError, psycopg.errors.TransactionResolutionUnkn
 
 class CancelledUnitError(PgmonkeyError, psycopg.OperationalError):
     """Report a query in a unit of work that was cancelled, for example because the client has disconnected."""
+
+
+class BadRowError(PgmonkeyError, psycopg.DatabaseError):
+    """Report a row that `copy_rows` could not store: its *index*, from 0; its *column* and *value*, None if unknown.
+
+    Where the server has refused it, this is also of psycopg's class for the reason, such as `UniqueViolation`, and its
+    ``__cause__`` is what the server said.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        index: int = 0,
+        column: str | None = None,
+        value: object = None,
+        *,
+        info: PGresult | None = None,
+    ) -> None:
+        super().__init__(message, info=info)
+        self.index = index
+        self.column = column
+        self.value = value
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return BadRowError, (str(self), self.index, self.column, self.value)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Generic, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar, overload
 
 from flask import has_request_context
 from psycopg import Connection, IsolationLevel
 from psycopg.rows import Row
 
-from pgmonkey import Database, Params, Statement
+from pgmonkey import CopyFile, CopyOptions, Database, Params, Statement, TableName
 
 from ._compat import get_app
 from ._settings import Scope, check_scope
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 EXTENSION = "pgmonkey"
 """The key in ``app.extensions`` under which the databases of the application are."""
@@ -132,9 +135,40 @@ class BoundDatabase(Generic[Row]):
         """Run *query*; return the number of rows affected, -1 where the statement has none."""
         return self.database.execute(query, params)
 
-    def execute_many(self, query: Statement, params_seq: Iterable[Params]) -> int:
-        """Run *query* for each of *params_seq* in one transaction; return the number of rows affected in all."""
+    @overload
+    def execute_many(
+        self, query: Statement, params_seq: Iterable[Params], *, returning: Literal[False] = False
+    ) -> int: ...
+
+    @overload
+    def execute_many(
+        self, query: Statement, params_seq: Iterable[Params], *, returning: Literal[True]
+    ) -> list[Row]: ...
+
+    def execute_many(
+        self, query: Statement, params_seq: Iterable[Params], *, returning: bool = False
+    ) -> int | list[Row]:
+        """Run *query* for each of *params_seq* in one transaction; return the number of rows affected in all.
+
+        With *returning*, return the rows that it returned.
+        """
+        if returning:
+            return self.database.execute_many(query, params_seq, returning=True)
         return self.database.execute_many(query, params_seq)
+
+    def copy_rows(self, table: TableName, rows: Iterable[Any], columns: Sequence[str] | None = None) -> int:
+        """Store *rows* in *table* by COPY; return their number.  See `pgmonkey.Database.copy_rows`."""
+        return self.database.copy_rows(table, rows, columns)
+
+    def copy_from(
+        self, table: TableName, file: CopyFile, columns: Sequence[str] | None = None, **options: Unpack[CopyOptions]
+    ) -> int:
+        """Store what is in *file* in *table* by COPY.  See `pgmonkey.Database.copy_from`."""
+        return self.database.copy_from(table, file, columns, **options)
+
+    def copy_to(self, query: Statement, file: CopyFile, params: Params = None, **options: Unpack[CopyOptions]) -> int:
+        """Write the rows of *query* into *file* by COPY.  See `pgmonkey.Database.copy_to`."""
+        return self.database.copy_to(query, file, params, **options)
 
     def stream(self, query: Statement, params: Params = None, *, size: int = 1000) -> Iterator[Row]:
         """Return an iterator over the rows of *query*, on a connection of its own: it works after the view returned."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import partial
 from time import perf_counter
 from types import FrameType
-from typing import Any, Generic, TypeAlias, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar, cast, overload
 
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor, IsolationLevel
@@ -20,8 +21,9 @@ from psycopg.rows import AsyncRowFactory, Row, RowMaker, TupleRow, tuple_row
 
 from .._config.blueprint import blueprint
 from .._config.source import Origin, Sources, anchored
+from .._driver.copying import CopyOptions, Layout, TableName
+from .._driver.files import CopyFile
 from .._driver.plan import Declined, Read, read_all, read_count, read_one, read_value, remember
-from .._driver.prepared import is_refused
 from .._driver.sql import Params, Statement, returns_rows, text_of
 from .._driver.transaction_mode import DEFAULT, TransactionMode
 from .._pool.cache import Holder, cache
@@ -29,7 +31,9 @@ from .._pool.place import Label
 from .._pool.schedule import uniform
 from .._pool.scopes import Ask, OnDemand, SessionValues, Shared, ask, enter, find, inside, is_asking
 from ..errors import PoolClosedError, PoolTimeoutError
+from . import bulk
 from .blocks import AsyncTransactionBlock, AsyncUnitBlock
+from .bulk import AsyncRows
 from .fastpath import AsyncFastPath, begin_anew, may_repeat
 from .guard import WITHOUT_VALUES, AsyncGuard
 from .handle import AsyncConnectionHandle, open_handle
@@ -38,6 +42,9 @@ from .nested import AsyncAttempt, AsyncNested
 from .pool import AT_ONCE
 from .unit import AsyncUnitOfWork, current_unit, unit_of
 from .waiting import POOL_KIND, sleep
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 T = TypeVar("T")
 
@@ -270,38 +277,75 @@ class AsyncDatabase(Generic[Row]):
                 return answer
         return await self._run(unit, query, params, fetch, found)
 
-    async def execute_many(self, query: Statement, params_seq: Iterable[Params]) -> int:
-        """Run *query* for each of *params_seq* in one transaction; return the number of rows affected in all."""
+    @overload
+    async def execute_many(
+        self, query: Statement, params_seq: Iterable[Params], *, returning: Literal[False] = False
+    ) -> int: ...
+
+    @overload
+    async def execute_many(
+        self, query: Statement, params_seq: Iterable[Params], *, returning: Literal[True]
+    ) -> list[Row]: ...
+
+    async def execute_many(
+        self, query: Statement, params_seq: Iterable[Params], *, returning: bool = False
+    ) -> int | list[Row]:
+        """Run *query* for each of *params_seq* in one transaction; return the number of rows affected in all.
+
+        It is parsed once, and sent in one message, whatever their number.  With *returning*, return the rows that it
+        returned.
+        """
         rows = [params if params is not None else () for params in params_seq]
+        if not rows:
+            return [] if returning else 0
         scope: _Scope | None = find(self)
-        count = -1
 
-        async def at_once(connection: AsyncConnection[Row]) -> int:
-            nonlocal count
-            async with connection.cursor() as cursor:
-                try:
-                    await cursor.executemany(query, rows)
-                finally:
-                    count = cursor.rowcount
-                return count
-
-        async def one_by_one(connection: AsyncConnection[Row]) -> int:
-            count = 0
-            async with connection.cursor() as cursor:
-                for params in rows:
-                    await cursor.execute(query, params, prepare=False)
-                    count += max(cursor.rowcount, 0)
-            return count
-
+        options: dict[str, Any] = {"query": query, "rows": rows, "returning": returning}
         try:
-            return await self._in_block(scope, at_once)
-        except psycopg.Error as error:
-            if count > 0 or not is_refused(error):
-                raise
-        # Nothing was done, perhaps because what psycopg had prepared is outdated.
-        count = await self._in_block(scope, one_by_one)
-        (await self._pool()).forget_plans()
-        return count
+            count, make = await self._in_block(scope, partial(bulk.execute_many, **options))
+        except bulk.Outdated:
+            count, make = await self._in_block(scope, partial(bulk.one_by_one, **options))
+            (await self._pool()).forget_plans()
+        return make() if returning else count
+
+    # -- COPY -------------------------------------------------------------------------------------------------------
+
+    async def copy_rows(self, table: TableName, rows: AsyncRows, columns: Sequence[str] | None = None) -> int:
+        """Store *rows* in *table* by COPY, which is the fastest way; return their number.
+
+        *table* is a name as the catalog has it, perhaps with its schema: ``"public.orders"``.  *rows* are tuples,
+        dictionaries or dataclasses, of which all are alike, and need not all be there at the same time.  *columns* are
+        the names of the columns, by default the keys of the first row, and for tuples all that the table has.
+
+        Raises `BadRowError`, which names the row, its column and the value; then nothing is stored.  While *rows* are
+        made, they cannot use the transaction that this is in.
+        """
+        return await self._in_block(find(self), partial(bulk.copy_rows, table=table, rows=rows, columns=columns))
+
+    async def copy_from(
+        self,
+        table: TableName,
+        file: CopyFile,
+        columns: Sequence[str] | None = None,
+        **options: Unpack[CopyOptions],
+    ) -> int:
+        """Store what is in *file*, a path or a binary file, in *table* by COPY; return the number of rows.
+
+        A CSV file begins with the names of its columns, unless the option *header* is False; *columns* are others in
+        their place.  The options are those of PostgreSQL's COPY.
+        """
+        work = partial(bulk.copy_from, table=table, file=file, columns=columns, options=Layout(**options))
+        return await self._in_block(find(self), work)
+
+    async def copy_to(
+        self, query: Statement, file: CopyFile, params: Params = None, **options: Unpack[CopyOptions]
+    ) -> int:
+        """Write the rows of *query* into *file*, a path or a binary file; return their number.
+
+        A path is that of the file when it is complete.  The options are those of PostgreSQL's COPY.
+        """
+        work = partial(bulk.copy_to, query=query, file=file, params=params, options=Layout(**options))
+        return await self._in_block(find(self), work)
 
     async def _in_block(self, scope: _Scope | None, work: Callable[[AsyncConnection[Row]], Awaitable[T]]) -> T:
         """Do *work* in a transaction, or in a savepoint of the unit of work."""

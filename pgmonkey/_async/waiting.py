@@ -6,11 +6,12 @@ import asyncio
 import threading
 import weakref
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import Context
 from inspect import isawaitable
+from itertools import islice
 from time import monotonic
 from typing import Any, Generic, Literal, TypeVar, cast
 
@@ -240,6 +241,28 @@ async def ask(function: Callable[[], Any]) -> Any:
     """Return what *function* returns, which may be a coroutine function or one that blocks."""
     answer = await asyncio.to_thread(function)
     return await answer if isawaitable(answer) else answer
+
+
+async def done(result: Any) -> Any:
+    """Return what a function has returned, which may be one for coroutines."""
+    return await result if isawaitable(result) else result
+
+
+async def chunks(rows: Iterable[Any] | AsyncIterable[Any], size: int) -> AsyncGenerator[list[Any], None]:
+    """Yield lists of at most *size* of *rows*."""
+    if isinstance(rows, AsyncIterable):
+        chunk: list[Any] = []
+        async for row in rows:
+            chunk.append(row)
+            if len(chunk) == size:
+                yield chunk
+                chunk = []
+        if chunk:
+            yield chunk
+    else:
+        iterator = iter(rows)
+        while chunk := list(islice(iterator, size)):
+            yield chunk
 
 
 class Waiter(Generic[T]):

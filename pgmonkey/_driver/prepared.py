@@ -78,6 +78,8 @@ class Prepared(PrepareManager):
         self.bare = False
         """Whether that was removed, and is to be made again before the connection is lent."""
         self._usual = self.prepare_threshold, self.prepared_max
+        self.deallocates = True
+        """Whether DEALLOCATE reaches the session: PgBouncer does not follow it."""
         self.failure: Failure | None = None
         """What failed first in the transaction that is open."""
         self.statements = 0
@@ -100,6 +102,7 @@ class Prepared(PrepareManager):
         configure.
         """
         self._usual = self.prepare_threshold, self.prepared_max
+        self.deallocates = not pgbouncer
         self._configured = not pgbouncer and (self._configured or bool(self.unclean))
         self._least = Effect.LASTING if always else Effect.NONE
         self.bare = False
@@ -132,10 +135,19 @@ class Prepared(PrepareManager):
 
     def maybe_add_to_cache(self, query: PostgresQuery, prep: Prepare, name: bytes) -> Key | None:
         """Note *query*, which is being executed: cursors of every kind call this."""
-        self.unclean = self._unclean_before
-        self.statements += 1
-        self.note(query)
+        self.executing(query)
         return super().maybe_add_to_cache(query, prep, name)
+
+    def executing(self, query: PostgresQuery, times: int = 1) -> None:
+        """Note *query*, which is being executed so many *times*."""
+        self.unclean = self._unclean_before
+        self.statements += times
+        self.note(query)
+
+    def leave_foreign(self) -> None:
+        """Note that statements were left in the session which psycopg does not know of."""
+        self._foreign = True
+        self.note_effect(Effect.LASTING)
 
     def executed(self, query: PostgresQuery, prep: Prepare, name: bytes, results: list[PGresult]) -> None:
         """Note *results* of *query*, as psycopg does when it has executed one."""

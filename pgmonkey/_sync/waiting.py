@@ -7,11 +7,12 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
+from itertools import islice
 from operator import methodcaller
 from queue import Empty, SimpleQueue
 from types import MethodType
@@ -98,6 +99,18 @@ def acquire(lock: threading.Lock, timeout: float) -> bool:
 def ask(function: Callable[[], T]) -> T:
     """Return what *function* returns."""
     return function()
+
+
+def done(result: T) -> T:
+    """Return what a function has returned."""
+    return result
+
+
+def chunks(rows: Iterable[Any], size: int) -> Generator[list[Any], None, None]:
+    """Yield lists of at most *size* of *rows*."""
+    iterator = iter(rows)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
 
 
 class Waiter(Generic[T]):

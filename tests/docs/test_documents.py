@@ -220,6 +220,18 @@ with TestClient(app) as client:
     ]
 
 
+def test_the_document_on_many_rows(folder: Path, environ: dict[str, str]) -> None:
+    assert run(folder, environ, program("bulk.md")).splitlines() == [
+        *("2", "1", "1000", "1"),
+        "1 amount many",
+        "rows[1], column 'amount', value 'many': invalid input syntax for type integer: \"many\"; nothing was stored",
+        *("997", "997"),
+        "[('mug', 4), ('cup 9', 0)]",
+        "1",
+        "2 [('cup 100', 100), ('cup 101', 101)]",
+    ]
+
+
 def test_scripts(folder: Path, environ: dict[str, str]) -> None:
     (code,) = blocks(section("Scripts"), "python")
     assert "PostgreSQL" in run(folder, environ, code)

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 from psycopg import AsyncConnection, Connection
 from psycopg.rows import DictRow, TupleRow, class_row, dict_row
-from psycopg.sql import SQL
+from psycopg.sql import SQL, Identifier
 from typing_extensions import assert_type
 
 from pgmonkey import AsyncConnectionHandle, AsyncDatabase, ConnectionHandle, Database, PGConnectionManager
@@ -36,6 +38,24 @@ def tuples() -> None:
         assert_type(connection, Connection[TupleRow])
     assert_type(db.retry(lambda: 7, isolation="serializable"), int)
     assert_type(db.stats(), dict[str, int])
+
+
+def many_rows(path: Path) -> None:
+    db = Database("config.yaml", row_factory=class_row(User))
+    assert_type(db.execute_many("DELETE FROM users WHERE id = %s", [[1]]), int)
+    assert_type(db.execute_many("DELETE FROM users WHERE id = %s RETURNING *", [[1]], returning=True), list[User])
+    assert_type(db.copy_rows("users", [User(1, "Ann")]), int)
+    assert_type(db.copy_rows(Identifier("users"), ((i, "Ann") for i in range(3)), columns=["id", "name"]), int)
+    assert_type(db.copy_from("users", path, delimiter=";"), int)
+    assert_type(db.copy_to("TABLE users", BytesIO(), format="binary"), int)
+    db.copy_to("TABLE users", path, format="xml")  # type: ignore[arg-type]
+    db.copy_rows("users", 7)  # type: ignore[arg-type]
+
+
+async def many_rows_async(rows: AsyncIterator[tuple[int, str]]) -> None:
+    db = AsyncDatabase("config.yaml")
+    assert_type(await db.copy_rows("users", rows), int)
+    assert_type(await db.execute_many("SELECT %s", [[1]], returning=True), list[TupleRow])
 
 
 def rows_of_a_class() -> None:

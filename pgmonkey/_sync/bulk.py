@@ -1,0 +1,184 @@
+# Generated from pgmonkey/_async/bulk.py by tools/twins.py: change that file, then run the tool.
+
+"""Many rows at once, on a connection that is in a transaction: `execute_many`, and COPY."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from typing import Any, TypeAlias
+
+import psycopg
+from psycopg import Cursor
+from psycopg.abc import Params
+from psycopg.rows import tuple_row
+
+from .._driver.copying import (
+    COLUMNS,
+    Layout,
+    RowEncoder,
+    TableName,
+    Values,
+    copy_in,
+    copy_out,
+    identifier,
+    refused_row,
+    values_of,
+)
+from .._driver.files import CopyFile, header_of, start_of_text, to_read, to_write
+from .._driver.many import can_execute_many, executing_many, values_of_results
+from .._driver.prepared import is_refused
+from .._driver.sql import Statement
+from ..errors import BadRowError
+from .cursor import fast_cursor
+from .psycopg_types import AnyConnection, AnyCursor
+from .waiting import chunks, done
+
+Rows: TypeAlias = "Iterable[Any] | Iterable[Any]"
+# Rows that are encoded, and bytes that are read from a file, before they are sent.
+_ROWS, _BYTES = 500, 1 << 16
+
+
+def execute_many(
+    connection: AnyConnection, query: Statement, rows: Sequence[Params], *, returning: bool
+) -> tuple[int, Callable[[], list[Any]]]:
+    """Execute *query* for each of *rows*; return the number of rows affected, and what makes those that it returned.
+
+    The program's own classes make them, so not while the connection is in use.
+    """
+    cursor = connection.cursor()
+    if not _is_psycopgs(cursor, returning) or not can_execute_many(cursor, query):
+        return _as_psycopg(cursor, query, rows, returning)
+    with connection.lock:
+        count, results = connection.wait(executing_many(cursor, query, rows, returning=returning))
+        values = values_of_results(cursor, results)
+    if not values:
+        return count, list
+    make = cursor.row_factory(cursor)
+    return count, lambda: [make(row) for row in values]
+
+
+def _is_psycopgs(cursor: AnyCursor, returning: bool) -> bool:
+    kind = cursor.__class__
+    plain = kind.executemany in (Cursor.executemany, fast_cursor(Cursor).executemany)
+    return plain and (not returning or kind.fetchall is Cursor.fetchall)
+
+
+class Outdated(Exception):
+    """Nothing was done, perhaps because what psycopg had prepared is outdated: `one_by_one` prepares nothing."""
+
+
+def _as_psycopg(
+    cursor: AnyCursor, query: Statement, rows: Sequence[Params], returning: bool
+) -> tuple[int, Callable[[], list[Any]]]:
+    try:
+        cursor.executemany(query, rows, returning=returning)
+    except psycopg.Error as error:
+        if cursor.rowcount > 0 or not is_refused(error):
+            raise
+        raise Outdated from error
+    if not returning:
+        return cursor.rowcount, list
+    count, found = max(cursor.rowcount, 0), list[Any]()
+    more: bool | None = True
+    while more:
+        if cursor.description is not None:
+            found += cursor.fetchall()
+        more = cursor.nextset()
+        count += max(cursor.rowcount, 0) if more else 0
+    return count, lambda: found
+
+
+def one_by_one(
+    connection: AnyConnection, query: Statement, rows: Sequence[Params], *, returning: bool
+) -> tuple[int, Callable[[], list[Any]]]:
+    """Do as `execute_many`, with a round trip for each of *rows*."""
+    count, found = 0, list[Any]()
+    with connection.cursor() as cursor:
+        for params in rows:
+            cursor.execute(query, params, prepare=False)
+            count += max(cursor.rowcount, 0)
+            if returning and cursor.description is not None:
+                found += cursor.fetchall()
+    return count, lambda: found
+
+
+# -- COPY -------------------------------------------------------------------------------------------------------------
+
+
+def copy_rows(connection: AnyConnection, table: TableName, rows: Rows, columns: Sequence[str] | None) -> int:
+    """Store *rows* in *table* by COPY; return their number."""
+    encoder: RowEncoder | None = None
+    values: Values | None = None
+    copy: Any = None
+    count, cursor = 0, connection.cursor()
+    source = chunks(rows, _ROWS)
+    try:
+        with ExitStack() as stack:
+            for chunk in source:
+                if encoder is None:
+                    given, values = values_of(chunk[0], columns)
+                    types = _columns_of(connection, table)
+                    encoder = RowEncoder(given or [*types], types, values, connection.adapters)
+                if encoder.take(chunk):
+                    stack.close()
+                    count += max(cursor.rowcount, 0)
+                    form = Layout("binary" if encoder.binary else "text")
+                    copy = stack.enter_context(cursor.copy(copy_in(table, encoder.names, form)))
+                    encoder.begin(copy)
+                for data in encoder.encode():
+                    copy.write(data)
+    except BadRowError:
+        raise
+    except psycopg.Error as error:
+        refused = error if encoder is None else refused_row(error, rows, encoder.names, values, encoder.start)
+        if refused is error:
+            raise
+        raise refused from error
+    finally:
+        source.close()
+    return count + max(cursor.rowcount, 0)
+
+
+def _columns_of(connection: AnyConnection, table: TableName) -> dict[str, int]:
+    cursor = connection.cursor(row_factory=tuple_row)
+    cursor.execute(COLUMNS, [identifier(table).as_string(connection)])
+    return dict(cursor.fetchall())
+
+
+def copy_to(connection: AnyConnection, query: Statement, file: CopyFile, params: Params | None, options: Layout) -> int:
+    """Write what *query* returns into *file*; return the number of rows."""
+    cursor = connection.cursor()
+    with ExitStack() as stack:
+        write = stack.enter_context(to_write(file))
+        parts: list[Any] = []
+        size = 0
+        for data in stack.enter_context(cursor.copy(copy_out(query, options), params)):
+            parts.append(data)
+            size += len(data)
+            if size >= _BYTES:
+                done(write(b"".join(parts)))
+                parts, size = [], 0
+        done(write(b"".join(parts)))
+    return max(cursor.rowcount, 0)
+
+
+def copy_from(
+    connection: AnyConnection, table: TableName, file: CopyFile, columns: Sequence[str] | None, options: Layout
+) -> int:
+    """Store what is in *file* in *table*; return the number of rows."""
+    cursor = connection.cursor()
+    with to_read(file) as read:
+        data = start_of_text(done(read(_BYTES)), options.format)
+        if not data:
+            return 0
+        if columns is None and options.header and options.format == "csv":
+            complete = False
+            while (columns := header_of(data, options, connection.info.encoding, complete=complete)) is None:
+                more = done(read(_BYTES))
+                data, complete = data + more, not more
+        with cursor.copy(copy_in(table, columns, options)) as copy:
+            while data:
+                copy.write(data)
+                data = done(read(_BYTES))
+    return max(cursor.rowcount, 0)
