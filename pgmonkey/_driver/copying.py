@@ -210,6 +210,8 @@ class RowEncoder:
         self.binary = len(self._rules) == len(names) and any(rule.worth for rule in self._rules)
         self.start = 0
         """The number of the first row of the COPY that is going on."""
+        self.failure: BadRowError | None = None
+        """What it has raised."""
 
     def take(self, rows: Sequence[Any]) -> bool:
         """Take the *rows* that come next; tell whether a new COPY has to begin with them."""
@@ -238,7 +240,8 @@ class RowEncoder:
                     found.append(data)
                 number += 1
         except Exception as error:
-            raise self._bad_value(number, error) from error
+            self.failure = self._bad_value(number, error)
+            raise self.failure from error
         return found
 
     def _converted(self, rows: Sequence[Any]) -> Sequence[Sequence[Any]]:
@@ -250,7 +253,8 @@ class RowEncoder:
                 return found
         except (KeyError, AttributeError, TypeError):
             pass  # it is found below which row it was
-        raise self._bad_kind(rows)
+        self.failure = self._bad_kind(rows)
+        raise self.failure
 
     def _bad_kind(self, rows: Sequence[Any]) -> BadRowError:
         width = len(self.names)

@@ -29,7 +29,6 @@ from .._driver.files import CopyFile, header_of, start_of_text, to_read, to_writ
 from .._driver.many import can_execute_many, executing_many, values_of_results
 from .._driver.prepared import is_refused
 from .._driver.sql import Statement
-from ..errors import BadRowError
 from .cursor import fast_cursor
 from .psycopg_types import AnyConnection, AnyCursor
 from .waiting import chunks, done
@@ -128,10 +127,13 @@ def copy_rows(connection: AnyConnection, table: TableName, rows: Rows, columns: 
                     encoder.begin(copy)
                 for data in encoder.encode():
                     copy.write(data)
-    except BadRowError:
-        raise
     except psycopg.Error as error:
-        refused = error if encoder is None else refused_row(error, rows, encoder.names, values, encoder.start)
+        if encoder is None or error is encoder.failure:
+            raise
+        if encoder.failure is not None:
+            # Older releases of psycopg send the half of a row that was encoded, and raise what the server says to it.
+            raise encoder.failure from encoder.failure.__cause__
+        refused = refused_row(error, rows, encoder.names, values, encoder.start)
         if refused is error:
             raise
         raise refused from error
