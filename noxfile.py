@@ -421,5 +421,12 @@ def docs(session):
     run_pytest(session, "tests/docs")
 
 
+@nox.session(python=FOUND and next(filter(is_there, reversed(PYTHONS))))
+def site(session):
+    """Build the documentation site into .nox/site/html; a dead link or a page that nothing leads to is an error."""
+    session.install("-e", ".[binary,flask,fastapi,django]", *group("site"))
+    session.run("python", "tools/site.py", ".nox/site")
+
+
 if __name__ == "__main__":
     nox.main()

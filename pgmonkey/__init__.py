@@ -1,6 +1,6 @@
 """The way Python web applications talk to PostgreSQL: one configuration, one cache, three frameworks.
 
-The names are loaded, and psycopg with them, when the first is asked for: ``pgmonkey --version`` needs none.
+Importing it does not import psycopg; the first use of a public name does, so that ``pgmonkey --version`` is quick.
 """
 
 import importlib

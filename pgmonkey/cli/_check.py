@@ -218,10 +218,10 @@ def _contradictions(document: Document, config: Config) -> Iterator[str]:
         written = repr(sslmode) if "sslmode" in connect else f"{sslmode!r}, the default,"
         yield say(
             "sslmode" if "sslmode" in connect else "host",
-            f"sslmode {written} lets a remote connection be read and altered; write 'verify-full' with sslrootcert",
+            f"sslmode {written} allows a remote connection to be read and altered; use 'verify-full' with sslrootcert",
         )
     if sslmode in _WEAK and connect.get("sslrootcert"):
-        yield say("sslrootcert", f"with sslmode {sslmode!r} no certificate is checked; write 'verify-full'")
+        yield say("sslrootcert", f"with sslmode {sslmode!r} no certificate is verified; use 'verify-full'")
     if sslmode == "disable" and connect.get("channel_binding") == "require":
         yield say("channel_binding", "there is no channel to bind to with sslmode 'disable'")
     for one, other in (("sslcert", "sslkey"), ("sslkey", "sslcert")):
@@ -234,7 +234,7 @@ def _contradictions(document: Document, config: Config) -> Iterator[str]:
     given = document.values.get("connection_settings")
     if isinstance(given, Mapping) and given.get("conninfo"):
         for key in sorted(given.keys() & {"host", "port", "dbname", "user", "hostaddr"}):
-            yield say(key, "replaces what conninfo says; give it in one place")
+            yield say(key, "overrides conninfo; give it in one place")
     for section in ("sync_settings", "async_settings"):
         for key, value in getattr(config, section).items():
             if key in _MILLISECONDS and value.isdecimal() and 0 < int(value) < 100:
@@ -263,9 +263,9 @@ def _exposed(document: Document) -> Iterator[str]:
     for key in literal:
         place = document.where(f"connection_settings.{key}")
         if _readable_by_all(document.source):
-            yield f"{place}: holds a secret, and everybody may read the file: chmod 600, or write '${{VARIABLE}}'"
+            yield f"{place}: contains a secret and is world-readable: chmod 600, or use '${{VARIABLE}}'"
         if _tracked_by_git(document.source):
-            yield f"{place}: holds a secret, and the file is in git: write '${{VARIABLE}}', and change the secret"
+            yield f"{place}: contains a secret and is tracked by git: use '${{VARIABLE}}', and change the secret"
     for key, value in connection.items():
         name = (
             value.get("from_file") if isinstance(value, Mapping) else value if key in ("sslkey", "passfile") else None
@@ -275,9 +275,9 @@ def _exposed(document: Document) -> Iterator[str]:
         path = os.path.join(document.folder, name) if isinstance(value, Mapping) else name
         place = document.where(f"connection_settings.{key}")
         if _readable_by_all(path):
-            yield f"{place}: everybody may read {path}: chmod 600"
+            yield f"{place}: {path} is world-readable: chmod 600"
         if _tracked_by_git(path):
-            yield f"{place}: {path} is in git: take it out, and change the secret"
+            yield f"{place}: {path} is tracked by git: remove it, and change the secret"
 
 
 def _holds_a_secret(key: str, value: object) -> bool:

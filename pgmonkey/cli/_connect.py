@@ -27,43 +27,47 @@ _ROUND_TRIPS = 5
 # What to do next, by the words of libpq or of the server.  With True, waiting does not help.
 _NEXT = (
     (r"\$\{", True, "resolve the references in the file with --resolve-env"),
-    (r"failed to resolve host|could not translate host name", False, "is the host's name right, and known here?"),
+    (
+        r"failed to resolve host|could not translate host name",
+        False,
+        "check the spelling of host, and that this machine can resolve it",
+    ),
     (
         r"Connection refused|closed the connection unexpectedly",
         False,
-        "in a container, 127.0.0.1 is the "
-        "container itself; 'pgmonkey pgconfig show' tells where the address comes from",
+        "no server listens there; in a container, 127.0.0.1 is the container itself; "
+        "'pgmonkey pgconfig show' shows where the address comes from",
     ),
-    (r"Is the server running locally", False, "no server has a socket there; for TCP, give a host"),
+    (r"Is the server running locally", False, "no server listens on that socket; to use TCP, set host"),
     (
         r"timeout expired|timed out|did not answer",
         False,
-        "nobody answers: is the address right, and does a firewall let this machine through?",
+        "no answer: check the address, and whether a firewall blocks this machine",
     ),
     (r"starting up|shutting down|recovery", False, "the server is not ready; --wait 60 waits for it"),
     (
         r"too many clients|connection slots are reserved",
         False,
-        "the server has no place left: fewer processes, a smaller max_size, or a larger max_connections there",
+        "the server is out of connections: run fewer processes, lower max_size, or raise its max_connections",
     ),
     (
         r"password authentication failed|no password supplied",
         True,
-        "compare user and password with those of the server; 'pgmonkey pgconfig show' tells where they come from",
+        "check user and password; 'pgmonkey pgconfig show' shows where they come from",
     ),
-    (r"pg_hba\.conf", True, "the server lets nobody in from here like that: add a line to its pg_hba.conf, or use TLS"),
-    (r"database .* does not exist", True, "make it with createdb, or name another dbname"),
-    (r"role .* does not exist", True, "make it with createuser, or name another user"),
-    (r"does not support SSL", True, "let the server have a certificate; sslmode 'prefer' goes without"),
+    (r"pg_hba\.conf", True, "the server does not allow this connection: add an entry to its pg_hba.conf, or use TLS"),
+    (r"database .* does not exist", True, "create it with createdb, or use another dbname"),
+    (r"role .* does not exist", True, "create it with createuser, or use another user"),
+    (r"does not support SSL", True, "enable TLS on the server, or use sslmode 'prefer', which also works without"),
     (
         r"certificate verify failed|root certificate file|server certificate for",
         True,
-        "give the certificate of the authority as sslrootcert, and the name in the server's certificate as host",
+        "set sslrootcert to the CA's certificate, and host to the name in the server's certificate",
     ),
     (
         r"configuration parameter|invalid value for parameter",
         True,
-        "look for the name in sync_settings and async_settings; not every server has every parameter",
+        "check the name in sync_settings and async_settings; not every server has every parameter",
     ),
 )
 

@@ -18,7 +18,7 @@ from ._given import path_of
 
 # What is asked in a terminal, and what serves where nothing is answered.
 _QUESTIONS = {
-    "host": ("Host of the server", "127.0.0.1"),
+    "host": ("Host", "127.0.0.1"),
     "port": ("Port", "5432"),
     "user": ("User", "postgres"),
     "dbname": ("Database", "postgres"),
@@ -62,12 +62,14 @@ def schema(options: argparse.Namespace) -> int:
 
 
 def _ask(options: argparse.Namespace) -> None:
-    print("Enter takes what is in brackets. The password is not asked for: the file will name a variable for it.")
-    options.url = input("Does a variable DATABASE_URL hold the address of the database? [no] ").lower()[:1] == "y"
+    print(
+        "Press Enter to accept the value in brackets. The password is not asked for: the file will refer to a variable."
+    )
+    options.url = input("Is the database's URL in the variable DATABASE_URL? [no] ").lower()[:1] == "y"
     if not options.url:
         for name, (question, default) in _QUESTIONS.items():
             setattr(options, name, input(f"{question} [{default}] ").strip() or default)
-    options.max_size = input("Connections of each pool, at most [10] ").strip() or 10
+    options.max_size = input("Maximum connections of each pool [10] ").strip() or 10
 
 
 def _short(options: argparse.Namespace) -> str:

@@ -89,11 +89,11 @@ def test_check_warns_of_what_is_probably_not_meant(tmp_path: Path) -> None:
     assert (finished.returncode, finished.stderr) == (0, "")
     assert SECRET not in finished.stdout
     for said in (
-        ":1: connection_settings.host: sslmode 'prefer', the default, lets a remote connection be read",
-        ":3: connection_settings.dbname: replaces what conninfo says",
-        ":4: connection_settings.password: holds a secret, and everybody may read the file",
-        ":4: connection_settings.password: holds a secret, and the file is in git",
-        ":5: connection_settings.sslrootcert: with sslmode 'prefer' no certificate is checked",
+        ":1: connection_settings.host: sslmode 'prefer', the default, allows a remote connection to be read",
+        ":3: connection_settings.dbname: overrides conninfo",
+        ":4: connection_settings.password: contains a secret and is world-readable",
+        ":4: connection_settings.password: contains a secret and is tracked by git",
+        ":5: connection_settings.sslrootcert: with sslmode 'prefer' no certificate is verified",
         ":6: connection_settings.sslcert: a client certificate needs both sslcert and sslkey",
         ":8: sync_settings.statement_timeout: 30 means milliseconds; for seconds write '30s'",
         ":10: async_pool_settings.max_idle: has no effect above max_lifetime (3600 s)",

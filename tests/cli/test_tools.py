@@ -107,11 +107,11 @@ def test_json(config_file: Path, dbname: str) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"password": SECRET}, "compare user and password"),
-        ({"dbname": "nowhere_at_all"}, "make it with createdb"),
+        ({"password": SECRET}, "check user and password"),
+        ({"dbname": "nowhere_at_all"}, "create it with createdb"),
         ({"port": 1}, "in a container, 127.0.0.1 is the container itself"),
-        ({"sslmode": "require"}, "sslmode 'prefer' goes without"),
-        ({"host": "no-such-host.invalid"}, "is the host's name right"),
+        ({"sslmode": "require"}, "or use sslmode 'prefer'"),
+        ({"host": "no-such-host.invalid"}, "check the spelling of host"),
     ],
 )
 def test_a_failure_names_the_next_step(

@@ -18,43 +18,8 @@ import psycopg
 import pytest
 import yaml
 
-from .. import programs
 from ..contract.conftest import free_port
-
-ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def blocks(text: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-
-
-def section(title: str) -> str:
-    """Return the README's section *title*."""
-    return README.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
-
-
-@pytest.fixture
-def folder(environ: dict[str, str], tmp_path: Path) -> Path:
-    """A folder with the README's ``config.yaml``, for a database with its table."""
-    (tmp_path / "config.yaml").write_text(blocks(section("Install"), "yaml")[0])
-    (code,) = blocks(section("Install"), "python")
-    assert run(tmp_path, environ, code) == ""
-    return tmp_path
-
-
-@pytest.fixture
-def environ(config: dict[str, Any]) -> dict[str, str]:
-    settings = config["connection_settings"]
-    names = {"PGUSER": "user", "PGPASSWORD": "password", "PGHOST": "host", "PGPORT": "port", "PGDATABASE": "dbname"}
-    return {**os.environ, **{variable: str(settings[key]) for variable, key in names.items()}}
-
-
-def run(folder: Path, environ: dict[str, str], code: str) -> str:
-    (folder / "program.py").write_text(code)
-    finished = programs.run(code=code, file="program.py", folder=folder, environ=environ)
-    assert (finished.returncode, finished.stderr) == (0, ""), finished.stderr
-    return finished.stdout
+from .conftest import ROOT, blocks, run, section
 
 
 def test_install(folder: Path, environ: dict[str, str]) -> None:
@@ -264,14 +229,26 @@ def test_every_pool_parameter_is_documented_with_its_default() -> None:
             assert str(int(field.default)) in row, name
 
 
-def test_every_link_in_the_documents_leads_somewhere() -> None:
-    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("example_apps/*.md")]:
-        for target in re.findall(r"\]\((?!http)([^)#]+)", path.read_text(encoding="utf-8")):
-            assert (path.parent / target).exists(), f"{path.name}: {target}"
+def anchors(text: str) -> set[str]:
+    """Return what the headings of a page are called in links, as GitHub and the site call them."""
+    titles = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("example_apps/*.md")]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", path.read_text(encoding="utf-8")):
+        name, _, anchor = target.partition("#")
+        file = path.parent / name if name else path
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file.read_text(encoding="utf-8")), target
 
 
 def test_every_test_that_the_documents_name_is_there() -> None:
-    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
+    for path in DOCUMENTS:
         for name in re.findall(r"`(tests/[\w./]+)`", path.read_text(encoding="utf-8")):
             assert (ROOT / name).exists(), f"{path.name}: {name}"
 

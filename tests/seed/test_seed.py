@@ -1,4 +1,4 @@
-"""Every claim of the seed document, in its order.  docs/seed.md maps each claim to its test here."""
+"""Every claim of the seed document, in its order.  README.md beside this file maps each claim to its test here."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 Backends = Callable[[], list[tuple[int, str]]]
 KINDS: tuple[Any, ...] = ("normal", "pool", "async", "async_pool")
-ROOT = Path(__file__).resolve().parents[2]
 
 
 async def get(manager: PGConnectionManager, config: Any, kind: Any, **options: Any) -> Any:
@@ -469,7 +468,7 @@ def test_a_changed_variable_gives_a_new_connection_and_the_old_one_stays(
 
 
 def test_the_map_names_every_test_and_only_those() -> None:
-    text = (ROOT / "docs" / "seed.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parent / "README.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`(test_\w+)`", text))
     here = {name for name in globals() if name.startswith("test_")} - {"test_the_map_names_every_test_and_only_those"}
     assert json.dumps(sorted(named)) == json.dumps(sorted(here))
