@@ -1,5 +1,6 @@
 """The public names, where they are made; users import them from `pgmonkey`."""
 
+from ._async.batch import AsyncBatch
 from ._async.database import AsyncDatabase
 from ._async.handle import AsyncConnectionHandle
 from ._async.lease import AsyncLease
@@ -7,9 +8,14 @@ from ._async.unit import AsyncUnitOfWork
 from ._config.document import Origin
 from ._config.redaction import redact_config
 from ._config.source import load_config
+from ._driver.advisory import LockName
 from ._driver.copying import CopyOptions, TableName
+from ._driver.deadlines import Deadline
 from ._driver.files import CopyFile
+from ._driver.request_deadline import RequestDeadline
 from ._driver.sql import Params, Statement
+from ._pool.answers import Answer
+from ._sync.batch import Batch
 from ._sync.database import Database
 from ._sync.handle import ConnectionHandle
 from ._sync.lease import Lease
@@ -20,9 +26,13 @@ from .errors import (
     CommandTimeoutError,
     CommitUnknownError,
     ConfigError,
+    DeadlineExceededError,
     EnvInterpolationError,
     ForkedError,
     GivenBackError,
+    LockNotAvailableError,
+    ManyRowsError,
+    NoRowError,
     PgmonkeyError,
     PoolClosedError,
     PoolFullError,
@@ -32,11 +42,14 @@ from .errors import (
 from .manager import PGConnectionManager
 
 __all__ = [
+    "Answer",
+    "AsyncBatch",
     "AsyncConnectionHandle",
     "AsyncDatabase",
     "AsyncLease",
     "AsyncUnitOfWork",
     "BadRowError",
+    "Batch",
     "CancelledUnitError",
     "CommandTimeoutError",
     "CommitUnknownError",
@@ -45,10 +58,16 @@ __all__ = [
     "CopyFile",
     "CopyOptions",
     "Database",
+    "Deadline",
+    "DeadlineExceededError",
     "EnvInterpolationError",
     "ForkedError",
     "GivenBackError",
     "Lease",
+    "LockName",
+    "LockNotAvailableError",
+    "ManyRowsError",
+    "NoRowError",
     "Origin",
     "PGConnectionManager",
     "Params",
@@ -56,6 +75,7 @@ __all__ = [
     "PoolClosedError",
     "PoolFullError",
     "PoolTimeoutError",
+    "RequestDeadline",
     "ServerUnavailableError",
     "Statement",
     "TableName",

@@ -10,6 +10,10 @@ PgmonkeyError
 ├── GivenBackError (psycopg.InterfaceError)       the connection was used after it was given back to its pool
 ├── ForkedError (psycopg.InterfaceError)          a forked child used a connection of its parent
 ├── CommandTimeoutError (psycopg.OperationalError) a statement took longer than ``command_timeout``
+│   └── DeadlineExceededError                     it took longer than a ``timeout``, or than its request may take
+├── NoRowError (psycopg.errors.NoDataFound)       `fetch_exactly_one` found no row
+├── ManyRowsError (psycopg.errors.TooManyRows)    `fetch_exactly_one` found more than one row
+├── LockNotAvailableError (psycopg.errors.LockNotAvailable) another session holds a lock of `lock`
 ├── CommitUnknownError (psycopg.errors.TransactionResolutionUnknown) the answer to COMMIT was lost
 ├── BadRowError (psycopg.DatabaseError)           a row of ``copy_rows`` could not be stored, and so none was
 └── CancelledUnitError (psycopg.OperationalError) the unit of work was rolled back: the client is gone
@@ -28,9 +32,13 @@ __all__ = [
     "CommandTimeoutError",
     "CommitUnknownError",
     "ConfigError",
+    "DeadlineExceededError",
     "EnvInterpolationError",
     "ForkedError",
     "GivenBackError",
+    "LockNotAvailableError",
+    "ManyRowsError",
+    "NoRowError",
     "PgmonkeyError",
     "PoolClosedError",
     "PoolFullError",
@@ -91,6 +99,25 @@ class ForkedError(PgmonkeyError, psycopg.InterfaceError):
 
 class CommandTimeoutError(PgmonkeyError, psycopg.OperationalError):
     """Report a statement that took longer than ``command_timeout`` seconds; it was cancelled, its connection closed."""
+
+
+class DeadlineExceededError(CommandTimeoutError):
+    """Report what did not end within the ``timeout`` of a call or block, or within the time that its request has.
+
+    A statement that was running was cancelled, and its connection closed.
+    """
+
+
+class NoRowError(PgmonkeyError, psycopg.errors.NoDataFound):
+    """Report a statement that returned no row where exactly one was expected (SQLSTATE P0002)."""
+
+
+class ManyRowsError(PgmonkeyError, psycopg.errors.TooManyRows):
+    """Report a statement that returned several rows where exactly one was expected (SQLSTATE P0003)."""
+
+
+class LockNotAvailableError(PgmonkeyError, psycopg.errors.LockNotAvailable):
+    """Report an advisory lock that another session holds, and which one (SQLSTATE 55P03)."""
 
 
 class CommitUnknownError(PgmonkeyError, psycopg.errors.TransactionResolutionUnknown):

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar, ove
 
 from flask import has_request_context
 from psycopg import Connection, IsolationLevel
-from psycopg.rows import Row
+from psycopg.rows import Row, RowFactory
 
-from pgmonkey import CopyFile, CopyOptions, Database, Params, Statement, TableName
+from pgmonkey import Batch, CopyFile, CopyOptions, Database, LockName, Params, Statement, TableName
 
 from ._compat import get_app
 from ._settings import Scope, check_scope
@@ -119,60 +119,199 @@ class BoundDatabase(Generic[Row]):
 
     # -- query methods --------------------------------------------------------------------------------------------
 
-    def fetch_one(self, query: Statement, params: Params = None) -> Row | None:
+    @overload
+    def fetch_one(
+        self, query: Statement, params: Params = None, *, row_factory: None = None, timeout: float | None = None
+    ) -> Row | None: ...
+
+    @overload
+    def fetch_one(
+        self, query: Statement, params: Params = None, *, row_factory: RowFactory[T], timeout: float | None = None
+    ) -> T | None: ...
+
+    def fetch_one(
+        self,
+        query: Statement,
+        params: Params = None,
+        *,
+        row_factory: RowFactory[Any] | None = None,
+        timeout: float | None = None,
+    ) -> Any:
         """Return the first row of *query*, or None when there is none."""
-        return self.database.fetch_one(query, params)
+        factory: Any = row_factory  # or None: the overloads know which
+        return self.database.fetch_one(query, params, row_factory=factory, timeout=timeout)
 
-    def fetch_all(self, query: Statement, params: Params = None) -> list[Row]:
+    @overload
+    def fetch_exactly_one(
+        self, query: Statement, params: Params = None, *, row_factory: None = None, timeout: float | None = None
+    ) -> Row: ...
+
+    @overload
+    def fetch_exactly_one(
+        self, query: Statement, params: Params = None, *, row_factory: RowFactory[T], timeout: float | None = None
+    ) -> T: ...
+
+    def fetch_exactly_one(
+        self,
+        query: Statement,
+        params: Params = None,
+        *,
+        row_factory: RowFactory[Any] | None = None,
+        timeout: float | None = None,
+    ) -> Any:
+        """Return the only row of *query*.  See `pgmonkey.Database.fetch_exactly_one`."""
+        factory: Any = row_factory  # or None: the overloads know which
+        return self.database.fetch_exactly_one(query, params, row_factory=factory, timeout=timeout)
+
+    @overload
+    def fetch_all(
+        self, query: Statement, params: Params = None, *, row_factory: None = None, timeout: float | None = None
+    ) -> list[Row]: ...
+
+    @overload
+    def fetch_all(
+        self, query: Statement, params: Params = None, *, row_factory: RowFactory[T], timeout: float | None = None
+    ) -> list[T]: ...
+
+    def fetch_all(
+        self,
+        query: Statement,
+        params: Params = None,
+        *,
+        row_factory: RowFactory[Any] | None = None,
+        timeout: float | None = None,
+    ) -> Any:
         """Return all rows of *query*."""
-        return self.database.fetch_all(query, params)
+        factory: Any = row_factory  # or None: the overloads know which
+        return self.database.fetch_all(query, params, row_factory=factory, timeout=timeout)
 
-    def fetch_value(self, query: Statement, params: Params = None) -> Any:
+    def fetch_value(self, query: Statement, params: Params = None, *, timeout: float | None = None) -> Any:
         """Return the first column of the first row of *query*, or None when there is no row."""
-        return self.database.fetch_value(query, params)
+        return self.database.fetch_value(query, params, timeout=timeout)
 
-    def execute(self, query: Statement, params: Params = None) -> int:
+    def fetch_values(self, query: Statement, params: Params = None, *, timeout: float | None = None) -> list[Any]:
+        """Return the first column of all rows of *query*."""
+        return self.database.fetch_values(query, params, timeout=timeout)
+
+    def execute(self, query: Statement, params: Params = None, *, timeout: float | None = None) -> int:
         """Run *query*; return the number of rows affected, -1 where the statement has none."""
-        return self.database.execute(query, params)
+        return self.database.execute(query, params, timeout=timeout)
 
     @overload
     def execute_many(
-        self, query: Statement, params_seq: Iterable[Params], *, returning: Literal[False] = False
+        self,
+        query: Statement,
+        params_seq: Iterable[Params],
+        *,
+        returning: Literal[False] = False,
+        timeout: float | None = None,
     ) -> int: ...
 
     @overload
     def execute_many(
-        self, query: Statement, params_seq: Iterable[Params], *, returning: Literal[True]
+        self,
+        query: Statement,
+        params_seq: Iterable[Params],
+        *,
+        returning: Literal[True],
+        timeout: float | None = None,
     ) -> list[Row]: ...
 
     def execute_many(
-        self, query: Statement, params_seq: Iterable[Params], *, returning: bool = False
+        self,
+        query: Statement,
+        params_seq: Iterable[Params],
+        *,
+        returning: bool = False,
+        timeout: float | None = None,
     ) -> int | list[Row]:
         """Run *query* for each of *params_seq* in one transaction; return the number of rows affected in all.
 
         With *returning*, return the rows that it returned.
         """
         if returning:
-            return self.database.execute_many(query, params_seq, returning=True)
-        return self.database.execute_many(query, params_seq)
+            return self.database.execute_many(query, params_seq, returning=True, timeout=timeout)
+        return self.database.execute_many(query, params_seq, timeout=timeout)
 
-    def copy_rows(self, table: TableName, rows: Iterable[Any], columns: Sequence[str] | None = None) -> int:
+    def copy_rows(
+        self,
+        table: TableName,
+        rows: Iterable[Any],
+        columns: Sequence[str] | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> int:
         """Store *rows* in *table* by COPY; return their number.  See `pgmonkey.Database.copy_rows`."""
-        return self.database.copy_rows(table, rows, columns)
+        return self.database.copy_rows(table, rows, columns, timeout=timeout)
 
     def copy_from(
-        self, table: TableName, file: CopyFile, columns: Sequence[str] | None = None, **options: Unpack[CopyOptions]
+        self,
+        table: TableName,
+        file: CopyFile,
+        columns: Sequence[str] | None = None,
+        *,
+        timeout: float | None = None,
+        **options: Unpack[CopyOptions],
     ) -> int:
         """Store what is in *file* in *table* by COPY.  See `pgmonkey.Database.copy_from`."""
-        return self.database.copy_from(table, file, columns, **options)
+        return self.database.copy_from(table, file, columns, timeout=timeout, **options)
 
-    def copy_to(self, query: Statement, file: CopyFile, params: Params = None, **options: Unpack[CopyOptions]) -> int:
+    def copy_to(
+        self,
+        query: Statement,
+        file: CopyFile,
+        params: Params = None,
+        *,
+        timeout: float | None = None,
+        **options: Unpack[CopyOptions],
+    ) -> int:
         """Write the rows of *query* into *file* by COPY.  See `pgmonkey.Database.copy_to`."""
-        return self.database.copy_to(query, file, params, **options)
+        return self.database.copy_to(query, file, params, timeout=timeout, **options)
 
-    def stream(self, query: Statement, params: Params = None, *, size: int = 1000) -> Iterator[Row]:
+    @overload
+    def stream(
+        self,
+        query: Statement,
+        params: Params = None,
+        *,
+        size: int = 1000,
+        row_factory: None = None,
+        timeout: float | None = None,
+    ) -> Iterator[Row]: ...
+
+    @overload
+    def stream(
+        self,
+        query: Statement,
+        params: Params = None,
+        *,
+        size: int = 1000,
+        row_factory: RowFactory[T],
+        timeout: float | None = None,
+    ) -> Iterator[T]: ...
+
+    def stream(
+        self,
+        query: Statement,
+        params: Params = None,
+        *,
+        size: int = 1000,
+        row_factory: RowFactory[Any] | None = None,
+        timeout: float | None = None,
+    ) -> Iterator[Any]:
         """Return an iterator over the rows of *query*, on a connection of its own: it works after the view returned."""
-        return self.database.stream(query, params, size=size)
+        factory: Any = row_factory  # or None: the overloads know which
+        return self.database.stream(query, params, size=size, row_factory=factory, timeout=timeout)
+
+    def batch(self, *, timeout: float | None = None) -> Batch[Row]:
+        """Run several statements in one round trip.  See `pgmonkey.Database.batch`."""
+        return self.database.batch(timeout=timeout)
+
+    def lock(
+        self, name: LockName, *, shared: bool = False, wait: bool | float = True, session: bool = False
+    ) -> AbstractContextManager[None]:
+        """Hold an advisory lock in a block.  See `pgmonkey.Database.lock`."""
+        return self.database.lock(name, shared=shared, wait=wait, session=session)
 
     def transaction(
         self,
@@ -180,9 +319,12 @@ class BoundDatabase(Generic[Row]):
         isolation: IsolationLevel | str | None = None,
         read_only: bool | None = None,
         deferrable: bool | None = None,
+        timeout: float | None = None,
     ) -> AbstractContextManager[Connection[Row]]:
         """Run a block in a transaction; in a request, in a savepoint of it.  See `pgmonkey.Database.transaction`."""
-        return self.database.transaction(isolation=isolation, read_only=read_only, deferrable=deferrable)
+        return self.database.transaction(
+            isolation=isolation, read_only=read_only, deferrable=deferrable, timeout=timeout
+        )
 
     def retry(
         self,

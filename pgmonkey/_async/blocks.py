@@ -11,6 +11,7 @@ from typing import Generic
 from psycopg import AsyncConnection, Rollback
 from psycopg.rows import Row
 
+from .._driver.deadlines import Deadline
 from .._driver.transaction_mode import DEFAULT, TransactionMode
 from .._pool import scopes
 from .nested import AsyncNested
@@ -25,10 +26,12 @@ class AsyncUnitBlock(AbstractAsyncContextManager["AsyncUnitOfWork[Row]"], Generi
         source: AsyncSource,
         mode: TransactionMode = DEFAULT,
         values: Mapping[str, str | None] | None = None,
+        deadline: Deadline | None = None,
     ) -> None:
         self._source = source
         self._mode = mode
         self._values = values
+        self._deadline = deadline
         self._unit: AsyncUnitOfWork[Row] | None = None
         self._nested: AsyncNested | None = None
 
@@ -40,7 +43,9 @@ class AsyncUnitBlock(AbstractAsyncContextManager["AsyncUnitOfWork[Row]"], Generi
             self._nested = AsyncNested(outer)
             await self._nested.enter(sys._getframe(1))
             return outer
-        unit: AsyncUnitOfWork[Row] = AsyncUnitOfWork(self._source, self._mode, values=self._values)
+        unit: AsyncUnitOfWork[Row] = AsyncUnitOfWork(
+            self._source, self._mode, values=self._values, deadline=self._deadline
+        )
         self._unit, unit.nests = unit, True
         try:
             scopes.enter(unit)
@@ -61,9 +66,10 @@ class AsyncUnitBlock(AbstractAsyncContextManager["AsyncUnitOfWork[Row]"], Generi
 class AsyncTransactionBlock(AbstractAsyncContextManager["AsyncConnection[Row]"], Generic[Row]):
     """A transaction, or a savepoint inside the unit of work that the block is in."""
 
-    def __init__(self, source: AsyncSource, mode: TransactionMode) -> None:
+    def __init__(self, source: AsyncSource, mode: TransactionMode, deadline: Deadline | None = None) -> None:
         self._source = source
         self._mode = mode
+        self._deadline = deadline
         self._unit: AsyncUnitOfWork[Row] | None = None
         self._nested: AsyncNested | None = None
 
@@ -73,7 +79,7 @@ class AsyncTransactionBlock(AbstractAsyncContextManager["AsyncConnection[Row]"],
         outer: AsyncUnitOfWork[Row] | None = current_unit(self._source) if scopes.inside.get() else None
         if outer is not None:
             return await self._enter_nested(outer, sys._getframe(1))
-        unit: AsyncUnitOfWork[Row] = AsyncUnitOfWork(self._source, self._mode)
+        unit: AsyncUnitOfWork[Row] = AsyncUnitOfWork(self._source, self._mode, deadline=self._deadline)
         self._unit, unit.nests = unit, True
         try:
             connection = await unit.connection()
@@ -89,8 +95,9 @@ class AsyncTransactionBlock(AbstractAsyncContextManager["AsyncConnection[Row]"],
     async def _enter_nested(self, outer: AsyncUnitOfWork[Row], frame: FrameType) -> AsyncConnection[Row]:
         if self._mode is not DEFAULT:
             await outer.set_mode(self._mode)
-        connection = await outer.connection()
-        self._nested = AsyncNested(outer)
+        deadline = self._deadline
+        connection = await outer.connection(timeout=None if deadline is None else deadline.left)
+        self._nested = AsyncNested(outer, deadline=deadline)
         await self._nested.enter(frame)
         return connection
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import psycopg
 from psycopg import AsyncCursor
@@ -26,7 +26,7 @@ from .._driver.copying import (
 from .._driver.files import CopyFile, header_of, start_of_text, to_read, to_write
 from .._driver.many import can_execute_many, executing_many, values_of_results
 from .._driver.prepared import is_refused
-from .._driver.sql import Statement
+from .._driver.sql import Plain, Statement
 from .cursor import fast_cursor
 from .psycopg_types import AsyncAnyConnection, AsyncAnyCursor
 from .waiting import chunks, done
@@ -93,7 +93,7 @@ async def one_by_one(
     count, found = 0, list[Any]()
     async with connection.cursor() as cursor:
         for params in rows:
-            await cursor.execute(query, params, prepare=False)
+            await cursor.execute(cast(Plain, query), params, prepare=False)
             count += max(cursor.rowcount, 0)
             if returning and cursor.description is not None:
                 found += await cursor.fetchall()

@@ -16,7 +16,7 @@ from psycopg.rows import tuple_row
 from .._driver.begin import begin_statement
 from .._driver.cursors import convert, fast_class, plan_for, set_result
 from .._driver.plan import text_key
-from .._driver.sql import TO_SAVEPOINT, Statement, ends_transaction, is_one_plain, text_of
+from .._driver.sql import TO_SAVEPOINT, Plain, ends_transaction, is_one_plain, text_of
 from .connector import AsyncPooledConnection
 from .fastpath import Lent, begin_anew, execute_first, execute_plan, execute_text, forget_plans, may_repeat
 from .guard import AsyncGuard
@@ -25,7 +25,7 @@ from .psycopg_types import AsyncAnyCursor
 
 async def _execute(
     self: AsyncAnyCursor,
-    query: Statement,
+    query: Plain,
     params: Params | None = None,
     *,
     prepare: bool | None = None,
@@ -71,7 +71,7 @@ async def _execute(
 
 
 async def _execute_first(
-    self: AsyncAnyCursor, pooled: AsyncPooledConnection, query: Statement, params: Params | None
+    self: AsyncAnyCursor, pooled: AsyncPooledConnection, query: Plain, params: Params | None
 ) -> list[PGresult] | None:
     """Execute what a transaction begins with, in one round trip; None when psycopg is to do it."""
     begin = begin_statement(self.connection)
@@ -87,7 +87,7 @@ async def _execute_first(
 
 async def _execute_merged(
     self: AsyncAnyCursor,
-    query: Statement,
+    query: Plain,
     params: Params | None = None,
     *,
     prepare: bool | None = None,
@@ -113,7 +113,7 @@ async def _execute_merged(
 
 
 async def _execute_as_psycopg(
-    self: AsyncAnyCursor, query: Statement, params: Params | None, **options: bool | None
+    self: AsyncAnyCursor, query: Plain, params: Params | None, **options: bool | None
 ) -> AsyncAnyCursor:
     """Do as psycopg, unless *query* would end a unit of work; set again the session values that it has undone."""
     ends = _refuse_end(self, query)
@@ -124,7 +124,7 @@ async def _execute_as_psycopg(
 
 
 async def _executemany(
-    self: AsyncAnyCursor, query: Statement, params_seq: Iterable[Params], *, returning: bool = False
+    self: AsyncAnyCursor, query: Plain, params_seq: Iterable[Params], *, returning: bool = False
 ) -> None:
     """Do as psycopg, unless *query* would end a unit of work."""
     ends = _refuse_end(self, query)
@@ -133,19 +133,19 @@ async def _executemany(
         await cast("AsyncGuard", self.connection).set_values()
 
 
-def _copy(self: AsyncAnyCursor, statement: Statement, *arguments: Any, **options: Any) -> Any:
+def _copy(self: AsyncAnyCursor, statement: Plain, *arguments: Any, **options: Any) -> Any:
     """Do as psycopg, unless *statement* would end a unit of work."""
     _refuse_end(self, statement)
     return AsyncCursor.copy(self, statement, *arguments, **options)
 
 
-def _stream(self: AsyncAnyCursor, query: Statement, *arguments: Any, **options: Any) -> Any:
+def _stream(self: AsyncAnyCursor, query: Plain, *arguments: Any, **options: Any) -> Any:
     """Do as psycopg, unless *query* would end a unit of work."""
     _refuse_end(self, query)
     return AsyncCursor.stream(self, query, *arguments, **options)
 
 
-def _refuse_end(cursor: AsyncAnyCursor, query: Statement) -> str:
+def _refuse_end(cursor: AsyncAnyCursor, query: Plain) -> str:
     """Raise `psycopg.ProgrammingError` if *query* would end a unit of work; return what in it ends savepoints."""
     ends = ends_transaction(query, cursor.connection.pgconn)
     if ends and ends != TO_SAVEPOINT:

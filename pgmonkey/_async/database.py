@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar, cas
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor, IsolationLevel
 from psycopg.errors import (
+    ConnectionTimeout,
     DeadlockDetected,
     QueryCanceled,
     SerializationFailure,
@@ -21,20 +22,36 @@ from psycopg.rows import AsyncRowFactory, Row, RowMaker, TupleRow, tuple_row
 
 from .._config.blueprint import blueprint
 from .._config.source import Origin, Sources, anchored
+from .._driver.advisory import AdvisoryLock, LockName
 from .._driver.copying import CopyOptions, Layout, TableName
+from .._driver.deadlines import Deadline, check_wait, earlier, until
 from .._driver.files import CopyFile
-from .._driver.plan import Declined, Read, read_all, read_count, read_one, read_value, remember
-from .._driver.sql import Params, Statement, returns_rows, text_of
+from .._driver.plan import (
+    Declined,
+    Read,
+    is_psycopgs,
+    read_all,
+    read_count,
+    read_exactly_one,
+    read_one,
+    read_value,
+    read_values,
+    remember,
+)
+from .._driver.psycopg_types import RowFactory as AnyRowFactory
+from .._driver.sql import Params, Plain, Statement, returns_rows, text_of
 from .._driver.transaction_mode import DEFAULT, TransactionMode
 from .._pool.cache import Holder, cache
 from .._pool.place import Label
 from .._pool.schedule import uniform
 from .._pool.scopes import Ask, OnDemand, SessionValues, Shared, ask, enter, find, inside, is_asking
 from ..errors import PoolClosedError, PoolTimeoutError
-from . import bulk
+from . import bulk, fetching, locks
+from .batch import AsyncBatch
 from .blocks import AsyncTransactionBlock, AsyncUnitBlock
 from .bulk import AsyncRows
 from .fastpath import AsyncFastPath, begin_anew, may_repeat
+from .fetching import COLUMNS, NOTHING, Fetch, Given, as_it_is, makes_rows
 from .guard import WITHOUT_VALUES, AsyncGuard
 from .handle import AsyncConnectionHandle, open_handle
 from .lease import AsyncLease
@@ -65,9 +82,13 @@ class AsyncDatabase(Generic[Row]):
     until the end of a transaction, for row-level security: ``{"app.tenant": 42}``.  It is called before a transaction
     begins and before each query method in it, and may itself use the query methods, which then do not call it again.
 
-    A query method (`fetch_one`, `fetch_all`, `fetch_value`, `execute`) runs one statement.  Outside a transaction it
-    borrows a connection for that statement, which is its own transaction (autocommit), and takes one round trip.
-    Inside ``transaction()`` or a unit of work it is part of that transaction.
+    A query method (`fetch_one`, `fetch_all`, `fetch_value`, `execute` and the like) runs one statement.  Outside a
+    transaction it borrows a connection for that statement, which is its own transaction (autocommit), and takes one
+    round trip.  Inside ``transaction()`` or a unit of work it is part of that transaction.
+
+    Those that return rows make them by a *row_factory* for this call, if given.  With a *timeout*, in seconds, all that
+    a call or a block does ends by then: the statement is cancelled, its connection closed, and so its transaction
+    lost, and `DeadlineExceededError` raised; a wait for a connection raises what the pool raises.
     """
 
     @overload
@@ -117,6 +138,8 @@ class AsyncDatabase(Generic[Row]):
         self._row_factory = row_factory
         self.ask: Ask | None = session_values
         """What returns the session values."""
+        self.deadline: Callable[[], Deadline | None] | None = None
+        """What returns when all statements of the present request must have ended."""
         self._handle: AsyncConnectionHandle | None = None
         self._fast: AsyncFastPath | None = None
         self._returning: OrderedDict[str, None] = OrderedDict()
@@ -173,30 +196,68 @@ class AsyncDatabase(Generic[Row]):
         return handle
 
     async def borrow(
-        self, *, timeout: float | None = None, autocommit: bool | None = False, label: Label | None = None
+        self,
+        *,
+        timeout: float | None = None,
+        autocommit: bool | None = False,
+        label: Label | None = None,
+        deadline: Deadline | None = None,
     ) -> AsyncLease:
         """Lend a connection until the caller finishes the lease.
 
         *timeout* is in seconds and defaults to the pool's; *autocommit* None is the configuration's; *label* returns
-        for whom it is borrowed, for log messages.
+        for whom it is borrowed, for log messages; its statements end by the *deadline*, or that of the request.
         """
+        requests: Deadline | None = None
+        if deadline is not None or self.deadline is not None:
+            requests = self._requests_deadline()
+            deadline = earlier(deadline, requests)
+            if deadline is not None:
+                timeout = deadline.wait(self.timeout if timeout is None else timeout)
         while True:
             handle = self._handle
             try:
                 if handle is None or not handle.usable_here:
                     if timeout == AT_ONCE:
                         raise PoolTimeoutError("no connection is idle: the pool is not open")
-                    handle = await self._pool()
+                    handle = await self._pool(None if deadline is None else deadline.left)
                 lease = await handle.borrow(timeout=timeout, autocommit=autocommit, label=label)
             except PoolClosedError:
                 continue  # another thread or task has closed it at this moment: as a later use, this one opens it again
+            except (PoolTimeoutError, ConnectionTimeout) as error:
+                check_wait(error, requests)
+                raise
             lease.row_factory = self._row_factory
+            if deadline is not None:
+                lease.limit(deadline)
             return lease
+
+    def _requests_deadline(self) -> Deadline | None:
+        return None if self.deadline is None else self.deadline()
 
     # -- query methods ----------------------------------------------------------------------------------------------
 
-    async def fetch_one(self, query: Statement, params: Params = None) -> Row | None:
+    @overload
+    async def fetch_one(
+        self, query: Statement, params: Params = None, *, row_factory: None = None, timeout: float | None = None
+    ) -> Row | None: ...
+
+    @overload
+    async def fetch_one(
+        self, query: Statement, params: Params = None, *, row_factory: AsyncRowFactory[T], timeout: float | None = None
+    ) -> T | None: ...
+
+    async def fetch_one(
+        self,
+        query: Statement,
+        params: Params = None,
+        *,
+        row_factory: AsyncRowFactory[Any] | None = None,
+        timeout: float | None = None,
+    ) -> Any:
         """Return the first row of *query*, or None when there is none."""
+        if row_factory is not None or timeout is not None or self.deadline is not None:
+            return await self._fetch(query, params, read_one, fetching.fetch_one, row_factory, timeout)
         scope = find(self) if inside.get() else None
         found: Any = Declined.NO_PLAN
         fast = self._fast
@@ -204,12 +265,58 @@ class AsyncDatabase(Generic[Row]):
             read = read_one
             found = await (fast.run(query, params, read) if scope is None else scope.answer(fast, query, params, read))
             if found.__class__ is not Declined:
-                answer: Row | None = found
-                return answer
-        return await self._answer(scope, query, params, read_one, _fetch_one, found)
+                return found
+        return await self._answer(scope, query, params, read_one, fetching.fetch_one, found)
 
-    async def fetch_all(self, query: Statement, params: Params = None) -> list[Row]:
+    @overload
+    async def fetch_exactly_one(
+        self, query: Statement, params: Params = None, *, row_factory: None = None, timeout: float | None = None
+    ) -> Row: ...
+
+    @overload
+    async def fetch_exactly_one(
+        self, query: Statement, params: Params = None, *, row_factory: AsyncRowFactory[T], timeout: float | None = None
+    ) -> T: ...
+
+    async def fetch_exactly_one(
+        self,
+        query: Statement,
+        params: Params = None,
+        *,
+        row_factory: AsyncRowFactory[Any] | None = None,
+        timeout: float | None = None,
+    ) -> Any:
+        """Return the only row of *query*; raise `NoRowError` or `ManyRowsError` when there is none, or more than one.
+
+        Outside a transaction it runs in one of its own, so that nothing is stored when it raises.
+        """
+        if (find(self) if inside.get() else None) is None:
+            async with AsyncUnitBlock(self, deadline=until(timeout)):
+                return await self.fetch_exactly_one(query, params, row_factory=cast(Any, row_factory))
+        found = await self._fetch(query, params, read_exactly_one, fetching.fetch_exactly_one, row_factory, timeout)
+        return fetching.only_row(query, *found)
+
+    @overload
+    async def fetch_all(
+        self, query: Statement, params: Params = None, *, row_factory: None = None, timeout: float | None = None
+    ) -> list[Row]: ...
+
+    @overload
+    async def fetch_all(
+        self, query: Statement, params: Params = None, *, row_factory: AsyncRowFactory[T], timeout: float | None = None
+    ) -> list[T]: ...
+
+    async def fetch_all(
+        self,
+        query: Statement,
+        params: Params = None,
+        *,
+        row_factory: AsyncRowFactory[Any] | None = None,
+        timeout: float | None = None,
+    ) -> Any:
         """Return all rows of *query*."""
+        if row_factory is not None or timeout is not None or self.deadline is not None:
+            return await self._fetch(query, params, read_all, fetching.fetch_all, row_factory, timeout)
         scope = find(self) if inside.get() else None
         found: Any = Declined.NO_PLAN
         fast = self._fast
@@ -217,12 +324,13 @@ class AsyncDatabase(Generic[Row]):
             read = read_all
             found = await (fast.run(query, params, read) if scope is None else scope.answer(fast, query, params, read))
             if found.__class__ is not Declined:
-                answer: list[Row] = found
-                return answer
-        return await self._answer(scope, query, params, read_all, _fetch_all, found)
+                return found
+        return await self._answer(scope, query, params, read_all, fetching.fetch_all, found)
 
-    async def fetch_value(self, query: Statement, params: Params = None) -> Any:
+    async def fetch_value(self, query: Statement, params: Params = None, *, timeout: float | None = None) -> Any:
         """Return the first column of the first row of *query*, or None when there is no row."""
+        if timeout is not None or self.deadline is not None:
+            return await self._fetch(query, params, read_value, fetching.fetch_value, None, timeout)
         scope = find(self) if inside.get() else None
         found: Any = Declined.NO_PLAN
         fast = self._fast
@@ -231,10 +339,16 @@ class AsyncDatabase(Generic[Row]):
             found = await (fast.run(query, params, read) if scope is None else scope.answer(fast, query, params, read))
             if found.__class__ is not Declined:
                 return found
-        return await self._answer(scope, query, params, read_value, _fetch_value, found)
+        return await self._answer(scope, query, params, read_value, fetching.fetch_value, found)
 
-    async def execute(self, query: Statement, params: Params = None) -> int:
+    async def fetch_values(self, query: Statement, params: Params = None, *, timeout: float | None = None) -> list[Any]:
+        """Return the first column of all rows of *query*."""
+        return await self._fetch(query, params, read_values, fetching.fetch_values, None, timeout)
+
+    async def execute(self, query: Statement, params: Params = None, *, timeout: float | None = None) -> int:
         """Run *query*; return the number of rows affected, -1 where the statement has none."""
+        if timeout is not None or self.deadline is not None:
+            return await self._fetch(query, params, read_count, fetching.count, None, timeout)
         scope = find(self) if inside.get() else None
         found: Any = Declined.NO_PLAN
         fast = self._fast
@@ -244,7 +358,35 @@ class AsyncDatabase(Generic[Row]):
             if found.__class__ is not Declined:
                 answer: int = found
                 return answer
-        return await self._answer(scope, query, params, read_count, _count, found)
+        return await self._answer(scope, query, params, read_count, fetching.count, found)
+
+    async def _fetch(
+        self,
+        query: Statement,
+        params: Params,
+        read: Read,
+        fetch: Fetch[T],
+        row_factory: AnyRowFactory | None,
+        timeout: float | None,
+    ) -> T:
+        """Do what a query method does, with rows by a *row_factory*, and until a deadline, where these are given."""
+        scope: _Scope | None = find(self) if inside.get() else None
+        deadline = until(timeout)
+        requests: Deadline | None = None
+        if scope is None:  # else the unit of work has it
+            requests = self._requests_deadline()
+            deadline = earlier(deadline, requests)
+        fast = row_factory is None or is_psycopgs(row_factory)
+        if fast and row_factory is not None:
+            read = partial(cast(Any, read), row_factory=row_factory)
+        given = Given(row_factory, deadline, fast)
+        try:
+            if scope is None and self.ask is not None:
+                return await self._answer(scope, query, params, read, fetch, Declined.NO_PLAN, given)
+            return await self._either_way(scope, query, params, read, fetch, given)
+        except (PoolTimeoutError, ConnectionTimeout) as error:
+            check_wait(error, requests)
+            raise
 
     async def _answer(
         self,
@@ -252,49 +394,68 @@ class AsyncDatabase(Generic[Row]):
         query: Statement,
         params: Params,
         read: Read,
-        fetch: _Fetch[T],
+        fetch: Fetch[T],
         declined: Declined,
+        given: Given = NOTHING,
     ) -> T:
         """Do what a query method does where the fast path did not, or where session values are to be asked for."""
         if scope is not None or self.ask is None:
-            return await self._run(scope, query, params, fetch, declined)
+            return await self._run(scope, query, params, fetch, declined, given)
         values = self._asked()
         if values:
-            block: AsyncUnitBlock[Row] = AsyncUnitBlock(self, values=values)
+            block: AsyncUnitBlock[Row] = AsyncUnitBlock(self, values=values, deadline=given.deadline)
             async with block as unit:
-                return await self._either_way(unit, query, params, read, fetch)
-        return await self._either_way(None, query, params, read, fetch)
+                return await self._either_way(unit, query, params, read, fetch, given._replace(deadline=None))
+        return await self._either_way(None, query, params, read, fetch, given)
 
     async def _either_way(
-        self, unit: AsyncUnitOfWork[Row] | None, query: Statement, params: Params, read: Read, fetch: _Fetch[T]
+        self, scope: _Scope | None, query: Statement, params: Params, read: Read, fetch: Fetch[T], given: Given
     ) -> T:
         found: Any = Declined.NO_PLAN
-        fast = self._fast
-        if fast is not None:
-            found = await (fast.run(query, params, read) if unit is None else unit.answer(fast, query, params, read))
-            if found.__class__ is not Declined:
-                answer: T = found
-                return answer
-        return await self._run(unit, query, params, fetch, found)
+        fast = self._fast if given.fast else None
+        if fast is not None and scope is None:
+            found = await fast.run(query, params, read, given.deadline)
+        elif fast is not None and scope is not None and given.deadline is None:
+            found = await scope.answer(fast, query, params, read)
+        if found.__class__ is not Declined:
+            answer: T = found
+            return answer
+        return await self._run(scope, query, params, fetch, found, given)
 
     @overload
     async def execute_many(
-        self, query: Statement, params_seq: Iterable[Params], *, returning: Literal[False] = False
+        self,
+        query: Statement,
+        params_seq: Iterable[Params],
+        *,
+        returning: Literal[False] = False,
+        timeout: float | None = None,
     ) -> int: ...
 
     @overload
     async def execute_many(
-        self, query: Statement, params_seq: Iterable[Params], *, returning: Literal[True]
+        self,
+        query: Statement,
+        params_seq: Iterable[Params],
+        *,
+        returning: Literal[True],
+        timeout: float | None = None,
     ) -> list[Row]: ...
 
     async def execute_many(
-        self, query: Statement, params_seq: Iterable[Params], *, returning: bool = False
+        self,
+        query: Statement,
+        params_seq: Iterable[Params],
+        *,
+        returning: bool = False,
+        timeout: float | None = None,
     ) -> int | list[Row]:
         """Run *query* for each of *params_seq* in one transaction; return the number of rows affected in all.
 
         It is parsed once, and sent in one message, whatever their number.  With *returning*, return the rows that it
         returned.
         """
+        deadline = until(timeout)
         rows = [params if params is not None else () for params in params_seq]
         if not rows:
             return [] if returning else 0
@@ -302,15 +463,22 @@ class AsyncDatabase(Generic[Row]):
 
         options: dict[str, Any] = {"query": query, "rows": rows, "returning": returning}
         try:
-            count, make = await self._in_block(scope, partial(bulk.execute_many, **options))
+            count, make = await self._in_block(scope, partial(bulk.execute_many, **options), deadline)
         except bulk.Outdated:
-            count, make = await self._in_block(scope, partial(bulk.one_by_one, **options))
+            count, make = await self._in_block(scope, partial(bulk.one_by_one, **options), deadline)
             (await self._pool()).forget_plans()
         return make() if returning else count
 
     # -- COPY -------------------------------------------------------------------------------------------------------
 
-    async def copy_rows(self, table: TableName, rows: AsyncRows, columns: Sequence[str] | None = None) -> int:
+    async def copy_rows(
+        self,
+        table: TableName,
+        rows: AsyncRows,
+        columns: Sequence[str] | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> int:
         """Store *rows* in *table* by COPY, which is the fastest way; return their number.
 
         *table* is a name as the catalog has it, perhaps with its schema: ``"public.orders"``.  *rows* are tuples,
@@ -320,13 +488,16 @@ class AsyncDatabase(Generic[Row]):
         Raises `BadRowError`, which names the row, its column and the value; then nothing is stored.  While *rows* are
         made, they cannot use the transaction that this is in.
         """
-        return await self._in_block(find(self), partial(bulk.copy_rows, table=table, rows=rows, columns=columns))
+        work = partial(bulk.copy_rows, table=table, rows=rows, columns=columns)
+        return await self._in_block(find(self), work, until(timeout))
 
     async def copy_from(
         self,
         table: TableName,
         file: CopyFile,
         columns: Sequence[str] | None = None,
+        *,
+        timeout: float | None = None,
         **options: Unpack[CopyOptions],
     ) -> int:
         """Store what is in *file*, a path or a binary file, in *table* by COPY; return the number of rows.
@@ -335,22 +506,31 @@ class AsyncDatabase(Generic[Row]):
         their place.  The options are those of PostgreSQL's COPY.
         """
         work = partial(bulk.copy_from, table=table, file=file, columns=columns, options=Layout(**options))
-        return await self._in_block(find(self), work)
+        return await self._in_block(find(self), work, until(timeout))
 
     async def copy_to(
-        self, query: Statement, file: CopyFile, params: Params = None, **options: Unpack[CopyOptions]
+        self,
+        query: Statement,
+        file: CopyFile,
+        params: Params = None,
+        *,
+        timeout: float | None = None,
+        **options: Unpack[CopyOptions],
     ) -> int:
         """Write the rows of *query* into *file*, a path or a binary file; return their number.
 
         A path is that of the file when it is complete.  The options are those of PostgreSQL's COPY.
         """
         work = partial(bulk.copy_to, query=query, file=file, params=params, options=Layout(**options))
-        return await self._in_block(find(self), work)
+        return await self._in_block(find(self), work, until(timeout))
 
-    async def _in_block(self, scope: _Scope | None, work: Callable[[AsyncConnection[Row]], Awaitable[T]]) -> T:
+    async def _in_block(
+        self, scope: _Scope | None, work: Callable[[AsyncConnection[Row]], Awaitable[T]], deadline: Deadline | None
+    ) -> T:
         """Do *work* in a transaction, or in a savepoint of the unit of work."""
         if scope is None:
-            async with self.transaction() as connection:
+            block: AsyncTransactionBlock[Row] = AsyncTransactionBlock(self, DEFAULT, deadline)
+            async with block as connection:
                 return await work(connection)
 
         unit = unit_of(scope)
@@ -360,25 +540,57 @@ class AsyncDatabase(Generic[Row]):
                 return await work(connection)
 
         # As each query method, it waits for its turn in the unit, and the next one waits for it.
-        return await scope.do(inside)
+        return await scope.do(inside, deadline=deadline)
 
-    def stream(self, query: Statement, params: Params = None, *, size: int = 1000) -> AsyncIterator[Row]:
+    @overload
+    def stream(
+        self,
+        query: Statement,
+        params: Params = None,
+        *,
+        size: int = 1000,
+        row_factory: None = None,
+        timeout: float | None = None,
+    ) -> AsyncIterator[Row]: ...
+
+    @overload
+    def stream(
+        self,
+        query: Statement,
+        params: Params = None,
+        *,
+        size: int = 1000,
+        row_factory: AsyncRowFactory[T],
+        timeout: float | None = None,
+    ) -> AsyncIterator[T]: ...
+
+    def stream(
+        self,
+        query: Statement,
+        params: Params = None,
+        *,
+        size: int = 1000,
+        row_factory: AsyncRowFactory[Any] | None = None,
+        timeout: float | None = None,
+    ) -> AsyncIterator[Any]:
         """Return an iterator over the rows of *query*, which come from a server-side cursor, *size* at a time.
 
-        A stream has a connection and a transaction of its own, and gives it back when it ends or is closed.
+        A stream has a connection and a transaction of its own, and gives it back when it ends or is closed.  With a
+        *timeout*, all of it ends within so many seconds, the time of whoever reads it included.
         """
-        return self._stream(query, params, size, self._asked())
+        deadline = until(timeout)
+        return self._stream(query, params, size, self._asked(), Given(row_factory, deadline))
 
     async def _stream(
-        self, query: Statement, params: Params, size: int, values: Mapping[str, str | None]
-    ) -> AsyncIterator[Row]:
-        lease = await self.borrow(autocommit=False)
+        self, query: Statement, params: Params, size: int, values: Mapping[str, str | None], given: Given
+    ) -> AsyncIterator[Any]:
+        lease = await self.borrow(autocommit=False, deadline=given.deadline)
         stopped = False
         try:
             lease.set_values(values)
-            cursor = lease.connection.cursor("pgmonkey_stream")
+            cursor = lease.connection.cursor("pgmonkey_stream", row_factory=cast(Any, given.row_factory))
             try:
-                await cursor.execute(query, params)
+                await cursor.execute(cast(Plain, query), params)
                 while True:
                     # Not "async for": in psycopg 3.3.0 that ends after one batch.
                     rows = await cursor.fetchmany(size)
@@ -406,7 +618,13 @@ class AsyncDatabase(Generic[Row]):
         return {} if self.ask is None or is_asking(self) else ask(self)[0]
 
     async def _run(
-        self, scope: _Scope | None, query: Statement, params: Params, fetch: _Fetch[T], declined: Declined
+        self,
+        scope: _Scope | None,
+        query: Statement,
+        params: Params,
+        fetch: Fetch[T],
+        declined: Declined,
+        given: Given = NOTHING,
     ) -> T:
         """Run *query* through psycopg, which is to prepare it unless the fast path *declined* because of that.
 
@@ -416,26 +634,25 @@ class AsyncDatabase(Generic[Row]):
 
         async def work(connection: AsyncConnection[Row]) -> tuple[AsyncCursor[Any], RowMaker[Any]]:
             cursor: AsyncCursor[Any] = connection.cursor()
-            row_factory = cursor.row_factory
-            as_it_is = fetch is _fetch_value or _makes_rows(cursor.__class__)
-            if fetch is _fetch_value or not as_it_is:
-                cursor.row_factory = tuple_row
+            row_factory = given.row_factory or cursor.row_factory
+            columns, own = fetch in COLUMNS, makes_rows(cursor.__class__)
+            cursor.row_factory = row_factory if own and not columns else tuple_row
             await self._execute(connection, cursor, query, params, declined)
-            return cursor, _as_it_is if as_it_is else row_factory(cursor)
+            return cursor, as_it_is if columns or own else row_factory(cursor)
 
         if scope is not None:
             # Not in the unit's turn: the program's loaders, too, may use the database.
-            return (await fetch(*await scope.do(work)))()
-        handle = await self._pool()
+            return (await fetch(*await scope.do(work, deadline=given.deadline)))()
+        handle = await self._pool(None if given.deadline is None else given.deadline.left)
         # Settings that hold for a transaction need one, also for a single statement.
         if handle.needs_transactions:
             async with self.unit_of_work() as unit:
-                return await self._run(unit, query, params, fetch, declined)
+                return await self._run(unit, query, params, fetch, declined, given)
         # Fetching from what returns no rows is an error, after which nothing may be stored.
-        fetching = fetch is not _count
-        text = text_of(query) if fetching else ""
-        in_doubt = fetching and text not in self._returning and not returns_rows(text)
-        lease = await self.borrow(autocommit=not in_doubt)
+        fetches = fetch is not fetching.count
+        text = text_of(query) if fetches else ""
+        in_doubt = fetches and text not in self._returning and not returns_rows(text)
+        lease = await self.borrow(autocommit=not in_doubt, deadline=given.deadline)
         try:
             lease.in_autocommit = not (in_doubt or lease.has_mode)
             make = await fetch(*await work(lease.connection))
@@ -455,9 +672,9 @@ class AsyncDatabase(Generic[Row]):
         params: Params,
         declined: Declined,
     ) -> None:
-        outdated = declined is Declined.REFUSED
+        outdated, plain = declined is Declined.REFUSED, cast(Plain, query)
         try:
-            await cursor.execute(query, params, prepare=False if outdated else None)
+            await cursor.execute(plain, params, prepare=False if outdated else None)
         except psycopg.Error as error:
             # Lent cursors do this themselves, but for classes of the program and where the fast path is off.
             state = connection.__dict__
@@ -466,7 +683,7 @@ class AsyncDatabase(Generic[Row]):
                 raise
             outdated = True
             await begin_anew(connection)
-            await cursor.execute(query, params, prepare=False)
+            await cursor.execute(plain, params, prepare=False)
         if outdated:
             # It was: other connections, too, have it prepared for the old shape of the tables.
             (await self._pool()).forget_plans()
@@ -479,11 +696,15 @@ class AsyncDatabase(Generic[Row]):
     async def connection(self, *, timeout: float | None = None) -> AsyncIterator[AsyncConnection[Row]]:
         """Lend a connection of its own for a block: committed at the end, rolled back when the block raises.
 
-        *timeout* is how long to wait for a free one, in seconds, the pool's ``timeout`` by default.
+        *timeout* is how long to wait for a free one and to use it, in seconds; to wait for one, the pool's ``timeout``
+        by default.
         """
         values = self._asked()
+        deadline = None if timeout is None else Deadline.after(timeout)
         lease = await self.borrow(timeout=timeout, autocommit=None)
         try:
+            if deadline is not None:
+                lease.limit(earlier(deadline, lease.deadline))
             if values:
                 if lease.connection.autocommit:
                     raise psycopg.ProgrammingError(WITHOUT_VALUES)
@@ -500,14 +721,46 @@ class AsyncDatabase(Generic[Row]):
         isolation: IsolationLevel | str | None = None,
         read_only: bool | None = None,
         deferrable: bool | None = None,
+        timeout: float | None = None,
     ) -> AsyncTransactionBlock[Row]:
         """Run a block in a transaction, which the query methods join; inside another one, in a savepoint of it.
 
         *isolation* is a `psycopg.IsolationLevel` or its name, such as ``"serializable"``.  The options are those of
         the outermost transaction, so inside another one they can be given as long as it has not begun: afterwards they
-        raise `psycopg.ProgrammingError`.
+        raise `psycopg.ProgrammingError`.  With a *timeout*, in seconds, what has not ended by then is rolled back.
         """
-        return AsyncTransactionBlock(self, TransactionMode.of(isolation, read_only, deferrable))
+        deadline = None if timeout is None else Deadline.after(timeout)
+        return AsyncTransactionBlock(self, TransactionMode.of(isolation, read_only, deferrable), deadline)
+
+    def batch(self, *, timeout: float | None = None) -> AsyncBatch[Row]:
+        """Run several statements in one round trip: the query methods of a batch, which is a block, queue them.
+
+        They are sent at the end of the block, in one transaction, or as part of the one that it is in; what the methods
+        returned has the results then.  A statement that fails is named in its error.
+        """
+        return AsyncBatch(self, until(timeout))
+
+    @asynccontextmanager
+    async def lock(
+        self, name: LockName, *, shared: bool = False, wait: bool | float = True, session: bool = False
+    ) -> AsyncIterator[None]:
+        """Hold PostgreSQL's advisory lock *name* in a block: a text, a number, or a tuple of two numbers.
+
+        A transaction holds it: the one that the block is in, and then until the end of that, or else one that is opened
+        for the block.  With *session*, a connection of its own holds it for the block, which is no transaction then;
+        PgBouncer cannot do that, so it is refused there.  Others may hold a *shared* one at the same time.
+
+        *wait* is for how many seconds; False is not at all, True as long as ``command_timeout`` and deadlines allow.
+        Raises `LockNotAvailableError`, which says who holds it.
+        """
+        lock = AdvisoryLock(name, shared=shared, session=session)
+        if session and (await self._pool()).shares_sessions:
+            raise psycopg.NotSupportedError(
+                "a lock of a session needs a session of its own, and PgBouncer shares them: leave out 'session=True', "
+                "so that a transaction holds it"
+            )
+        async with (locks.in_session if session else locks.in_transaction)(self, lock, wait):
+            yield
 
     async def retry(
         self,
@@ -601,34 +854,3 @@ class AsyncDatabase(Generic[Row]):
 
 
 _Scope: TypeAlias = "AsyncUnitOfWork[Any] | AsyncNested"
-_Fetch: TypeAlias = "Callable[[AsyncCursor[Any], RowMaker[Any]], Awaitable[Callable[[], T]]]"
-"""Loads the values of a result; returns what makes the answer of a query method from them."""
-
-
-def _makes_rows(cursor_class: type[AsyncCursor[Any]]) -> bool:
-    """Tell whether a class of the program's own makes its rows in a way of its own."""
-    return cursor_class.fetchone is not AsyncCursor.fetchone or cursor_class.fetchall is not AsyncCursor.fetchall
-
-
-def _as_it_is(row: Any) -> Any:
-    return row
-
-
-async def _fetch_one(cursor: AsyncCursor[Any], make: RowMaker[Row]) -> Callable[[], Row | None]:
-    values = await cursor.fetchone()
-    return lambda: None if values is None else make(values)
-
-
-async def _fetch_all(cursor: AsyncCursor[Any], make: RowMaker[Row]) -> Callable[[], list[Row]]:
-    rows = await cursor.fetchall()
-    return lambda: [make(values) for values in rows]
-
-
-async def _fetch_value(cursor: AsyncCursor[Any], _make: RowMaker[Any]) -> Callable[[], Any]:
-    values = await AsyncCursor.fetchone(cursor)  # a column, whatever a class of the program's own makes of a row
-    return lambda: None if values is None else values[0]
-
-
-async def _count(cursor: AsyncCursor[Any], _make: RowMaker[Any]) -> Callable[[], int]:
-    count = cursor.rowcount
-    return lambda: count

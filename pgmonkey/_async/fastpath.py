@@ -19,11 +19,13 @@ from psycopg.sql import SQL, Composed
 from .._driver.begin import Begin, begin_statement, send_query_with_begin, send_text_with_begin, send_with_begin
 from .._driver.compat import FAST_PATH, PIPELINES, PostgresQuery
 from .._driver.cursors import prepare
+from .._driver.deadlines import Deadline, limit_in
 from .._driver.failure import Refusal
 from .._driver.plan import LOOKED_AT, Declined, Plan, Read, is_plain, is_psycopgs, read_count, remember, text_key
 from .._driver.prepared import is_refused
 from .._driver.psycopg_types import RowFactory
 from .._driver.sql import Statement
+from .._driver.templates import Template, spelled
 from .._driver.wire import check_results
 from ..errors import ForkedError
 from .connector import AsyncPooledConnection
@@ -50,7 +52,8 @@ async def execute_plan(pooled: AsyncPooledConnection, plan: Plan, begin: Begin |
     """Execute *plan* on a connection whose lock is held, with the BEGIN that it needs before it."""
     if pooled.watcher.pid != getpid():
         raise ForkedError(pooled.watcher.pid, getpid())
-    pgconn, prepared = pooled.pgconn, pooled.prepared
+    pgconn, prepared, state = pooled.pgconn, pooled.prepared, pooled.connection.__dict__
+    limit: float | None = state["command_timeout"] if "deadline" not in state else limit_in(state)
     if plan.effect:
         prepared.note_effect(plan.effect)
     prepared.reused, prepared.first = True, begin is not None or pgconn.transaction_status == _IDLE
@@ -61,7 +64,7 @@ async def execute_plan(pooled: AsyncPooledConnection, plan: Plan, begin: Begin |
         else:
             send_with_begin(pgconn, begin, plan.name, plan.params, plan.formats)
         plan.params = None  # which may be large
-        results = await pooled.watcher.fetch(pooled.connection.__dict__["command_timeout"])
+        results = await pooled.watcher.fetch(limit)
         check_results(results, pooled.connection)
     except BaseException as error:
         await after_error(pooled.connection, error)
@@ -73,8 +76,8 @@ async def execute_text(pooled: AsyncPooledConnection, query: PostgresQuery, begi
     """Execute *query*, which has no parameters left, on a connection whose lock is held; *begin* as `execute_plan`."""
     if pooled.watcher.pid != getpid():
         raise ForkedError(pooled.watcher.pid, getpid())
-    pgconn = pooled.pgconn
-    prepared = pooled.prepared
+    pgconn, prepared, state = pooled.pgconn, pooled.prepared, pooled.connection.__dict__
+    limit: float | None = state["command_timeout"] if "deadline" not in state else limit_in(state)
     prepared.note(query)
     prepared.reused = False
     prepared.statements += 1
@@ -83,7 +86,7 @@ async def execute_text(pooled: AsyncPooledConnection, query: PostgresQuery, begi
             pgconn.send_query(query.query)
         else:
             send_text_with_begin(pgconn, begin, query.query)
-        results = await pooled.watcher.fetch(pooled.connection.__dict__["command_timeout"])
+        results = await pooled.watcher.fetch(limit)
         check_results(results, pooled.connection)
     except BaseException as error:
         await after_error(pooled.connection, error)
@@ -97,12 +100,12 @@ async def execute_first(
     """Execute *query* of *cursor* as psycopg does, but in one message with *begin*; see `execute_plan`."""
     if pooled.watcher.pid != getpid():
         raise ForkedError(pooled.watcher.pid, getpid())
-    prepared = pooled.prepared
+    prepared, state = pooled.prepared, pooled.connection.__dict__
+    limit: float | None = state["command_timeout"] if "deadline" not in state else limit_in(state)
     prep, name = prepare(cursor, query)
     prepared.note(query)
     prepared.first = True
     prepared.statements += 1
-    limit: float | None = pooled.connection.__dict__["command_timeout"]
     try:
         send_query_with_begin(pooled.pgconn, begin, query, prep, name)
         results = await pooled.watcher.fetch(limit)
@@ -200,6 +203,8 @@ class AsyncFastPath:
         pooled = None if weak is None else weak()
         if pooled is None or not self._is_usual(connection, pooled):
             return
+        if statement.__class__ is Template:
+            statement, params = spelled(statement, params)
         try:
             text = text_key(statement, connection)
         except Exception:
@@ -222,17 +227,22 @@ class AsyncFastPath:
             and pooled.begin == b"BEGIN"  # else no statement is alone: the mode is that of a transaction
         )
 
-    async def run(self, statement: Statement, params: Params | None, read: Read) -> Any:
+    async def run(
+        self, statement: Statement, params: Params | None, read: Read, deadline: Deadline | None = None
+    ) -> Any:
         """Execute *statement* alone and return what *read* makes of the answer; a `Declined` when nothing was done."""
         if self._loop is not None and self._loop is not current_loop():
             return _NO_PLAN
+        if statement.__class__ is Template:
+            statement, params = spelled(statement, params)
         keys = self._without if params is None else self._with
         # What is not text is composed on the connection.
         key = keys.get(statement) if statement.__class__ is str else None
         if (key is None and statement.__class__ not in _COMPOSED) or not self._alone:
             return _NO_PLAN
         pool, frame = self.pool, sys._getframe(1)
-        pooled = pool.take_idle(frame) or await pool.wait_for_one(frame)
+        limit = None if deadline is None else deadline.limit(None)
+        pooled = pool.take_idle(frame) or await pool.wait_for_one(frame, limit)
         if pooled is None:
             return _NO_PLAN
         try:
@@ -240,9 +250,10 @@ class AsyncFastPath:
             plan = None if key is None else pooled.plans.find(key, params)
             if plan is None or not (plan.has_rows or read is read_count):
                 return _NO_PLAN
+            limit = self._limit if deadline is None else deadline.limit(self._limit)
             plan.send(plan.name, plan.params, plan.formats)
             plan.params = None  # which may be large
-            result = (await pooled.watcher.fetch(self._limit))[0]
+            result = (await pooled.watcher.fetch(limit))[0]
             if result.status == _FATAL:
                 error = error_from_result(result, encoding=pooled.connection.info.encoding)
                 if is_refused(error):
@@ -264,6 +275,8 @@ class AsyncFastPath:
     async def run_on(self, lease: Borrowed, statement: Statement, params: Params | None, read: Read) -> Any:
         """Execute *statement* on a borrowed connection; return what `read_found` reads, or a `Declined` as `run`."""
         pooled = lease.pooled
+        if statement.__class__ is Template:
+            statement, params = spelled(statement, params)
         keys = self._without if params is None else self._with
         key = keys.get(statement) if statement.__class__ is str else None
         if pooled is None or (key is None and statement.__class__ not in _COMPOSED):

@@ -21,7 +21,7 @@ from psycopg.pq.abc import PGconn
 
 from .._driver.begin import set_command
 from .._driver.cancel import hang_up, request_cancel, stop_at_exit
-from .._driver.deadlines import INTERVAL
+from .._driver.deadlines import INTERVAL, limit_in
 from .._driver.failure import Failure
 from .._driver.lending import LendableConnection
 from .._driver.prepared import Prepared
@@ -80,7 +80,7 @@ class AsyncGuard(_Base):
         watcher: Watcher = state.get("watcher") or self.own_watcher()
         if watcher.pid != getpid():
             raise ForkedError(watcher.pid, getpid())
-        limit: float | None = state.get("command_timeout")
+        limit: float | None = state.get("command_timeout") if "deadline" not in state else limit_in(state)
         prepared: Prepared | None = state.get("prepared")
         before = _IDLE
         if prepared is not None:  # None while it connects
@@ -185,10 +185,11 @@ class AsyncGuard(_Base):
         async with self.lock:
             if "refusal" not in state and watcher.pid == getpid() and self.can_commit_directly():
                 pgconn, sent = self.pgconn, False
+                limit: float | None = state.get("command_timeout") if "deadline" not in state else limit_in(state)
                 try:
                     pgconn.send_query(b"COMMIT")
                     sent = True
-                    results = await watcher.fetch(state.get("command_timeout"))
+                    results = await watcher.fetch(limit)
                     check_commit(results, self)
                 except BaseException as error:
                     await self.after(error, fetching(pgconn))

@@ -223,6 +223,11 @@ class AsyncConnectionHandle:
         self._pool.forget_plans()
 
     @property
+    def shares_sessions(self) -> bool:
+        """Whether a pooler gives a session to one client after the other, as far as is known."""
+        return self._blueprint.pgbouncer or self._pool.shares_sessions
+
+    @property
     def needs_transactions(self) -> bool:
         """Whether settings hold only inside a transaction, because PgBouncer shares the sessions."""
         return bool(self._blueprint.transaction_settings)

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 import psycopg
 from psycopg import AsyncTransaction
 
+from .._driver.deadlines import Deadline, earlier
 from .._driver.plan import Read
 from .._driver.sql import Params, Statement
 from .._driver.transaction_mode import DEFAULT, TransactionMode
@@ -18,6 +19,7 @@ from .._pool import scopes
 from .._pool.scopes import Runner, Source
 from .fastpath import AsyncFastPath
 from .guard import AsyncGuard
+from .lease import AsyncLease
 from .psycopg_types import AsyncAnyConnection
 from .waiting import cannot_wait
 
@@ -40,7 +42,12 @@ class AsyncUnit(Protocol):
         """Do as `AsyncFastPath.run`, called in the open *block*."""
         ...
 
-    def do(self, work: Callable[[AsyncAnyConnection], Awaitable[T]], block: AsyncNested | None = None) -> Awaitable[T]:
+    def do(
+        self,
+        work: Callable[[AsyncAnyConnection], Awaitable[T]],
+        block: AsyncNested | None = None,
+        deadline: Deadline | None = None,
+    ) -> Awaitable[T]:
         """Return what *work* returns, which is given the connection when it is its turn."""
         ...
 
@@ -78,6 +85,7 @@ class AsyncNested:
         unit: AsyncUnit,
         transaction: AbstractAsyncContextManager[AsyncTransaction] | None = None,
         force_rollback: bool = False,
+        deadline: Deadline | None = None,
     ) -> None:
         self.unit = unit
         self.source = unit.source
@@ -88,6 +96,8 @@ class AsyncNested:
         self._transaction = transaction
         self.values: Mapping[str, str | None] = {}
         """The session values at its beginning, which hold again when it is rolled back."""
+        self._deadline = deadline
+        self._outer_deadline: Deadline | None = None
 
     @property
     def runs_elsewhere(self) -> bool:
@@ -115,9 +125,13 @@ class AsyncNested:
     async def exit(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
-        """End the block as psycopg's: released, or rolled back when there is an *error*."""
+        """End the block as psycopg's: released, or rolled back when there is an *error*, or it ends too late."""
         if self.runner is None or self.finished:
             return None
+        if error is None and self._deadline is not None and not self._deadline.left:
+            late = self._deadline.exceeded("the block did not end")
+            await self.exit(type(late), late, None)
+            raise late
 
         async def end() -> bool | None:
             if self._transaction is not None:
@@ -145,9 +159,22 @@ class AsyncNested:
         """Do as `AsyncFastPath.run`, as part of this block."""
         return self.unit.answer(fast, query, params, read, self)
 
-    def do(self, work: Callable[[AsyncAnyConnection], Awaitable[T]]) -> Awaitable[T]:
+    def do(
+        self, work: Callable[[AsyncAnyConnection], Awaitable[T]], *, deadline: Deadline | None = None
+    ) -> Awaitable[T]:
         """Return what *work* returns, which is given the connection when it is its turn."""
-        return self.unit.do(work, self)
+        return self.unit.do(work, self, deadline)
+
+    def limit(self, lease: AsyncLease) -> None:
+        """Let what is executed in the block end by its deadline, if it has one."""
+        if self._deadline is not None:
+            self._outer_deadline = lease.deadline
+            lease.limit(earlier(self._deadline, lease.deadline))
+
+    def lift_limit(self, lease: AsyncLease | None) -> None:
+        """Let what is executed from now on end by the deadline of what is around the block, if that has one."""
+        if self._deadline is not None and lease is not None:
+            lease.limit(self._outer_deadline)
 
     async def __aenter__(self) -> AsyncTransaction | None:
         return await self.enter(sys._getframe(1))

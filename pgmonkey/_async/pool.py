@@ -48,6 +48,11 @@ class AsyncPool(Ledger[AsyncPooledConnection, Waiter[AsyncPooledConnection]]):
         self.reset = self._connector.reset
         """Calls the program's `reset` function on a connection that was given back."""
 
+    @property
+    def shares_sessions(self) -> bool:
+        """Whether a pooler was noticed that gives a session to one client after the other."""
+        return bool(self._connector.shared)
+
     def _new_upkeep(self) -> AsyncUpkeep:
         return AsyncUpkeep(self, self.blueprint.settings)
 
@@ -67,10 +72,16 @@ class AsyncPool(Ledger[AsyncPooledConnection, Waiter[AsyncPooledConnection]]):
         pooled.lent_at = Place.above(sys._getframe(1), label, Caller.current())
         return pooled
 
-    async def wait_for_one(self, frame: FrameType) -> AsyncPooledConnection | None:
-        """Lend a connection to *frame* when one comes free; None when a connection has to be made instead."""
+    async def wait_for_one(self, frame: FrameType, timeout: float | None = None) -> AsyncPooledConnection | None:
+        """Lend a connection to *frame* when one comes free; None when a connection has to be made instead.
+
+        The wait ends after *timeout* seconds where that is less than the pool's own.
+        """
+        wait = self._settings.timeout
+        if timeout is not None and timeout < wait:
+            wait = timeout
         try:
-            pooled = await self._checkout(self._settings.timeout) if self.exhausted else None
+            pooled = await self._checkout(wait) if self.exhausted else None
         except PoolClosedError:
             return None  # a database opens it again
         if pooled is not None:

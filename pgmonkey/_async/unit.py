@@ -13,6 +13,7 @@ from psycopg import AsyncConnection, AsyncTransaction
 from psycopg.pq import TransactionStatus
 from psycopg.rows import Row
 
+from .._driver.deadlines import Deadline, earlier
 from .._driver.failure import Refusal
 from .._driver.plan import Declined, Read
 from .._driver.sql import Params, Statement
@@ -27,7 +28,7 @@ from .lease import AsyncLease
 from .nested import AsyncNested
 from .pool import AT_ONCE
 from .psycopg_types import AsyncAnyConnection
-from .waiting import TurnLock, cannot_wait, try_acquire
+from .waiting import TurnLock, cannot_wait, try_acquire, wait_for_turn
 
 T = TypeVar("T")
 
@@ -40,8 +41,8 @@ class AsyncSource(Protocol):
     ask: Ask | None
     """Returns what is to be set for the transaction."""
 
-    def borrow(self, *, timeout: float | None, label: Label | None) -> Awaitable[AsyncLease]:
-        """Lend a connection that is not in autocommit."""
+    def borrow(self, *, timeout: float | None, label: Label | None, deadline: Deadline | None) -> Awaitable[AsyncLease]:
+        """Lend a connection that is not in autocommit, and whose statements end by the *deadline*."""
         ...
 
 
@@ -62,6 +63,7 @@ class AsyncUnitOfWork(Generic[Row]):
         on_borrow: Callable[[], None] | None = None,
         *,
         values: Mapping[str, str | None] | None = None,
+        deadline: Deadline | None = None,
     ) -> None:
         self.source = source
         self.finished = False
@@ -74,6 +76,7 @@ class AsyncUnitOfWork(Generic[Row]):
         self._borrowing = False
         self._refusal: Refusal | None = None
         """Why nothing more is done and nothing will be committed."""
+        self._deadline = deadline
         self._has_values = source.ask is not None or bool(values)
         self._asks = source.ask is not None and values is None
         self._values = values or {}
@@ -160,16 +163,33 @@ class AsyncUnitOfWork(Generic[Row]):
         # Rows are made by classes and functions of the program, and these may use the unit.
         return found if found.__class__ is Declined else read_found(found, read)
 
-    async def do(self, work: Callable[[AsyncConnection[Row]], Awaitable[T]], block: AsyncNested | None = None) -> T:
-        """Return what *work* returns, which is given the connection when it is its turn; *block* as for `answer`."""
+    async def do(
+        self,
+        work: Callable[[AsyncConnection[Row]], Awaitable[T]],
+        block: AsyncNested | None = None,
+        deadline: Deadline | None = None,
+    ) -> T:
+        """Return what *work* returns, which is given the connection when it is its turn; *block* as for `answer`.
+
+        All of it, the wait for its turn as well, ends by the *deadline*.
+        """
         values = self._asked()
 
         async def working() -> T:
-            lease = self._lease or await self._borrow(None)
-            if values is not None and values != lease.values:
-                await self._set_values(lease, values)
-            return await work(lease.connection)
+            lease = self._lease or await self._borrow(None if deadline is None else deadline.left)
+            usual = lease.deadline
+            if deadline is not None:
+                lease.limit(earlier(deadline, usual))
+            try:
+                if values is not None and values != lease.values:
+                    await self._set_values(lease, values)
+                return await work(lease.connection)
+            finally:
+                if deadline is not None:
+                    lease.limit(usual)
 
+        if deadline is not None and not await wait_for_turn(self._turn, deadline.left):
+            raise deadline.exceeded("another statement of this transaction did not end")
         return await self._in_turn(working, block)
 
     async def _in_turn(self, work: Callable[[], Awaitable[T]], block: AsyncNested | None) -> T:
@@ -253,7 +273,7 @@ class AsyncUnitOfWork(Generic[Row]):
             raise self._over()
         self._borrowing = True
         try:
-            lease = await self.source.borrow(timeout=timeout, label=self._label)
+            lease = await self.source.borrow(timeout=timeout, label=self._label, deadline=self._deadline)
             # Until it is this unit's, nothing but this block gives it back.
             try:
                 if self.finished or self._refusal is not None:  # by another task of the request, during the borrow
@@ -297,12 +317,14 @@ class AsyncUnitOfWork(Generic[Row]):
             lease = self._lease
             if lease is not None:
                 block.values = lease.values
+                block.limit(lease)
             # Known before it has begun: no statement may come between SAVEPOINT and what is known.
             self.blocks.append(weakref.ref(block))
             try:
                 return await begin(None if lease is None else cast("AsyncGuard", lease.connection))
             except BaseException:
                 self.blocks.pop()
+                block.lift_limit(lease)
                 raise
 
         return await self._in_turn(working, scopes.find_in(self))
@@ -325,6 +347,7 @@ class AsyncUnitOfWork(Generic[Row]):
                     return None
                 try:
                     self._busy = True
+                    block.lift_limit(self._lease)
                     return await end()
                 finally:
                     self._busy = False

@@ -237,6 +237,14 @@ async def acquire(lock: asyncio.Lock, timeout: float) -> bool:
         return False
 
 
+async def wait_for_turn(lock: Lock, timeout: float) -> bool:
+    """Wait until *lock* is free for an ``async with`` that follows at once; tell whether that took less than *timeout*.
+
+    The lock stays taken: the ``async with`` lets the task that has it in, and releases it.
+    """
+    return await acquire(lock, timeout)
+
+
 async def ask(function: Callable[[], Any]) -> Any:
     """Return what *function* returns, which may be a coroutine function or one that blocks."""
     answer = await asyncio.to_thread(function)

@@ -63,8 +63,8 @@ PRIVATE: dict[str, tuple[str, ...]] = {
     "AdaptersMap": ("_dumpers", "_loaders"),
     "Transformer": ("dump_sequence", "formats", "load_row", "load_rows", "set_pgresult", "types"),
     "Cursor": (
-        *("_adapters", "_closed", "_conn", "_convert_query", "_last_query", "_query", "_query_cls", "_reset"),
-        *("_set_results", "_tx"),
+        *("_adapters", "_closed", "_conn", "_convert_query", "_encoding", "_last_query", "_query", "_query_cls"),
+        *("_reset", "_set_results", "_tx"),
     ),
     "JsonLoader": ("_loads",),
     "JsonDumper": ("_dumps",),

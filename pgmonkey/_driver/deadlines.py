@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextvars import ContextVar
 from selectors import DefaultSelector
 from time import monotonic
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import psycopg
 from psycopg.abc import PQGen, PQGenConn
@@ -14,7 +15,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.pq.abc import PGconn
 from psycopg.waiting import Wait
 
-from ..errors import CommandTimeoutError
+from ..errors import CommandTimeoutError, DeadlineExceededError
 
 T = TypeVar("T")
 
@@ -27,6 +28,8 @@ PRECISION = 0.01
 
 def too_slow(seconds: float) -> CommandTimeoutError:
     """Return the error of a statement that runs longer than *seconds*."""
+    if isinstance(seconds, Limit):
+        return seconds.deadline.exceeded("the statement did not end")
     return CommandTimeoutError(f"the statement took longer than {seconds:g} s (command_timeout)")
 
 
@@ -72,10 +75,19 @@ def limited(waits: PQGen[T], pgconn: PGconn, deadline: float, seconds: float) ->
 
 
 class Deadline(NamedTuple):
-    """When a borrower is to have its connection: *at*, as `time.monotonic` tells, *seconds* after it asked."""
+    """When something must have ended: *at*, as `time.monotonic` tells, *seconds* after it began.
+
+    *name* is that of the parameter, the setting or the header that says so, for messages.
+    """
 
     at: float
     seconds: float
+    name: str = "timeout"
+
+    @classmethod
+    def after(cls, seconds: float, name: str = "timeout") -> Deadline:
+        """Return the deadline in so many *seconds* from now; of 0 and less, it has passed."""
+        return cls(monotonic() + seconds, seconds, name)
 
     @property
     def left(self) -> float:
@@ -84,7 +96,65 @@ class Deadline(NamedTuple):
 
     def late(self, what: str) -> psycopg.errors.ConnectionTimeout:
         """Return the error that says *what* did not happen in time."""
-        return psycopg.errors.ConnectionTimeout(f"{what} within {self.seconds:g} s (timeout)")
+        return psycopg.errors.ConnectionTimeout(f"{what} within {self.seconds:g} s ({self.name})")
+
+    def exceeded(self, what: str) -> DeadlineExceededError:
+        """Return the error that says *what* did not happen in time, for the program."""
+        return DeadlineExceededError(f"{what} within {self.seconds:g} s ({self.name})")
+
+    def limit(self, usual: float | None) -> float:
+        """Return how long a statement may take that begins now, *usual* being the ``command_timeout``.
+
+        Raises `DeadlineExceededError` where no time is left.
+        """
+        left = self.left
+        if not left:
+            raise self.exceeded("no statement was begun: the work before it did not end")
+        return Limit.of(self, left) if usual is None or left < usual else usual
+
+    def wait(self, usual: float) -> float:
+        """Return how long a wait for a connection may take that is *usual* seconds otherwise; raises as `limit`."""
+        return min(usual, self.limit(None))
+
+
+class Limit(float):
+    """The seconds that a statement may take because of a *deadline*, which its error names."""
+
+    deadline: Deadline
+
+    @classmethod
+    def of(cls, deadline: Deadline, left: float) -> Limit:
+        """Return the limit of what has *left* seconds until the *deadline*."""
+        limit = cls(left)
+        limit.deadline = deadline
+        return limit
+
+
+def until(seconds: float | None) -> Deadline | None:
+    """Return the deadline of a ``timeout`` of so many *seconds*; None is never."""
+    return None if seconds is None else Deadline.after(seconds)
+
+
+def earlier(one: Deadline | None, other: Deadline | None) -> Deadline | None:
+    """Return which of two deadlines comes first; None is never."""
+    if one is None or other is None:
+        return one or other
+    return min(one, other)
+
+
+def limit_in(state: Mapping[str, Any]) -> float | None:
+    """Return how long a statement may take that begins now on the connection with this *state*, which has a deadline.
+
+    Raises `DeadlineExceededError` where that has passed.
+    """
+    deadline: Deadline = state["deadline"]
+    return deadline.limit(state["command_timeout"])
+
+
+def check_wait(error: psycopg.Error, deadline: Deadline | None) -> None:
+    """Raise `DeadlineExceededError` if a wait for a connection ended with *error* because the *deadline* has passed."""
+    if deadline is not None and deadline.left < PRECISION:
+        raise deadline.exceeded("no connection was to be had") from error
 
 
 connecting_until: ContextVar[Deadline | None] = ContextVar("pgmonkey_connecting_until", default=None)

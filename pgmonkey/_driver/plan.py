@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from copy import copy
 from enum import Enum
+from operator import itemgetter
 from typing import Any, TypeAlias, TypeVar
 
 import psycopg
@@ -107,12 +108,21 @@ class _Context:
         self.adapters = AdaptersMap(connection._adapters or psycopg.adapters)
 
 
+class _Columns:
+    """What psycopg's row factories look at in a cursor: the result, and how the names in it are encoded."""
+
+    __slots__ = ("_encoding", "pgresult")
+
+    def __init__(self, result: PGresult, encoding: str) -> None:
+        self.pgresult, self._encoding = result, encoding
+
+
 class Plan:
     """How one connection executes one statement that is prepared on it."""
 
     __slots__ = (
         *("_count", "_key", "_bookkeeping", "_converter", "_dumps", "_loads", "_types", "_wanted"),
-        *("busy", "dumpers", "effect"),
+        *("busy", "dumpers", "effect", "encoding"),
         *("formats", "has_rows", "loaders", "make_row", "name", "params", "send", "session", "transformer"),
         "variants",
     )
@@ -134,6 +144,7 @@ class Plan:
         self.transformer.set_pgresult(None, set_loaders=False)
         self.has_rows = cursor.description is not None
         self.make_row = row_factory(cursor)
+        self.encoding: str = cursor._encoding
         self.effect = effect_of(query.query)
         self.send = pgconn.send_query_prepared
         # psycopg copies these maps before it changes them, so a type registered later is seen as another map.
@@ -151,6 +162,14 @@ class Plan:
         self._key = (query.query, query.types)
         self._types, self._wanted = query.types, query._want_formats
         self._count = len(self._wanted or ()) if query._order is None else None
+
+    def row_maker(self, row_factory: RowFactory, result: PGresult) -> Callable[..., Any]:
+        """Return what makes a row of *result* as *row_factory* does, which is one of psycopg's.
+
+        It is made anew each time, as psycopg makes it: that takes little longer than to look it up, and a class of rows
+        that a program makes for one call is not kept.
+        """
+        return row_factory(_Columns(result, self.encoding))
 
     def fits(self, params: Params | None, adapters: AdaptersMap) -> bool:
         """Dump *params*; tell whether the statement can be executed with them, its types being those of *adapters*."""
@@ -243,6 +262,7 @@ class Plans:
         other = copy(plan)
         other.transformer = Transformer(_Context(self._connection))
         other.transformer.set_pgresult(result)
+        other.encoding = self._connection.info.encoding
         return other
 
     def forget(self) -> None:
@@ -296,15 +316,21 @@ Read: TypeAlias = Callable[[Plan, PGresult], Any]
 """Makes the answer of a query method from a result."""
 
 
-def read_one(plan: Plan, result: PGresult) -> object:
-    """Return the first row, None when there is none."""
+def read_one(plan: Plan, result: PGresult, row_factory: RowFactory | None = None) -> object:
+    """Return the first row, None when there is none; by a *row_factory*, if given, which is one of psycopg's."""
     if not result.ntuples:
         return None
     transformer = plan.transformer
     transformer.set_pgresult(result, set_loaders=False)
-    row = transformer.load_row(0, plan.make_row)
+    row = transformer.load_row(0, plan.make_row if row_factory is None else plan.row_maker(row_factory, result))
     transformer.set_pgresult(None, set_loaders=False)
     return row
+
+
+def read_exactly_one(plan: Plan, result: PGresult, row_factory: RowFactory | None = None) -> tuple[int, object]:
+    """Return the number of rows, and the row where that is 1; *row_factory* as for `read_one`."""
+    count = result.ntuples
+    return count, read_one(plan, result, row_factory) if count == 1 else None
 
 
 def read_value(plan: Plan, result: PGresult) -> object:
@@ -318,11 +344,21 @@ def read_value(plan: Plan, result: PGresult) -> object:
     return row[0]
 
 
-def read_all(plan: Plan, result: PGresult) -> list[object]:
-    """Return all rows."""
+def read_values(plan: Plan, result: PGresult) -> list[object]:
+    """Return the first column of all rows."""
     transformer = plan.transformer
     transformer.set_pgresult(result, set_loaders=False)
-    found: list[object] = transformer.load_rows(0, result.ntuples, plan.make_row)
+    found: list[object] = transformer.load_rows(0, result.ntuples, itemgetter(0))
+    transformer.set_pgresult(None, set_loaders=False)
+    return found
+
+
+def read_all(plan: Plan, result: PGresult, row_factory: RowFactory | None = None) -> list[object]:
+    """Return all rows; *row_factory* as for `read_one`."""
+    transformer = plan.transformer
+    transformer.set_pgresult(result, set_loaders=False)
+    make_row = plan.make_row if row_factory is None else plan.row_maker(row_factory, result)
+    found: list[object] = transformer.load_rows(0, result.ntuples, make_row)
     transformer.set_pgresult(None, set_loaders=False)
     return found
 

@@ -24,8 +24,13 @@ from .lexer import tokens
 if TYPE_CHECKING:
     from typing_extensions import LiteralString
 
-Statement: TypeAlias = Union["LiteralString", bytes, SQL, Composed]
-"""What a query method is given.  As with psycopg, type checkers refuse text that does not stand in the program."""
+Statement: TypeAlias = abc.Query
+"""What a query method is given: psycopg's, so a template string, too, where Python and psycopg know these.
+
+Type checkers refuse text that does not stand in the program.
+"""
+Plain: TypeAlias = Union["LiteralString", bytes, SQL, Composed]
+"""The same but for template strings, which psycopg's types tell apart."""
 Params: TypeAlias = abc.Params | None
 """The parameters of a statement: a sequence for ``%s``, a mapping for ``%(name)s``, or None."""
 
@@ -60,8 +65,8 @@ current_timestamp current_user currval date date_add date_bin date_part date_sub
 dense_rank div encode enum_first enum_last enum_range every exp extract factorial family first_value float4 float8
 floor format format_type gcd gen_random_uuid generate_series generate_subscripts get_bit get_byte greatest
 has_any_column_privilege has_column_privilege has_database_privilege has_function_privilege has_schema_privilege
-has_sequence_privilege has_table_privilege host hostmask inet inet_client_addr inet_client_port inet_server_addr
-inet_server_port initcap int2 int4 int8 isempty isfinite json json_agg json_array json_array_elements
+has_sequence_privilege has_table_privilege hashtextextended host hostmask inet inet_client_addr inet_client_port
+inet_server_addr inet_server_port initcap int2 int4 int8 isempty isfinite json json_agg json_array json_array_elements
 json_array_elements_text json_array_length json_arrayagg json_build_array json_build_object json_each json_each_text
 json_exists json_extract_path json_extract_path_text json_object json_object_agg json_object_keys json_objectagg
 json_populate_record json_populate_recordset json_query json_scalar json_serialize json_strip_nulls json_table

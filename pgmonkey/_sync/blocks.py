@@ -13,6 +13,7 @@ from typing import Generic
 from psycopg import Connection, Rollback
 from psycopg.rows import Row
 
+from .._driver.deadlines import Deadline
 from .._driver.transaction_mode import DEFAULT, TransactionMode
 from .._pool import scopes
 from .nested import Nested
@@ -27,10 +28,12 @@ class UnitBlock(AbstractContextManager["UnitOfWork[Row]"], Generic[Row]):
         source: Source,
         mode: TransactionMode = DEFAULT,
         values: Mapping[str, str | None] | None = None,
+        deadline: Deadline | None = None,
     ) -> None:
         self._source = source
         self._mode = mode
         self._values = values
+        self._deadline = deadline
         self._unit: UnitOfWork[Row] | None = None
         self._nested: Nested | None = None
 
@@ -42,7 +45,7 @@ class UnitBlock(AbstractContextManager["UnitOfWork[Row]"], Generic[Row]):
             self._nested = Nested(outer)
             self._nested.enter(sys._getframe(1))
             return outer
-        unit: UnitOfWork[Row] = UnitOfWork(self._source, self._mode, values=self._values)
+        unit: UnitOfWork[Row] = UnitOfWork(self._source, self._mode, values=self._values, deadline=self._deadline)
         self._unit, unit.nests = unit, True
         try:
             scopes.enter(unit)
@@ -63,9 +66,10 @@ class UnitBlock(AbstractContextManager["UnitOfWork[Row]"], Generic[Row]):
 class TransactionBlock(AbstractContextManager["Connection[Row]"], Generic[Row]):
     """A transaction, or a savepoint inside the unit of work that the block is in."""
 
-    def __init__(self, source: Source, mode: TransactionMode) -> None:
+    def __init__(self, source: Source, mode: TransactionMode, deadline: Deadline | None = None) -> None:
         self._source = source
         self._mode = mode
+        self._deadline = deadline
         self._unit: UnitOfWork[Row] | None = None
         self._nested: Nested | None = None
 
@@ -75,7 +79,7 @@ class TransactionBlock(AbstractContextManager["Connection[Row]"], Generic[Row]):
         outer: UnitOfWork[Row] | None = current_unit(self._source) if scopes.inside.get() else None
         if outer is not None:
             return self._enter_nested(outer, sys._getframe(1))
-        unit: UnitOfWork[Row] = UnitOfWork(self._source, self._mode)
+        unit: UnitOfWork[Row] = UnitOfWork(self._source, self._mode, deadline=self._deadline)
         self._unit, unit.nests = unit, True
         try:
             connection = unit.connection()
@@ -91,8 +95,9 @@ class TransactionBlock(AbstractContextManager["Connection[Row]"], Generic[Row]):
     def _enter_nested(self, outer: UnitOfWork[Row], frame: FrameType) -> Connection[Row]:
         if self._mode is not DEFAULT:
             outer.set_mode(self._mode)
-        connection = outer.connection()
-        self._nested = Nested(outer)
+        deadline = self._deadline
+        connection = outer.connection(timeout=None if deadline is None else deadline.left)
+        self._nested = Nested(outer, deadline=deadline)
         self._nested.enter(frame)
         return connection
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import psycopg
 from psycopg import Cursor
@@ -28,7 +28,7 @@ from .._driver.copying import (
 from .._driver.files import CopyFile, header_of, start_of_text, to_read, to_write
 from .._driver.many import can_execute_many, executing_many, values_of_results
 from .._driver.prepared import is_refused
-from .._driver.sql import Statement
+from .._driver.sql import Plain, Statement
 from .cursor import fast_cursor
 from .psycopg_types import AnyConnection, AnyCursor
 from .waiting import chunks, done
@@ -95,7 +95,7 @@ def one_by_one(
     count, found = 0, list[Any]()
     with connection.cursor() as cursor:
         for params in rows:
-            cursor.execute(query, params, prepare=False)
+            cursor.execute(cast(Plain, query), params, prepare=False)
             count += max(cursor.rowcount, 0)
             if returning and cursor.description is not None:
                 found += cursor.fetchall()

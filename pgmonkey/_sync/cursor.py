@@ -18,7 +18,7 @@ from psycopg.rows import tuple_row
 from .._driver.begin import begin_statement
 from .._driver.cursors import convert, fast_class, plan_for, set_result
 from .._driver.plan import text_key
-from .._driver.sql import TO_SAVEPOINT, Statement, ends_transaction, is_one_plain, text_of
+from .._driver.sql import TO_SAVEPOINT, Plain, ends_transaction, is_one_plain, text_of
 from .connector import PooledConnection
 from .fastpath import Lent, begin_anew, execute_first, execute_plan, execute_text, forget_plans, may_repeat
 from .guard import Guard
@@ -27,7 +27,7 @@ from .psycopg_types import AnyCursor
 
 def _execute(
     self: AnyCursor,
-    query: Statement,
+    query: Plain,
     params: Params | None = None,
     *,
     prepare: bool | None = None,
@@ -73,7 +73,7 @@ def _execute(
 
 
 def _execute_first(
-    self: AnyCursor, pooled: PooledConnection, query: Statement, params: Params | None
+    self: AnyCursor, pooled: PooledConnection, query: Plain, params: Params | None
 ) -> list[PGresult] | None:
     """Execute what a transaction begins with, in one round trip; None when psycopg is to do it."""
     begin = begin_statement(self.connection)
@@ -89,7 +89,7 @@ def _execute_first(
 
 def _execute_merged(
     self: AnyCursor,
-    query: Statement,
+    query: Plain,
     params: Params | None = None,
     *,
     prepare: bool | None = None,
@@ -114,7 +114,7 @@ def _execute_merged(
     return _execute_as_psycopg(self, query, params, prepare=prepare, binary=binary)
 
 
-def _execute_as_psycopg(self: AnyCursor, query: Statement, params: Params | None, **options: bool | None) -> AnyCursor:
+def _execute_as_psycopg(self: AnyCursor, query: Plain, params: Params | None, **options: bool | None) -> AnyCursor:
     """Do as psycopg, unless *query* would end a unit of work; set again the session values that it has undone."""
     ends = _refuse_end(self, query)
     Cursor.execute(self, query, params, **options)
@@ -123,7 +123,7 @@ def _execute_as_psycopg(self: AnyCursor, query: Statement, params: Params | None
     return self
 
 
-def _executemany(self: AnyCursor, query: Statement, params_seq: Iterable[Params], *, returning: bool = False) -> None:
+def _executemany(self: AnyCursor, query: Plain, params_seq: Iterable[Params], *, returning: bool = False) -> None:
     """Do as psycopg, unless *query* would end a unit of work."""
     ends = _refuse_end(self, query)
     Cursor.executemany(self, query, params_seq, returning=returning)
@@ -131,19 +131,19 @@ def _executemany(self: AnyCursor, query: Statement, params_seq: Iterable[Params]
         cast("Guard", self.connection).set_values()
 
 
-def _copy(self: AnyCursor, statement: Statement, *arguments: Any, **options: Any) -> Any:
+def _copy(self: AnyCursor, statement: Plain, *arguments: Any, **options: Any) -> Any:
     """Do as psycopg, unless *statement* would end a unit of work."""
     _refuse_end(self, statement)
     return Cursor.copy(self, statement, *arguments, **options)
 
 
-def _stream(self: AnyCursor, query: Statement, *arguments: Any, **options: Any) -> Any:
+def _stream(self: AnyCursor, query: Plain, *arguments: Any, **options: Any) -> Any:
     """Do as psycopg, unless *query* would end a unit of work."""
     _refuse_end(self, query)
     return Cursor.stream(self, query, *arguments, **options)
 
 
-def _refuse_end(cursor: AnyCursor, query: Statement) -> str:
+def _refuse_end(cursor: AnyCursor, query: Plain) -> str:
     """Raise `psycopg.ProgrammingError` if *query* would end a unit of work; return what in it ends savepoints."""
     ends = ends_transaction(query, cursor.connection.pgconn)
     if ends and ends != TO_SAVEPOINT:

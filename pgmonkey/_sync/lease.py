@@ -17,6 +17,7 @@ from psycopg.pq.abc import PGresult
 
 from .._driver.begin import Begin, set_command
 from .._driver.cancel import hang_up, request_cancel, stop_at_exit
+from .._driver.deadlines import Deadline, limit_in
 from .._driver.failure import Failure, Refusal
 from .._driver.lending import begun, lend, route_notices, take_back
 from .._driver.psycopg_types import RowFactory
@@ -55,6 +56,8 @@ class Lease:
     """The psycopg connection, once the borrower has asked for it."""
     pooled: PooledConnection | None = None
     """What is borrowed; None after it was given back."""
+    deadline: Deadline | None = None
+    """When every statement must have ended, also a COMMIT; None is never."""
 
     def __init__(
         self, pool: Pool, pooled: PooledConnection, autocommit: bool, context: AdaptContext | None = None
@@ -113,6 +116,19 @@ class Lease:
         if self.pooled is None:
             take_back(first)
         return first
+
+    def limit(self, deadline: Deadline | None) -> None:
+        """Let every statement from now on, also the COMMIT, end by the *deadline*; None lifts it.
+
+        What has not ended then raises `DeadlineExceededError`, is cancelled, and its connection closed.
+        """
+        self.deadline = deadline
+        for connection in (self.lent, self.pooled and self.pooled.connection):
+            if connection is not None:
+                if deadline is None:
+                    connection.__dict__.pop("deadline", None)
+                else:
+                    connection.__dict__["deadline"] = deadline
 
     def set_values(self, values: Mapping[str, str | None]) -> None:
         """Have each transaction begin with these session values; one that is open has them already."""
@@ -192,8 +208,11 @@ class Lease:
                 else:
                     self._roll_back(pooled, clean, error)
             except psycopg.Error:
+                pooled.connection.__dict__.pop("deadline", None)
                 self._restore(pooled)
                 raise
+            if self.deadline is not None:
+                pooled.connection.__dict__.pop("deadline", None)
             if reset is not None or pooled.prepared.bare:
                 self._restore(pooled)
         except psycopg.Error:
@@ -290,6 +309,9 @@ class Lease:
             if self.unit is None and self.lent is not None and (what := begun(self.lent)):
                 self._roll_back(pooled, clean)
                 raise psycopg.ProgrammingError(f"nothing was committed: {what}")
+            if self.deadline is not None and not self.deadline.left:
+                pooled.close()
+                raise self.deadline.exceeded("nothing was committed: the transaction did not end")
             self._send_commit(pooled, clean)
         elif status == TransactionStatus.INERROR:
             failure = pooled.prepared.failure  # which the rollback forgets
@@ -337,6 +359,12 @@ class Lease:
 
     def _roll_back(self, pooled: PooledConnection, clean: bool, error: BaseException | None = None) -> None:
         status = pooled.pgconn.transaction_status
+        patience = _ROLLBACK_TIMEOUT if error is None or isinstance(error, Exception) else _INTERRUPTED_TIMEOUT
+        if self.deadline is not None:
+            patience = min(patience, self.deadline.left)
+            if not patience:
+                pooled.close()
+                return
         open_transaction = status in (TransactionStatus.INTRANS, TransactionStatus.INERROR)
         if status == TransactionStatus.ACTIVE:
             pooled.close()
@@ -344,7 +372,6 @@ class Lease:
             return
         state = pooled.connection.__dict__
         usual = state["command_timeout"]
-        patience = _ROLLBACK_TIMEOUT if error is None or isinstance(error, Exception) else _INTERRUPTED_TIMEOUT
         state["command_timeout"] = min(patience, usual or patience)
         try:
             results = self._send(pooled, b"ROLLBACK" if open_transaction else None, clean)
@@ -375,16 +402,17 @@ class Lease:
         if pooled.watcher.pid != getpid():
             raise ForkedError(pooled.watcher.pid, getpid())
         connection = pooled.connection
-        lock = connection.lock
+        lock, state = connection.lock, connection.__dict__
         # Not for ever: whoever holds it may have been interrupted, and does not release it any more.
         if not try_acquire(lock) and not acquire(lock, _LOCK_TIMEOUT):
             pooled.close()
             raise psycopg.OperationalError("nothing was committed: the connection was still in use at the end")
         sent = False
         try:
+            limit: float | None = state["command_timeout"] if "deadline" not in state else limit_in(state)
             pooled.pgconn.send_query(message)
             sent = True
-            return pooled.watcher.fetch(connection.__dict__["command_timeout"])
+            return pooled.watcher.fetch(limit)
         except BaseException as error:
             after_error(connection, error)
             if sent and message.startswith(b"COMMIT") and isinstance(error, psycopg.Error):

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import psycopg
 from psycopg import Transaction
 
+from .._driver.deadlines import Deadline, earlier
 from .._driver.plan import Read
 from .._driver.sql import Params, Statement
 from .._driver.transaction_mode import DEFAULT, TransactionMode
@@ -20,6 +21,7 @@ from .._pool import scopes
 from .._pool.scopes import Runner, Source
 from .fastpath import FastPath
 from .guard import Guard
+from .lease import Lease
 from .psycopg_types import AnyConnection
 from .waiting import cannot_wait
 
@@ -40,7 +42,12 @@ class Unit(Protocol):
         """Do as `FastPath.run`, called in the open *block*."""
         ...
 
-    def do(self, work: Callable[[AnyConnection], T], block: Nested | None = None) -> T:
+    def do(
+        self,
+        work: Callable[[AnyConnection], T],
+        block: Nested | None = None,
+        deadline: Deadline | None = None,
+    ) -> T:
         """Return what *work* returns, which is given the connection when it is its turn."""
         ...
 
@@ -76,6 +83,7 @@ class Nested:
         unit: Unit,
         transaction: AbstractContextManager[Transaction] | None = None,
         force_rollback: bool = False,
+        deadline: Deadline | None = None,
     ) -> None:
         self.unit = unit
         self.source = unit.source
@@ -86,6 +94,8 @@ class Nested:
         self._transaction = transaction
         self.values: Mapping[str, str | None] = {}
         """The session values at its beginning, which hold again when it is rolled back."""
+        self._deadline = deadline
+        self._outer_deadline: Deadline | None = None
 
     @property
     def runs_elsewhere(self) -> bool:
@@ -113,9 +123,13 @@ class Nested:
     def exit(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
-        """End the block as psycopg's: released, or rolled back when there is an *error*."""
+        """End the block as psycopg's: released, or rolled back when there is an *error*, or it ends too late."""
         if self.runner is None or self.finished:
             return None
+        if error is None and self._deadline is not None and not self._deadline.left:
+            late = self._deadline.exceeded("the block did not end")
+            self.exit(type(late), late, None)
+            raise late
 
         def end() -> bool | None:
             if self._transaction is not None:
@@ -143,9 +157,20 @@ class Nested:
         """Do as `FastPath.run`, as part of this block."""
         return self.unit.answer(fast, query, params, read, self)
 
-    def do(self, work: Callable[[AnyConnection], T]) -> T:
+    def do(self, work: Callable[[AnyConnection], T], *, deadline: Deadline | None = None) -> T:
         """Return what *work* returns, which is given the connection when it is its turn."""
-        return self.unit.do(work, self)
+        return self.unit.do(work, self, deadline)
+
+    def limit(self, lease: Lease) -> None:
+        """Let what is executed in the block end by its deadline, if it has one."""
+        if self._deadline is not None:
+            self._outer_deadline = lease.deadline
+            lease.limit(earlier(self._deadline, lease.deadline))
+
+    def lift_limit(self, lease: Lease | None) -> None:
+        """Let what is executed from now on end by the deadline of what is around the block, if that has one."""
+        if self._deadline is not None and lease is not None:
+            lease.limit(self._outer_deadline)
 
     def __enter__(self) -> Transaction | None:
         return self.enter(sys._getframe(1))

@@ -50,6 +50,11 @@ class Pool(Ledger[PooledConnection, Waiter[PooledConnection]]):
         self.reset = self._connector.reset
         """Calls the program's `reset` function on a connection that was given back."""
 
+    @property
+    def shares_sessions(self) -> bool:
+        """Whether a pooler was noticed that gives a session to one client after the other."""
+        return bool(self._connector.shared)
+
     def _new_upkeep(self) -> Upkeep:
         return Upkeep(self, self.blueprint.settings)
 
@@ -69,10 +74,16 @@ class Pool(Ledger[PooledConnection, Waiter[PooledConnection]]):
         pooled.lent_at = Place.above(sys._getframe(1), label, Caller.current())
         return pooled
 
-    def wait_for_one(self, frame: FrameType) -> PooledConnection | None:
-        """Lend a connection to *frame* when one comes free; None when a connection has to be made instead."""
+    def wait_for_one(self, frame: FrameType, timeout: float | None = None) -> PooledConnection | None:
+        """Lend a connection to *frame* when one comes free; None when a connection has to be made instead.
+
+        The wait ends after *timeout* seconds where that is less than the pool's own.
+        """
+        wait = self._settings.timeout
+        if timeout is not None and timeout < wait:
+            wait = timeout
         try:
-            pooled = self._checkout(self._settings.timeout) if self.exhausted else None
+            pooled = self._checkout(wait) if self.exhausted else None
         except PoolClosedError:
             return None  # a database opens it again
         if pooled is not None:

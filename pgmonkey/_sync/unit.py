@@ -15,6 +15,7 @@ from psycopg import Connection, Transaction
 from psycopg.pq import TransactionStatus
 from psycopg.rows import Row
 
+from .._driver.deadlines import Deadline, earlier
 from .._driver.failure import Refusal
 from .._driver.plan import Declined, Read
 from .._driver.sql import Params, Statement
@@ -29,7 +30,7 @@ from .lease import Lease
 from .nested import Nested
 from .pool import AT_ONCE
 from .psycopg_types import AnyConnection
-from .waiting import TurnLock, cannot_wait, try_acquire
+from .waiting import TurnLock, cannot_wait, try_acquire, wait_for_turn
 
 T = TypeVar("T")
 
@@ -42,8 +43,8 @@ class Source(Protocol):
     ask: Ask | None
     """Returns what is to be set for the transaction."""
 
-    def borrow(self, *, timeout: float | None, label: Label | None) -> Lease:
-        """Lend a connection that is not in autocommit."""
+    def borrow(self, *, timeout: float | None, label: Label | None, deadline: Deadline | None) -> Lease:
+        """Lend a connection that is not in autocommit, and whose statements end by the *deadline*."""
         ...
 
 
@@ -64,6 +65,7 @@ class UnitOfWork(Generic[Row]):
         on_borrow: Callable[[], None] | None = None,
         *,
         values: Mapping[str, str | None] | None = None,
+        deadline: Deadline | None = None,
     ) -> None:
         self.source = source
         self.finished = False
@@ -76,6 +78,7 @@ class UnitOfWork(Generic[Row]):
         self._borrowing = False
         self._refusal: Refusal | None = None
         """Why nothing more is done and nothing will be committed."""
+        self._deadline = deadline
         self._has_values = source.ask is not None or bool(values)
         self._asks = source.ask is not None and values is None
         self._values = values or {}
@@ -160,16 +163,33 @@ class UnitOfWork(Generic[Row]):
         # Rows are made by classes and functions of the program, and these may use the unit.
         return found if found.__class__ is Declined else read_found(found, read)
 
-    def do(self, work: Callable[[Connection[Row]], T], block: Nested | None = None) -> T:
-        """Return what *work* returns, which is given the connection when it is its turn; *block* as for `answer`."""
+    def do(
+        self,
+        work: Callable[[Connection[Row]], T],
+        block: Nested | None = None,
+        deadline: Deadline | None = None,
+    ) -> T:
+        """Return what *work* returns, which is given the connection when it is its turn; *block* as for `answer`.
+
+        All of it, the wait for its turn as well, ends by the *deadline*.
+        """
         values = self._asked()
 
         def working() -> T:
-            lease = self._lease or self._borrow(None)
-            if values is not None and values != lease.values:
-                self._set_values(lease, values)
-            return work(lease.connection)
+            lease = self._lease or self._borrow(None if deadline is None else deadline.left)
+            usual = lease.deadline
+            if deadline is not None:
+                lease.limit(earlier(deadline, usual))
+            try:
+                if values is not None and values != lease.values:
+                    self._set_values(lease, values)
+                return work(lease.connection)
+            finally:
+                if deadline is not None:
+                    lease.limit(usual)
 
+        if deadline is not None and not wait_for_turn(self._turn, deadline.left):
+            raise deadline.exceeded("another statement of this transaction did not end")
         return self._in_turn(working, block)
 
     def _in_turn(self, work: Callable[[], T], block: Nested | None) -> T:
@@ -253,7 +273,7 @@ class UnitOfWork(Generic[Row]):
             raise self._over()
         self._borrowing = True
         try:
-            lease = self.source.borrow(timeout=timeout, label=self._label)
+            lease = self.source.borrow(timeout=timeout, label=self._label, deadline=self._deadline)
             # Until it is this unit's, nothing but this block gives it back.
             try:
                 if self.finished or self._refusal is not None:  # by another task of the request, during the borrow
@@ -297,12 +317,14 @@ class UnitOfWork(Generic[Row]):
             lease = self._lease
             if lease is not None:
                 block.values = lease.values
+                block.limit(lease)
             # Known before it has begun: no statement may come between SAVEPOINT and what is known.
             self.blocks.append(weakref.ref(block))
             try:
                 return begin(None if lease is None else cast("Guard", lease.connection))
             except BaseException:
                 self.blocks.pop()
+                block.lift_limit(lease)
                 raise
 
         return self._in_turn(working, scopes.find_in(self))
@@ -323,6 +345,7 @@ class UnitOfWork(Generic[Row]):
                     return None
                 try:
                     self._busy = True
+                    block.lift_limit(self._lease)
                     return end()
                 finally:
                     self._busy = False

@@ -96,6 +96,17 @@ def acquire(lock: threading.Lock, timeout: float) -> bool:
     return lock.acquire(timeout=timeout)
 
 
+def wait_for_turn(lock: threading.RLock, timeout: float) -> bool:
+    """Wait until *lock* is free for a ``with`` that follows at once; tell whether that took less than *timeout*.
+
+    Released again: an exception here must not leave it taken, so another thread may yet come first.
+    """
+    free = lock.acquire(timeout=timeout)
+    if free:
+        lock.release()
+    return free
+
+
 def ask(function: Callable[[], T]) -> T:
     """Return what *function* returns."""
     return function()

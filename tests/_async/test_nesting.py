@@ -107,7 +107,8 @@ async def test_what_is_done_beside_the_block_of_another_is_refused(
         await database.execute(INSERT, [0])
         beside = Beside(optional)
         await entered.wait()
-        for number, refused in enumerate((database.execute, database.fetch_all)):
+        methods: Any = (database.execute, database.fetch_all)
+        for number, refused in enumerate(methods):
             with pytest.raises(psycopg.ProgrammingError, match=r"savepoints must nest: .* is in a block"):
                 await refused(INSERT, [10 + number])
         with pytest.raises(psycopg.ProgrammingError, match="savepoints must nest"):

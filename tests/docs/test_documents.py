@@ -197,6 +197,21 @@ def test_the_document_on_many_rows(folder: Path, environ: dict[str, str]) -> Non
     ]
 
 
+def test_the_document_on_queries(folder: Path, environ: dict[str, str]) -> None:
+    assert run(folder, environ, program("queries.md")).splitlines() == [
+        "User(id=1, name='Ann') User(id=2, name='Bob')",
+        "[{'name': 'Ann'}, {'name': 'Bob'}]",
+        "['Ann', 'Bob']",
+        *("Ann", "Bob"),
+        *("id=1 name='Ann' email='none'", "id=1 name='Ann' email='none'"),
+        "the statement returned 2 rows where exactly one was expected: DELETE FROM members RETURNING id",
+        "2",
+        "the statement did not end within 0.2 s (timeout)",
+        "the lock 'nightly report' was not free: it is held by",
+        "User(id=1, name='Ann') 1 ['ann@example.org', None]",
+    ]
+
+
 def test_scripts(folder: Path, environ: dict[str, str]) -> None:
     (code,) = blocks(section("Scripts"), "python")
     assert "PostgreSQL" in run(folder, environ, code)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from psycopg import AsyncConnection, Connection
-from psycopg.rows import DictRow, TupleRow, class_row, dict_row
+from psycopg.rows import DictRow, TupleRow, class_row, dict_row, kwargs_row, scalar_row, tuple_row
 from psycopg.sql import SQL, Identifier
 from typing_extensions import assert_type
 
@@ -77,6 +77,40 @@ async def dictionaries() -> None:
         return ""
 
     assert_type(await db.retry(work), str)
+
+
+def rows_per_call(db: Database) -> None:
+    assert_type(db.fetch_one("SELECT 1", row_factory=class_row(User)), User | None)
+    assert_type(db.fetch_one("SELECT 1", row_factory=None, timeout=2.5), TupleRow | None)
+    assert_type(db.fetch_exactly_one("SELECT 1"), TupleRow)
+    assert_type(db.fetch_exactly_one("SELECT %s", [1], row_factory=class_row(User), timeout=1), User)
+    assert_type(db.fetch_all("SELECT 1", row_factory=dict_row), list[DictRow])
+    assert_type(db.fetch_all("SELECT 1", row_factory=kwargs_row(User)), list[User])
+    assert_type(db.fetch_all("SELECT 1", row_factory=scalar_row), list[Any])
+    assert_type(db.fetch_values("SELECT 1"), list[Any])
+    assert_type(db.stream("SELECT 1", row_factory=class_row(User), timeout=60), Iterator[User])
+    db.fetch_value("SELECT 1", row_factory=dict_row)  # type: ignore[call-arg]
+
+
+async def rows_per_call_in_tasks(db: AsyncDatabase[DictRow]) -> None:
+    assert_type(await db.fetch_one("SELECT 1", row_factory=class_row(User)), User | None)
+    assert_type(await db.fetch_exactly_one("SELECT 1"), DictRow)
+    assert_type(await db.fetch_all("SELECT 1", row_factory=tuple_row), list[TupleRow])
+    assert_type(await db.fetch_values("SELECT 1", timeout=3), list[Any])
+    assert_type(db.stream("SELECT 1", row_factory=class_row(User)), AsyncIterator[User])
+    async with db.batch(timeout=5) as batch:
+        user = batch.fetch_exactly_one("SELECT 1", row_factory=class_row(User))
+        maybe = batch.fetch_one("SELECT 1", row_factory=class_row(User))
+        rows, count, names = batch.fetch_all("SELECT 1"), batch.execute("SELECT 1"), batch.fetch_values("SELECT 1")
+    assert_type(user.result, User)
+    assert_type(maybe.result, User | None)
+    assert_type(rows.result, list[DictRow])
+    assert_type(count.result, int)
+    assert_type(names.result, list[Any])
+    async with db.transaction(timeout=2), db.connection(timeout=2) as connection:
+        assert_type(connection, AsyncConnection[DictRow])
+    async with db.lock("import"), db.lock((1, 2), shared=True, wait=False), db.lock(7, wait=2.5, session=True):
+        pass
 
 
 def text_from_elsewhere(db: Database, query: str) -> None:

@@ -35,6 +35,14 @@ def view(id: int) -> dict[str, Any]:
     assert_type(db.database, Database[TupleRow])
     assert_type(db.stream("SELECT 1"), Iterator[TupleRow])
     assert_type(dicts.fetch_one("SELECT 1"), DictRow | None)
+    assert_type(db.fetch_one("SELECT 1", row_factory=dict_row, timeout=2), DictRow | None)
+    assert_type(db.fetch_exactly_one("SELECT 1", row_factory=dict_row), DictRow)
+    assert_type(db.fetch_all("SELECT 1", row_factory=dict_row), list[DictRow])
+    assert_type(db.fetch_values("SELECT 1"), list[Any])
+    assert_type(db.stream("SELECT 1", row_factory=dict_row), Iterator[DictRow])
+    with db.batch() as batch, db.lock("import", wait=False), db.transaction(timeout=3):
+        answer = batch.fetch_one("SELECT 1")
+    assert_type(answer.result, TupleRow | None)
     assert_type(dicts["reports"], BoundDatabase[DictRow])
     assert_type(dicts["reports"].fetch_all("SELECT 1"), list[DictRow])
     with dicts.transaction(read_only=True) as connection:

@@ -1,0 +1,38 @@
+"""Template strings as statements: ``t"SELECT {value}"``, where Python has them."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from psycopg.sql import Composable
+
+from .sql import Params, Statement
+
+if sys.version_info >= (3, 14):
+    from string import templatelib
+
+    Template: type[Any] = templatelib.Template
+    """What a template string is; nothing where Python has none."""
+else:
+    Template = type("_NoTemplate", (), {"__module__": "builtins"})
+
+# The formats of a value that psycopg sends as a parameter, and its placeholders for them.
+_PLACEHOLDERS = {"": "%s", "s": "%s", "t": "%t", "b": "%b"}
+
+
+def spelled(template: Any, params: Params) -> tuple[Statement, Params]:
+    """Return *template* as a text with placeholders, and its values; as it is where it holds more than plain values.
+
+    psycopg makes the same statement of both.
+    """
+    if params is not None:
+        return template, params
+    text = [string.replace("%", "%%") for string in template.strings]
+    for number, item in enumerate(template.interpolations):
+        placeholder = _PLACEHOLDERS.get(item.format_spec)
+        if placeholder is None or item.conversion or isinstance(item.value, (Composable, Template)):
+            return template, params
+        text[number] += placeholder
+    spelling: Any = "".join(text)
+    return spelling, [item.value for item in template.interpolations]
