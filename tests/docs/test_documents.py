@@ -212,6 +212,21 @@ def test_the_document_on_queries(folder: Path, environ: dict[str, str]) -> None:
     ]
 
 
+def test_the_testing_document(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "testing.md").read_text(encoding="utf-8")
+    for name, code in re.findall(r"^`([\w.]+)`:\n\n```\w+\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        (tmp_path / name).write_text(code)
+    with open(tmp_path / "pytest.ini", "a") as settings:
+        settings.write("asyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "pgmonkey.testing.plugin"]
+    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert "7 passed" in finished.stdout
+    # What the schema is made from is typed as it stands, too.
+    (schema,) = blocks(text.partition("## The schema")[2].partition("\n## ")[0], "python")
+    compile(schema, "conftest.py", "exec")
+
+
 def test_scripts(folder: Path, environ: dict[str, str]) -> None:
     (code,) = blocks(section("Scripts"), "python")
     assert "PostgreSQL" in run(folder, environ, code)
