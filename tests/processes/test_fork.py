@@ -323,6 +323,9 @@ async def asynchronously():
                 refused_at_once(lambda: lease.connection.commit())
                 refused_at_once(lambda: lease.finish())
                 refused_at_once(lambda: other.execute("INSERT INTO forked VALUES ('child')"))
+                task = asyncio.current_task(loop)
+                if task is not None:  # from Python 3.14 on, a thread that is in a task cannot run another loop
+                    asyncio.tasks._leave_task(loop, task)
                 asyncio._set_running_loop(None)
                 def own():
                     async def ask():
