@@ -13,7 +13,7 @@ from psycopg.pq import Format
 from psycopg.pq.abc import PGresult
 from psycopg.rows import tuple_row
 
-from .._driver.begin import begin_statement
+from .._driver.begin import Begin, begin_statement
 from .._driver.cursors import convert, fast_class, plan_for, set_result
 from .._driver.plan import text_key
 from .._driver.sql import TO_SAVEPOINT, Plain, ends_transaction, is_one_plain, text_of
@@ -48,11 +48,12 @@ async def _execute(
             # Without parameters psycopg does not look for placeholders, so the same text is another statement.
             key = text if text is None or params is not None else (text, None)
             plan = None if key is None else plan_for(self, pooled.plans, key, params)
-            if plan is not None:
-                result = await execute_plan(pooled, plan, begin_statement(connection))
+            begin = begin_statement(connection)
+            if plan is not None and begin != ():
+                result = await execute_plan(pooled, plan, begin)
                 set_result(self, query, [result], anew=True)
                 return self
-            results = await _execute_first(self, pooled, query, params)
+            results = await _execute_first(self, pooled, query, params, begin) if begin else None
         if results is None:
             await _execute_as_psycopg(self, query, params)
         else:
@@ -71,12 +72,9 @@ async def _execute(
 
 
 async def _execute_first(
-    self: AsyncAnyCursor, pooled: AsyncPooledConnection, query: Plain, params: Params | None
+    self: AsyncAnyCursor, pooled: AsyncPooledConnection, query: Plain, params: Params | None, begin: Begin
 ) -> list[PGresult] | None:
     """Execute what a transaction begins with, in one round trip; None when psycopg is to do it."""
-    begin = begin_statement(self.connection)
-    if begin is None:
-        return None
     _refuse_end(self, query)
     converted = convert(self, query, params)
     # What has parameters is one statement, by psycopg's protocol, too; a pipeline takes no other.
@@ -104,9 +102,10 @@ async def _execute_merged(
             unit = connection.__dict__["unit"]() if "unit" in connection.__dict__ else None
             if unit is not None and unit.blocks:
                 unit.check_statement()
-            converted = convert(self, query, params)
+            begin = begin_statement(connection)
+            converted = None if begin == () else convert(self, query, params)
             if converted is not None:
-                results = await execute_text(pooled, converted, begin_statement(connection))
+                results = await execute_text(pooled, converted, begin)
                 set_result(self, query, results, anew=False)
                 return self
     return await _execute_as_psycopg(self, query, params, prepare=prepare, binary=binary)
@@ -128,6 +127,7 @@ async def _executemany(
 ) -> None:
     """Do as psycopg, unless *query* would end a unit of work."""
     ends = _refuse_end(self, query)
+    await cast("AsyncGuard", self.connection).begin_alone()
     await AsyncCursor.executemany(self, query, params_seq, returning=returning)
     if ends == TO_SAVEPOINT:
         await cast("AsyncGuard", self.connection).set_values()

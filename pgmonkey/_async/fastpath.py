@@ -297,6 +297,8 @@ class AsyncFastPath:
             if plan is None or not (plan.has_rows or read is read_count):
                 return _NO_PLAN
             begin = None if not idle else lease.begin if connection is None else begin_statement(connection)
+            if begin == ():
+                return _NO_PLAN
             try:
                 result = await execute_plan(pooled, plan, begin)
                 if (*map(pooled.pgconn.parameter_status, LOOKED_AT),) != plan.session:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from contextvars import copy_context
 from functools import partial
 from os import getpid
@@ -13,13 +13,13 @@ from types import CoroutineType, FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import psycopg
-from psycopg import AsyncTransaction
+from psycopg import AsyncPipeline, AsyncTransaction
 from psycopg.abc import PQGen
 from psycopg.errors import InFailedSqlTransaction, QueryCanceled
 from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.pq.abc import PGconn
 
-from .._driver.begin import set_command
+from .._driver.begin import begin_statement, set_command
 from .._driver.cancel import hang_up, request_cancel, stop_at_exit
 from .._driver.deadlines import INTERVAL, limit_in
 from .._driver.failure import Failure
@@ -211,6 +211,19 @@ class AsyncGuard(_Base):
         """Do as psycopg; not in a unit of work, which an error rolls back."""
         self.refuse_end("rollback()")
         await super().rollback()
+
+    async def begin_alone(self) -> None:
+        """Begin the transaction whose session values decide how the parameters of its first statement are dumped."""
+        if begin_statement(self) == ():
+            async with self.lock:
+                await self.wait(self.starting())
+
+    @asynccontextmanager
+    async def pipeline(self) -> AsyncIterator[AsyncPipeline]:
+        """Do as psycopg; what is dumped in a pipeline does not wait for what is set in it."""
+        await self.begin_alone()
+        async with super().pipeline() as pipeline:
+            yield pipeline
 
     async def tpc_begin(self, xid: Any) -> None:
         """Do as psycopg; not in a unit of work, which is one transaction of its own."""

@@ -13,7 +13,7 @@ from psycopg.errors import InFailedSqlTransaction
 from psycopg.pq import ConnStatus, ExecStatus, PipelineStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
 
-from .._driver.begin import Begin, set_command
+from .._driver.begin import Begin, begins_alone, set_command
 from .._driver.cancel import hang_up, request_cancel, stop_at_exit
 from .._driver.deadlines import Deadline, limit_in
 from .._driver.failure import Failure, Refusal
@@ -102,7 +102,7 @@ class AsyncLease:
         if self.unit is not None:
             state["unit"] = self.unit
         if self.values:
-            state["session_values"] = self.begin[-1]
+            state["session_values"], state["begins_alone"] = self._command, not self.begin
         if self.refusal is not None:
             state["refusal"] = self.refusal
         if blueprint.settings.close_returns:
@@ -133,10 +133,11 @@ class AsyncLease:
         command = None
         if values and self.pooled is not None:
             command = set_command(values, self.pooled.connection)
-        self.values = values
-        self.begin = _BEGIN if command is None else (*_BEGIN, command)
+        self.values, self._command = values, command
+        self.begin = _BEGIN if command is None else () if begins_alone(values) else (*_BEGIN, command)
         if self.lent is not None:
-            self.lent.__dict__["session_values"] = command
+            state = self.lent.__dict__
+            state["session_values"], state["begins_alone"] = command, not self.begin
 
     @property
     def active(self) -> bool:

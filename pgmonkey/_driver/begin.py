@@ -14,15 +14,20 @@ from psycopg.pq import Escaping, TransactionStatus
 from psycopg.pq.abc import PGconn
 
 from .compat import MISSING, PostgresQuery, Prepare
+from .plan import LOOKED_AT
 from .psycopg_types import AnyConnection
 
 _Params: TypeAlias = Sequence[Buffer | None] | None
 # As a plain number, which is faster to compare than a member of an enumeration.
 _IDLE = int(TransactionStatus.IDLE)
+_LOOKED_AT = frozenset(name.decode().lower() for name in LOOKED_AT)
 
 
 Begin: TypeAlias = tuple[bytes, ...]
-"""The commands that begin a transaction: BEGIN, and what sets its session values."""
+"""The commands that begin a transaction: BEGIN, and what sets its session values.
+
+None of them where psycopg is to begin it: what is set then decides how the parameters of the first statement are sent.
+"""
 
 
 def begin_statement(connection: AnyConnection) -> Begin | None:
@@ -30,7 +35,14 @@ def begin_statement(connection: AnyConnection) -> Begin | None:
     if connection.pgconn.transaction_status != _IDLE or connection._autocommit:
         return None
     begin, values = connection._get_tx_start_command(), connection.__dict__.get("session_values")
-    return (begin, values) if values else (begin,)
+    if not values:
+        return (begin,)
+    return () if connection.__dict__["begins_alone"] else (begin, values)
+
+
+def begins_alone(values: Mapping[str, str | None]) -> bool:
+    """Tell whether one of the session *values* is looked at by psycopg when it sends the parameters of a statement."""
+    return any(name.lower() in _LOOKED_AT for name in values)
 
 
 def set_command(values: Mapping[str, str | None], connection: AnyConnection) -> bytes:

@@ -58,7 +58,7 @@ def executing_many(
     connection = cursor._conn
     pgconn = connection.pgconn
     prepared: Prepared = connection.__dict__["prepared"]
-    if "transaction_settings" in connection.__dict__:
+    if "transaction_settings" in connection.__dict__ or begin_statement(connection) == ():
         yield from connection._start_query()
     cursor._reset()
     cursor._tx = Transformer(cursor)

@@ -15,7 +15,7 @@ from psycopg.pq import Format
 from psycopg.pq.abc import PGresult
 from psycopg.rows import tuple_row
 
-from .._driver.begin import begin_statement
+from .._driver.begin import Begin, begin_statement
 from .._driver.cursors import convert, fast_class, plan_for, set_result
 from .._driver.plan import text_key
 from .._driver.sql import TO_SAVEPOINT, Plain, ends_transaction, is_one_plain, text_of
@@ -50,11 +50,12 @@ def _execute(
             # Without parameters psycopg does not look for placeholders, so the same text is another statement.
             key = text if text is None or params is not None else (text, None)
             plan = None if key is None else plan_for(self, pooled.plans, key, params)
-            if plan is not None:
-                result = execute_plan(pooled, plan, begin_statement(connection))
+            begin = begin_statement(connection)
+            if plan is not None and begin != ():
+                result = execute_plan(pooled, plan, begin)
                 set_result(self, query, [result], anew=True)
                 return self
-            results = _execute_first(self, pooled, query, params)
+            results = _execute_first(self, pooled, query, params, begin) if begin else None
         if results is None:
             _execute_as_psycopg(self, query, params)
         else:
@@ -73,12 +74,9 @@ def _execute(
 
 
 def _execute_first(
-    self: AnyCursor, pooled: PooledConnection, query: Plain, params: Params | None
+    self: AnyCursor, pooled: PooledConnection, query: Plain, params: Params | None, begin: Begin
 ) -> list[PGresult] | None:
     """Execute what a transaction begins with, in one round trip; None when psycopg is to do it."""
-    begin = begin_statement(self.connection)
-    if begin is None:
-        return None
     _refuse_end(self, query)
     converted = convert(self, query, params)
     # What has parameters is one statement, by psycopg's protocol, too; a pipeline takes no other.
@@ -106,9 +104,10 @@ def _execute_merged(
             unit = connection.__dict__["unit"]() if "unit" in connection.__dict__ else None
             if unit is not None and unit.blocks:
                 unit.check_statement()
-            converted = convert(self, query, params)
+            begin = begin_statement(connection)
+            converted = None if begin == () else convert(self, query, params)
             if converted is not None:
-                results = execute_text(pooled, converted, begin_statement(connection))
+                results = execute_text(pooled, converted, begin)
                 set_result(self, query, results, anew=False)
                 return self
     return _execute_as_psycopg(self, query, params, prepare=prepare, binary=binary)
@@ -126,6 +125,7 @@ def _execute_as_psycopg(self: AnyCursor, query: Plain, params: Params | None, **
 def _executemany(self: AnyCursor, query: Plain, params_seq: Iterable[Params], *, returning: bool = False) -> None:
     """Do as psycopg, unless *query* would end a unit of work."""
     ends = _refuse_end(self, query)
+    cast("Guard", self.connection).begin_alone()
     Cursor.executemany(self, query, params_seq, returning=returning)
     if ends == TO_SAVEPOINT:
         cast("Guard", self.connection).set_values()

@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import copy_context
 from functools import partial
 from os import getpid
@@ -15,13 +15,13 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import psycopg
-from psycopg import Transaction
+from psycopg import Pipeline, Transaction
 from psycopg.abc import PQGen
 from psycopg.errors import InFailedSqlTransaction, QueryCanceled
 from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.pq.abc import PGconn
 
-from .._driver.begin import set_command
+from .._driver.begin import begin_statement, set_command
 from .._driver.cancel import hang_up, request_cancel, stop_at_exit
 from .._driver.deadlines import INTERVAL, limit_in
 from .._driver.failure import Failure
@@ -213,6 +213,19 @@ class Guard(_Base):
         """Do as psycopg; not in a unit of work, which an error rolls back."""
         self.refuse_end("rollback()")
         super().rollback()
+
+    def begin_alone(self) -> None:
+        """Begin the transaction whose session values decide how the parameters of its first statement are dumped."""
+        if begin_statement(self) == ():
+            with self.lock:
+                self.wait(self.starting())
+
+    @contextmanager
+    def pipeline(self) -> Iterator[Pipeline]:
+        """Do as psycopg; what is dumped in a pipeline does not wait for what is set in it."""
+        self.begin_alone()
+        with super().pipeline() as pipeline:
+            yield pipeline
 
     def tpc_begin(self, xid: Any) -> None:
         """Do as psycopg; not in a unit of work, which is one transaction of its own."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import psycopg
 import pytest
-from psycopg import sql
+from psycopg import AsyncClientCursor, AsyncConnection, AsyncCursor, sql
 
 from pgmonkey import AsyncDatabase
 
@@ -46,6 +47,44 @@ async def test_values_are_loaded_as_the_session_is_then(by_statement: bool, conf
         assert str(row[0].tzinfo) == zone
         found.append(row[0].hour)
     assert found == [12, 12, 12, 12, 21, 7, 12]
+    await database.close()
+
+
+@pytest.mark.parametrize("cursor_factory", [AsyncCursor, AsyncClientCursor])
+async def test_parameters_are_dumped_as_the_session_is_then(
+    cursor_factory: type[AsyncCursor[Any]], config: dict[str, Any], observer: Observer
+) -> None:
+    values: dict[str, str] = {}
+
+    async def use(connection: AsyncConnection[Any]) -> None:
+        connection.cursor_factory = cursor_factory
+
+    settings = pools(prepared(config), configure=use)
+    database: AsyncDatabase[Any] = AsyncDatabase(settings, session_values=lambda: values)
+    observer.execute("CREATE TABLE dumped (a text, b text)")
+    query, negative = "SELECT %s::text, %s::interval", timedelta(days=-1, seconds=-3)
+    with psycopg.connect(**config["connection_settings"]) as plain:
+        for encoding, style in (("LATIN1", "postgres"), ("UTF8", "sql_standard"), ("UTF8", "postgres")) * 3:
+            values.update({"client_Encoding": encoding, "intervalstyle": style})
+            expected = "\u00e9", f"{negative.days * 86400 + negative.seconds:.0f}"
+            seconds = f"SELECT a, extract(epoch FROM b)::int::text FROM ({query}) AS t(a, b)"
+            assert await database.fetch_one(seconds, ["\u00e9", negative]) == expected
+            async with database.transaction() as connection:
+                cursor = await connection.execute(seconds, ["\u00e9", negative])
+                assert await cursor.fetchone() == expected
+            async with database.unit_of_work():
+                assert await database.fetch_one(seconds, ["\u00e9", negative]) == expected
+            async with database.batch() as batch:
+                found = batch.fetch_one(seconds, ["\u00e9", negative])
+            assert found.result == expected
+            async with database.connection() as connection:
+                async with connection.pipeline():
+                    cursor = await connection.execute(seconds, ["\u00e9", negative])
+                assert await cursor.fetchone() == expected
+            insert = "INSERT INTO dumped VALUES (%s, extract(epoch FROM %s::interval)::int::text)"
+            await database.execute_many(insert, [["\u00e9", negative]] * 2)
+            assert set(observer.execute("DELETE FROM dumped RETURNING *").fetchall()) == {expected}
+        assert plain.execute(seconds, ["\u00e9", negative]).fetchone() == expected
     await database.close()
 
 

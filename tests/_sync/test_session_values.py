@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import psycopg
 import pytest
-from psycopg import sql
+from psycopg import ClientCursor, Connection, Cursor, sql
 
 from pgmonkey import Database
 
@@ -46,6 +47,44 @@ def test_values_are_loaded_as_the_session_is_then(by_statement: bool, config: di
         assert str(row[0].tzinfo) == zone
         found.append(row[0].hour)
     assert found == [12, 12, 12, 12, 21, 7, 12]
+    database.close()
+
+
+@pytest.mark.parametrize("cursor_factory", [Cursor, ClientCursor])
+def test_parameters_are_dumped_as_the_session_is_then(
+    cursor_factory: type[Cursor[Any]], config: dict[str, Any], observer: Observer
+) -> None:
+    values: dict[str, str] = {}
+
+    def use(connection: Connection[Any]) -> None:
+        connection.cursor_factory = cursor_factory
+
+    settings = pools(prepared(config), configure=use)
+    database: Database[Any] = Database(settings, session_values=lambda: values)
+    observer.execute("CREATE TABLE dumped (a text, b text)")
+    query, negative = "SELECT %s::text, %s::interval", timedelta(days=-1, seconds=-3)
+    with psycopg.connect(**config["connection_settings"]) as plain:
+        for encoding, style in (("LATIN1", "postgres"), ("UTF8", "sql_standard"), ("UTF8", "postgres")) * 3:
+            values.update({"client_Encoding": encoding, "intervalstyle": style})
+            expected = "\u00e9", f"{negative.days * 86400 + negative.seconds:.0f}"
+            seconds = f"SELECT a, extract(epoch FROM b)::int::text FROM ({query}) AS t(a, b)"
+            assert database.fetch_one(seconds, ["\u00e9", negative]) == expected
+            with database.transaction() as connection:
+                cursor = connection.execute(seconds, ["\u00e9", negative])
+                assert cursor.fetchone() == expected
+            with database.unit_of_work():
+                assert database.fetch_one(seconds, ["\u00e9", negative]) == expected
+            with database.batch() as batch:
+                found = batch.fetch_one(seconds, ["\u00e9", negative])
+            assert found.result == expected
+            with database.connection() as connection:
+                with connection.pipeline():
+                    cursor = connection.execute(seconds, ["\u00e9", negative])
+                assert cursor.fetchone() == expected
+            insert = "INSERT INTO dumped VALUES (%s, extract(epoch FROM %s::interval)::int::text)"
+            database.execute_many(insert, [["\u00e9", negative]] * 2)
+            assert set(observer.execute("DELETE FROM dumped RETURNING *").fetchall()) == {expected}
+        assert plain.execute(seconds, ["\u00e9", negative]).fetchone() == expected
     database.close()
 
 
