@@ -423,9 +423,9 @@ def docs(session):
 
 @nox.session(python=FOUND and next(filter(is_there, reversed(PYTHONS))))
 def site(session):
-    """Build the documentation site into .nox/site/html; a dead link or a page that nothing leads to is an error."""
+    """Build the documentation site into build/site/html; a dead link or a page that nothing leads to is an error."""
     session.install("-e", ".[binary,flask,fastapi,django]", *group("site"))
-    session.run("python", "tools/site.py", ".nox/site")
+    session.run("python", "tools/documentation.py", "build/site")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Build the documentation site: ``python tools/site.py FOLDER``, or ``nox -s site``.
+"""Build the documentation site: ``python tools/documentation.py FOLDER``, or ``nox -s site``.
 
 The pages are the Markdown files of the tree, where they lie, and the reference that `reference` writes.  The lists of
 docs/index.md are the navigation.  Whatever Sphinx warns of is an error: a link to a page or a heading that is not
@@ -111,7 +111,8 @@ def with_navigation(index: str, folder: Path) -> str:
 def main() -> int:
     """Build the site in the folder that is given."""
     folder = Path(sys.argv[1])
-    shutil.rmtree(folder, ignore_errors=True)
+    for made in ("source", "html"):
+        shutil.rmtree(folder / made, ignore_errors=True)
     source(folder / "source")
     status = build(["-q", "-W", "--keep-going", "-n", str(folder / "source"), str(folder / "html")])
     if status == 0:
