@@ -105,7 +105,7 @@ class PGConnectionManager:
         allow_sensitive_defaults: bool = False,
         profile: str | None = None,
     ) -> ConnectionHandle | Awaitable[AsyncConnectionHandle]:
-        """Do as `get_database_connection`, for a configuration that is a mapping already."""
+        """Do the same as `get_database_connection` for a mapping."""
         return self._open(
             self._sources.config(config, resolve_env, allow_sensitive_defaults, profile), kind, force_reload
         )
@@ -130,7 +130,7 @@ class PGConnectionManager:
         cache.release(self._holder)
 
     async def clear_cache_async(self) -> None:
-        """Do as `clear_cache`, which waits for nothing and so may be called inside an event loop too."""
+        """Do the same as `clear_cache`, which never blocks and so can also be called inside an event loop."""
         self.clear_cache()
 
     def load(

@@ -47,7 +47,7 @@ class AsyncSource(Protocol):
 
 
 class AsyncUnitOfWork(Generic[Row]):
-    """What a request, or a transaction block, does: all of it on one connection, committed or rolled back as one.
+    """The work of a request or a transaction block: on one connection, committed or rolled back as a whole.
 
     The connection is borrowed by the first query method, or by `connection`.  `pgmonkey.AsyncDatabase.begin` makes a
     unit.

@@ -77,12 +77,12 @@ _MAX_RETURNING = 1000
 class Database(Generic[Row]):
     """A database described by one configuration, used through a pool.
 
-    *config* is the path of a YAML file, a URL or a mapping; it is checked here, and nothing is connected before the
-    first use.  *profile* chooses one of its ``profiles``.  Messages about a mapping begin with *config_name*.
+    *config* is the path of a YAML file, a URL or a mapping.  It is checked now; the first use connects.  *profile*
+    chooses one of its ``profiles``.  Messages about a mapping start with *config_name*.
 
-    *row_factory* is psycopg's; rows are tuples by default.  *session_values* returns configuration parameters to be set
-    until the end of a transaction, for row-level security: ``{"app.tenant": 42}``.  It is called before a transaction
-    begins and before each query method in it, and may itself use the query methods, which then do not call it again.
+    *row_factory* is psycopg's; rows are tuples by default.  *session_values* returns configuration parameters that are
+    set until the end of a transaction, for row-level security: ``{"app.tenant": 42}``.  It is called before a
+    transaction starts and before each query method in it.  It may use the query methods, which do not call it again.
 
     A query method (`fetch_one`, `fetch_all`, `fetch_value`, `execute` and the like) runs one statement.  Outside a
     transaction it borrows a connection for that statement, which is its own transaction (autocommit), and takes one
@@ -136,10 +136,10 @@ class Database(Generic[Row]):
         self._origin = config, resolve_env, allow_sensitive_defaults, profile, config_name, path
         # Checked now: a wrong configuration is an error of the program's start, not of its first request.
         self.timeout = blueprint(self._sources.config(*self._origin), POOL_KIND).settings.timeout
-        """How long a borrow waits for a free connection, in seconds."""
+        """How long to wait for a free connection, in seconds."""
         self._row_factory = row_factory
         self.ask: Ask | None = session_values
-        """What returns the session values."""
+        """The function that returns the session values."""
         self.deadline: Callable[[], Deadline | None] | None = None
         """What returns when all statements of the present request must have ended."""
         self._handle: ConnectionHandle | None = None
@@ -149,19 +149,19 @@ class Database(Generic[Row]):
     # -- opening and closing ----------------------------------------------------------------------------------------
 
     def connect(self) -> None:
-        """Open the pool now; raise `ServerUnavailableError` when no connection can be made."""
+        """Open the pool now; raise `ServerUnavailableError` if no connection can be made."""
         self._pool()
 
     def close(self) -> None:
-        """Release the pool, which closes when nothing else in the process uses it.
+        """Release the pool, which closes unless something else in the process uses it.
 
-        What is lent is closed when it comes back.  A later use opens the pool again, and so does one of another thread
-        or task that is about to borrow, or waits for a connection, at that moment.
+        Lent connections are closed when they are given back.  A later use opens the pool again, and so do threads and
+        tasks that are waiting for a connection at this moment.
         """
         self.release()
 
     def release(self) -> None:
-        """Do as `close`, where nothing can be awaited."""
+        """Do the same as `close`, for callers that cannot await."""
         self._handle = self._fast = None
         self._sources.clear()
         cache.release(self._holder)
@@ -169,10 +169,10 @@ class Database(Generic[Row]):
     disconnect = close
 
     def ping(self, *, timeout: float | None = None) -> float:
-        """Ask the server for a sign of life; return the seconds it took, or raise what psycopg raises.
+        """Run ``SELECT 1``; return the seconds it took, or raise psycopg's error.
 
-        With a *timeout*, the wait for a connection and that for the answer end after so many seconds together, and no
-        transaction of the caller takes part: for a health check, which a busy pool or a silent server must not delay.
+        With a *timeout*, in seconds, waiting for a connection and for the reply together take no longer, and the query
+        is not part of the caller's transaction: for health checks, even with a busy pool or a silent server.
         """
         started = perf_counter()
         if timeout is None:
@@ -257,7 +257,7 @@ class Database(Generic[Row]):
         row_factory: RowFactory[Any] | None = None,
         timeout: float | None = None,
     ) -> Any:
-        """Return the first row of *query*, or None when there is none."""
+        """Return the first row of *query*, or None if there is none."""
         if row_factory is not None or timeout is not None or self.deadline is not None:
             return self._fetch(query, params, read_one, fetching.fetch_one, row_factory, timeout)
         scope = find(self) if inside.get() else None
@@ -330,7 +330,7 @@ class Database(Generic[Row]):
         return self._answer(scope, query, params, read_all, fetching.fetch_all, found)
 
     def fetch_value(self, query: Statement, params: Params = None, *, timeout: float | None = None) -> Any:
-        """Return the first column of the first row of *query*, or None when there is no row."""
+        """Return the first column of the first row of *query*, or None if there is no row."""
         if timeout is not None or self.deadline is not None:
             return self._fetch(query, params, read_value, fetching.fetch_value, None, timeout)
         scope = find(self) if inside.get() else None
@@ -348,7 +348,7 @@ class Database(Generic[Row]):
         return self._fetch(query, params, read_values, fetching.fetch_values, None, timeout)
 
     def execute(self, query: Statement, params: Params = None, *, timeout: float | None = None) -> int:
-        """Run *query*; return the number of rows affected, -1 where the statement has none."""
+        """Run *query*; return the number of rows affected, or -1 if the statement reports none."""
         if timeout is not None or self.deadline is not None:
             return self._fetch(query, params, read_count, fetching.count, None, timeout)
         scope = find(self) if inside.get() else None
@@ -773,13 +773,12 @@ class Database(Generic[Row]):
     ) -> T:
         """Run *function* in a transaction of its own, and commit it; return what it returned.
 
-        When the server could not serialise it (SQLSTATE 40001) or ended a deadlock with it (40P01), at whatever
-        statement or at COMMIT, *function* runs again after a short random pause, at most *attempts* times in all; then
-        that error is raised.
+        After a serialisation failure (SQLSTATE 40001) or a deadlock (40P01), at any statement or at COMMIT, *function*
+        runs again after a short random pause, at most *attempts* times in all; then the error is raised.
 
-        Inside a unit of work, such as a request, that has done nothing yet, it is what that unit does first: it is
-        committed with the unit, and a COMMIT that fails then is not tried again.  Raises `psycopg.ProgrammingError`
-        inside a transaction that has begun, which could not be run again.
+        Inside a unit of work that has done nothing yet, such as a request, it becomes the first part of that unit: it
+        is committed with the unit, and if that COMMIT fails, it is not retried.  Raises `psycopg.ProgrammingError`
+        inside a transaction that has started, which could not be run again.
         """
         mode = TransactionMode.of(isolation, read_only, deferrable)
         pause, longest = _BACKOFF
@@ -804,7 +803,7 @@ class Database(Generic[Row]):
     def unit_of_work(self) -> UnitBlock[Row]:
         """Open a unit of work for a block: a `transaction` that borrows only when a query method needs a connection.
 
-        Inside another unit of work it is a part of that one, which is rolled back alone when the block raises.
+        Inside another unit of work it is a part of that one, and is rolled back alone if the block raises.
         """
         return UnitBlock(self)
 
@@ -819,8 +818,9 @@ class Database(Generic[Row]):
     ) -> UnitOfWork[Row]:
         """Open a unit of work that the query methods of this context join, until its `finish` is called.
 
-        It is one of its own, also inside another one.  The caller keeps it: one that nobody refers to is rolled back.
-        *label* returns for whom it works, for log messages; *on_borrow* is called when it has borrowed a connection.
+        It is independent of any unit around it.  The caller must keep a reference: without one, it is rolled back.
+        *label* returns the name of the borrower for log messages; *on_borrow* is called when it has borrowed a
+        connection.
         """
         asked = isolation is not None or read_only is not None or deferrable is not None
         mode = TransactionMode.of(isolation, read_only, deferrable) if asked else DEFAULT

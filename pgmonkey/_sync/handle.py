@@ -52,7 +52,7 @@ class ConnectionHandle:
 
     def __init__(self, config: Config, kind: Kind) -> None:
         self.kind: Kind = kind
-        """As asked for of `get_database_connection`, one of four."""
+        """The kind that was requested from `get_database_connection`: one of four."""
         self._blueprint = blueprint(config, kind)
         self._pool = Pool(self._blueprint)
         self._opening: deque[None] = deque()
@@ -65,9 +65,9 @@ class ConnectionHandle:
         return f"<{type(self).__module__}.{type(self).__qualname__} {self._blueprint.name!r} {state}>"
 
     def open(self, timeout: float | None = None) -> None:
-        """Connect now rather than at the first borrow; raise `ServerUnavailableError` when there is no server.
+        """Connect now instead of at the first borrow; raise `ServerUnavailableError` if that fails.
 
-        It is tried again for ``open_timeout`` seconds; with a *timeout*, in seconds, it is tried once.
+        It retries for ``open_timeout`` seconds; with a *timeout*, in seconds, it tries once.
         """
         settings = self._blueprint.settings
         if self._pool.opened or settings.open is False:
@@ -120,7 +120,7 @@ class ConnectionHandle:
         lease.finish()
 
     def ping(self, timeout: float) -> None:
-        """Ask the server whether it is there; raise what psycopg raises after *timeout* seconds, or before."""
+        """Run ``SELECT 1``; raise psycopg's error, at the latest after *timeout* seconds."""
         self._pool.ping(timeout)
 
     @by_frame
@@ -169,7 +169,7 @@ class ConnectionHandle:
                 lease.abandon()
 
     def close(self) -> None:
-        """Close what is idle now and what is lent when it comes back."""
+        """Close idle connections now, and lent ones when they are given back."""
         self._pool.close(f"{self.kind} connection closed; ask get_database_connection() again")
 
     def leave(self) -> None:
@@ -219,7 +219,7 @@ class ConnectionHandle:
         return fast if fast.possible else None
 
     def forget_plans(self) -> None:
-        """Have every connection prepare its statements anew."""
+        """Make every connection prepare its statements again."""
         self._pool.forget_plans()
 
     @property
