@@ -70,7 +70,7 @@ class PoolFullError(PgmonkeyError, TooManyRequests):
 
 
 class ServerUnavailableError(PgmonkeyError, psycopg.OperationalError):
-    """Report that no connection could be made: it is down, starting, full, or rejects the user."""
+    """Report that no connection could be made: the server is down, starting, full, or rejects the user."""
 
 
 class PoolClosedError(PgmonkeyError, PoolClosed):
