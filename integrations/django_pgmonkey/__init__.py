@@ -23,7 +23,7 @@ def database(alias: str = "default") -> AsyncDatabase[TupleRow]:
     """Return the asynchronous database of *alias*, for ``async`` views: its queries do not block the event loop.
 
     It connects with the current settings (in tests, to the test database), has its own pool (``async_pool_settings``),
-    and takes no part in the transactions of the ORM.  Raises ImproperlyConfigured where the settings are wrong.
+    and does not join the ORM's transactions.  Raises ImproperlyConfigured if the settings are wrong.
     """
     # Not above: Django imports this package before the settings are configured.
     from django.db import connections
@@ -38,9 +38,9 @@ def database(alias: str = "default") -> AsyncDatabase[TupleRow]:
 
 
 def rollback_request(using: str | None = None) -> None:
-    """Roll the request back although its status will be a success, on the database *using* or on all.
+    """Roll back the request even if its status is a success, on the database *using* or on all.
 
-    The last call wins, of this and of `keep_request`.  Raises RuntimeError where the middleware serves no request.
+    The last call of this and `keep_request` wins.  Raises RuntimeError outside a request of the middleware.
     """
     from ._requests import current
 
@@ -48,10 +48,10 @@ def rollback_request(using: str | None = None) -> None:
 
 
 def keep_request(using: str | None = None) -> None:
-    """Commit the request although its status will be an error, on the database *using* or on all.
+    """Commit the request even if its status is an error, on the database *using* or on all.
 
-    A transaction that failed is not committed.  The last call wins, of this and of `rollback_request`.  Raises
-    RuntimeError where the middleware serves no request.
+    A transaction that failed is not committed.  The last call of this and `rollback_request` wins.  Raises RuntimeError
+    outside a request of the middleware.
     """
     from ._requests import current
 

@@ -1,4 +1,4 @@
-"""Middleware that makes a request one transaction, and answers 503 when there is no connection for it."""
+"""Middleware that makes a request one transaction and answers 503 if no connection is available."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ logger = logging.getLogger("pgmonkey")
 
 
 class TransactionMiddleware:
-    """Make a request one transaction on each database that it uses, begun by its first query.
+    """Make a request one transaction on each database that it uses; it starts with the first query.
 
-    It is committed before the response leaves when the status is below 400, and rolled back otherwise; what an
-    exception leaves behind that is raised by the view is rolled back at once, whoever answers it.  A COMMIT that fails
-    is answered by ``handler500``.  ATOMIC_REQUESTS borrows for each request, and commits a returned error.
+    It is committed before the response leaves if the status is below 400, and rolled back otherwise.  An exception in
+    the view rolls back immediately, whatever turns it into a response.  A COMMIT that fails is answered by
+    ``handler500``.  ATOMIC_REQUESTS, by contrast, borrows for each request and commits when a view returns an error.
     """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
@@ -46,7 +46,7 @@ class TransactionMiddleware:
         return response
 
     def process_exception(self, request: HttpRequest, exception: BaseException) -> HttpResponse | None:
-        """Answer 503 when no connection came free in time, or none could be made."""
+        """Answer 503 if no connection came free in time, or none could be made."""
         # The ORM raises Django's error classes, whose cause is the error of pgmonkey; database() raises that itself.
         cause = exception.__cause__ if isinstance(exception, OperationalError) else exception
         if isinstance(cause, (PoolTimeoutError, PoolFullError)):

@@ -47,11 +47,11 @@ class PGMonkey(Generic[Row]):
     *config* is the path of a YAML file, a URL, or a mapping; *profile* chooses one of its ``profiles``.  *row_factory*
     is psycopg's; rows are tuples by default.
 
-    With ``transaction="request"``, a request is one transaction, begun by its first query.  It is committed before the
-    response leaves when the status is below 400, and rolled back otherwise; a COMMIT that fails is an exception for the
-    application's own handlers.  With ``"statement"``, each statement is its own transaction (autocommit), and a
-    connection from a dependency is committed when the endpoint returns.  What runs after the response has started, as
-    background tasks and streamed bodies do, gets connections of its own.
+    With ``transaction="request"``, a request is one transaction, which starts with its first query.  It is committed
+    before the response leaves if the status is below 400, and rolled back otherwise; a COMMIT that fails is an
+    exception for the application's handlers.  With ``"statement"``, each statement is its own transaction
+    (autocommit), and a connection from a dependency is committed when the endpoint returns.  Background tasks and
+    streamed bodies, which run after the response has started, get separate connections.
     When a client disconnects before it is answered, its running statement is cancelled and its transaction rolled
     back, unless *cancel_on_disconnect* is False.
 
@@ -132,7 +132,7 @@ class PGMonkey(Generic[Row]):
         self._open_at_start = open_at_start
         self._session_values: SessionValues | None = None
         self.threads = Threads()
-        """The threads that wait for connections, and those that commit."""
+        """Two thread pools: one to wait for connections, one to commit."""
         own = dependencies_of(self)
         self.connection = own.connection
         """Dependency: the request's psycopg.AsyncConnection, for ``async def`` endpoints."""
@@ -145,7 +145,7 @@ class PGMonkey(Generic[Row]):
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        """Connect when *app* starts, and close when it ends: for ``FastAPI(lifespan=...)``, or inside of your lifespan.
+        """Connect when *app* starts and close when it ends: for ``FastAPI(lifespan=...)`` or your own lifespan.
 
         Raises `ServerUnavailableError` when no connection can be made, and RuntimeError for an unknown FastAPI.
         """
@@ -163,10 +163,10 @@ class PGMonkey(Generic[Row]):
             self.sync_database.close()
 
     def init_app(self, app: FastAPI, *, readiness: str | None = None, liveness: str | None = None) -> None:
-        """Set *app* up; its own lifespan runs inside `lifespan`.  Raises RuntimeError for an unknown FastAPI.
+        """Set up *app*; its own lifespan runs inside `lifespan`.  Raises RuntimeError for an unknown FastAPI.
 
-        *readiness* is the path of a route that answers 200 when the database does, and 503 otherwise; *liveness* that
-        of one that answers 200 without asking the database.
+        *readiness* is the path of a route that answers 200 if the database answers, and 503 otherwise; *liveness* that
+        of a route that answers 200 without querying the database.
         """
         self._install(app)
         if readiness is not None:
@@ -221,25 +221,26 @@ class PGMonkey(Generic[Row]):
     # -- the request ----------------------------------------------------------------------------------------------
 
     def rollback_request(self) -> None:
-        """Roll back what the current request does, in all its databases, whatever the status of its response.
+        """Roll back the transactions of the current request, whatever its status.
 
-        The last call of this and of `keep_request` counts.  Raises RuntimeError outside a request, and once its
+        The last call of this and `keep_request` wins.  Raises RuntimeError outside a request, and once its
         response has started.
         """
         _request().decide(keep=False)
 
     def keep_request(self) -> None:
-        """Commit what the current request does, in all its databases, whatever its status, and after an exception, too.
+        """Commit the transactions of the current request, even if its status is an error, or after an exception.
 
-        A transaction in which a statement failed cannot be kept.  Raises RuntimeError as `rollback_request` does.
+        A transaction in which a statement failed cannot be kept.  Raises the same errors as `rollback_request`.
         """
         _request().decide(keep=True)
 
     def session_values(self, function: SessionValues) -> SessionValues:
-        """Set the configuration parameters that *function* returns, in each transaction of a request: a decorator.
+        """Set the configuration parameters that *function* returns in each transaction of a request; a decorator.
 
-        It is called with the request, or the WebSocket, when a transaction begins.  The values hold until its end, also
-        for streams and single statements; row-level security needs this.
+        It is called with the request or WebSocket before a transaction starts and before each query method in it.  The
+        values last until the end of the transaction, also in streams and for single statements, as row-level security
+        requires.
         """
         self._session_values = function
         # From now on: most applications have none, and are not to be asked for them at each statement.

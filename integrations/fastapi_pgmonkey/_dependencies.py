@@ -145,13 +145,13 @@ def _not_set_up(what: str) -> RuntimeError:
 _of_only_database = _dependencies(_only_database)
 
 RequestConnection = Annotated[AnyAsyncConnection, Depends(_of_only_database.connection)]
-"""The connection of the request, for ``async def`` endpoints of an application with one database."""
+"""The request's connection, for ``async def`` endpoints of applications with one database."""
 RequestSyncConnection = Annotated[AnyConnection, Depends(_of_only_database.sync_connection)]
-"""The connection of the request, for ``def`` endpoints of an application with one database."""
+"""The request's connection, for ``def`` endpoints of applications with one database."""
 RequestDatabase = Annotated[AnyAsyncDatabase, Depends(_of_only_database.database)]
-"""The database of an application with one; its query methods are part of the transaction of the request."""
+"""The `AsyncDatabase` of an application with one database; its query methods join the request's transaction."""
 RequestSyncDatabase = Annotated[AnyDatabase, Depends(_of_only_database.sync_database)]
-"""The database of an application with one, for its ``def`` endpoints; part of the transaction of the request, too."""
+"""The same for ``def`` endpoints: the `Database`, whose query methods join the request's transaction."""
 
 OVERRIDDEN_BY.update(
     {

@@ -42,7 +42,7 @@ Choice = tuple[Scope, TransactionOptions]
 class BoundDatabase(Generic[Row]):
     """A database of the current Flask application.
 
-    In a request, its query methods are part of the request's transaction; elsewhere each statement is its own.
+    In a request, its query methods join the request's transaction; elsewhere each statement is its own transaction.
     """
 
     def __init__(self, key: str | None) -> None:
@@ -81,16 +81,16 @@ class BoundDatabase(Generic[Row]):
     # -- choices of the application -------------------------------------------------------------------------------
 
     def session_values(self, function: SessionValues) -> SessionValues:
-        """Set the configuration parameters that *function* returns, in each transaction of a request: a decorator.
+        """Set the configuration parameters that *function* returns in each transaction of a request; a decorator.
 
-        It is called when a transaction begins.  The values hold until its end, also for streams and single statements;
-        row-level security needs this.
+        It is called before a transaction starts and before each query method in it.  The values last until the end of
+        the transaction, also in streams and for single statements, as row-level security requires.
         """
         self._session_values = function
         return function
 
     def values_of_request(self) -> Mapping[str, object] | None:
-        """Return the session values of the current request; None outside of a request."""
+        """Return the session values of the current request; None outside a request."""
         if self._session_values is None or not has_request_context():
             return None
         return self._session_values()
@@ -103,7 +103,7 @@ class BoundDatabase(Generic[Row]):
         read_only: bool | None = None,
         deferrable: bool | None = None,
     ) -> Callable[[View], View]:
-        """Override PGMONKEY_TRANSACTION for one view, with ``"request"`` or ``"statement"``: a decorator.
+        """Override PGMONKEY_TRANSACTION for one view, with ``"request"`` or ``"statement"``; a decorator.
 
         The options are those of `transaction`; they apply to the transaction of the request.
         """
@@ -137,7 +137,7 @@ class BoundDatabase(Generic[Row]):
         row_factory: RowFactory[Any] | None = None,
         timeout: float | None = None,
     ) -> Any:
-        """Return the first row of *query*, or None when there is none."""
+        """Return the first row of *query*, or None if there is none."""
         factory: Any = row_factory  # or None: the overloads know which
         return self.database.fetch_one(query, params, row_factory=factory, timeout=timeout)
 
@@ -186,7 +186,7 @@ class BoundDatabase(Generic[Row]):
         return self.database.fetch_all(query, params, row_factory=factory, timeout=timeout)
 
     def fetch_value(self, query: Statement, params: Params = None, *, timeout: float | None = None) -> Any:
-        """Return the first column of the first row of *query*, or None when there is no row."""
+        """Return the first column of the first row of *query*, or None if there is no row."""
         return self.database.fetch_value(query, params, timeout=timeout)
 
     def fetch_values(self, query: Statement, params: Params = None, *, timeout: float | None = None) -> list[Any]:
@@ -194,7 +194,7 @@ class BoundDatabase(Generic[Row]):
         return self.database.fetch_values(query, params, timeout=timeout)
 
     def execute(self, query: Statement, params: Params = None, *, timeout: float | None = None) -> int:
-        """Run *query*; return the number of rows affected, -1 where the statement has none."""
+        """Run *query*; return the number of rows affected, or -1 if the statement reports none."""
         return self.database.execute(query, params, timeout=timeout)
 
     @overload
@@ -299,7 +299,7 @@ class BoundDatabase(Generic[Row]):
         row_factory: RowFactory[Any] | None = None,
         timeout: float | None = None,
     ) -> Iterator[Any]:
-        """Return an iterator over the rows of *query*, on a connection of its own: it works after the view returned."""
+        """Return an iterator over the rows of *query*, on a separate connection, also after the view has returned."""
         factory: Any = row_factory  # or None: the overloads know which
         return self.database.stream(query, params, size=size, row_factory=factory, timeout=timeout)
 
@@ -335,7 +335,7 @@ class BoundDatabase(Generic[Row]):
         read_only: bool | None = None,
         deferrable: bool | None = None,
     ) -> T:
-        """Run *function* in a transaction of its own until it is serialised.  See `pgmonkey.Database.retry`."""
+        """Run *function* in a transaction, again after a serialisation failure.  See `pgmonkey.Database.retry`."""
         return self.database.retry(
             function, attempts=attempts, isolation=isolation, read_only=read_only, deferrable=deferrable
         )

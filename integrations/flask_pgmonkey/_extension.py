@@ -51,7 +51,7 @@ class PGMonkey(BoundDatabase[Row]):
         return self._binds.setdefault(key, BoundDatabase(key))
 
     def init_app(self, app: Flask) -> None:
-        """Set *app* up to use its databases.
+        """Set up *app* to use its databases.
 
         Raises `pgmonkey.ConfigError` for a wrong configuration, RuntimeError for a second call or an unknown Flask.
         """
@@ -76,26 +76,26 @@ class PGMonkey(BoundDatabase[Row]):
         app.cli.add_command(commands)
 
     def health_blueprint(self) -> Blueprint:
-        """Return a blueprint of two routes for an orchestrator, ``/health/live`` and ``/health/ready``.
+        """Return a blueprint with two routes for an orchestrator, ``/health/live`` and ``/health/ready``.
 
-        The first answers 200 and touches no database; the second answers 503 with Retry-After unless all databases
-        answer within two seconds.
+        The first answers 200 without querying a database; the second answers 503 with Retry-After unless every database
+        answers within two seconds.
         """
         return health_blueprint()
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
     def rollback_request(self) -> None:
-        """Roll the transactions of the current request back, whatever the status of its answer.
+        """Roll back the transactions of the current request, whatever its status.
 
-        The last call of this and `keep_request` counts.  Raises RuntimeError outside of a request, and after its end.
+        The last call of this and `keep_request` wins.  Raises RuntimeError outside a request, and after its end.
         """
         self._decide(keep=False)
 
     def keep_request(self) -> None:
-        """Commit the transactions of the current request, also when its answer is an error.
+        """Commit the transactions of the current request, even if its status is an error.
 
-        A transaction in which a statement failed cannot be kept.  Raises as `rollback_request`.
+        A transaction in which a statement failed cannot be kept.  Raises the same errors as `rollback_request`.
         """
         self._decide(keep=True)
 
