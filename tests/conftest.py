@@ -74,6 +74,7 @@ def hash_password_once(server: Server) -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--every-python", action="store_true", help="leave out what need not run on every Python")
     parser.addoption("--ecosystem", action="store_true", help="collect the tests with other people's packages too")
+    parser.addoption("--telemetry", action="store_true", help="collect the tests with tracers and exporters too")
     faults = parser.getgroup("faults")
     faults.addoption("--faults", action="store_true", help="collect the fault suite too, which takes its time")
     faults.addoption("--short", action="store_true", help="keep the outages, the failovers and the soak short")
@@ -83,7 +84,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave out the suites that are to be asked for, and with ``--every-python`` what need not run on each."""
     name, folder = collection_path.name, collection_path.parent
-    if folder == ROOT / "tests" and name in ("ecosystem", "faults"):
+    if folder == ROOT / "tests" and name in ("ecosystem", "faults", "telemetry"):
         return None if config.getoption(f"--{name}") else True
     if config.getoption("--every-python") and name.startswith("test_"):
         return None if ON_EVERY_PYTHON & {name, folder.name} else True

@@ -7,6 +7,7 @@ machine; whoever makes it cheaper lowers the limit.  For the time that it takes 
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from collections.abc import Callable
 from contextvars import Context
@@ -176,6 +177,43 @@ def test_calls_in_tasks(name: str, config: dict[str, Any]) -> None:
     loop.close()
     # Before Python 3.13 asyncio itself calls more: before 3.12 its current_task() is Python, which calls twice.
     assert found <= LIMITS[name][1] + 20 * (sys.version_info < (3, 13))
+
+
+def test_what_nobody_listens_to_costs_no_call(config: dict[str, Any]) -> None:
+    """But for a look at who listens, once a second: so the least of several is counted."""
+    database = Database(prepared(config))
+
+    def requests() -> None:
+        database.fetch_one("SELECT 1")
+        with database.transaction() as connection:
+            database.fetch_one("SELECT 1")
+            connection.execute("SELECT 1").fetchone()
+
+    def called() -> set[str]:
+        found: set[str] = set()
+
+        def profile(frame: FrameType, event: str, argument: object) -> None:
+            if event == "call":
+                found.add(frame.f_code.co_filename)
+
+        sys.setprofile(profile)
+        try:
+            requests()
+        finally:
+            sys.setprofile(None)
+        return {Path(file).parent.name for file in found} & {"_telemetry", "logging"}
+
+    for _ in range(3):
+        requests()
+    silent = min((called() for _ in range(5)), key=len)
+    logger = logging.getLogger("pgmonkey.sql")
+    logger.setLevel(logging.DEBUG)
+    try:
+        told = called()
+    finally:
+        logger.setLevel(logging.NOTSET)
+    database.close()
+    assert (silent, told) == (set(), {"_telemetry", "logging"})
 
 
 def test_calls_and_round_trips_by_spelling(config: dict[str, Any], observer: psycopg.Connection[Any]) -> None:

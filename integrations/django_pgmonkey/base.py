@@ -140,6 +140,8 @@ class DatabaseWrapper(PooledWrapper):
         if self.lease is not None and self._process != getpid():
             self._connect_in_child()
         cursor: Cursor[object] = super().create_cursor(name)
+        if name is not None and self.lease is not None:
+            cursor = self.lease.adopt(cursor)  # Django makes it by its class
         if self.settings_dict["OPTIONS"].get("release") == "query" and self.lease is not None:
             self._open_cursors += 1
             vars(cursor)["close"] = partial(self._close_cursor, cursor, self.lease)

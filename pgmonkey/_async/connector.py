@@ -10,7 +10,8 @@ from typing import Any, TypeAlias, cast
 from weakref import WeakMethod
 
 import psycopg
-from psycopg import AsyncConnection, AsyncCursor
+from psycopg import AsyncConnection
+from psycopg.cursor_async import AsyncCursor
 from psycopg.errors import ConnectionTimeout
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
@@ -19,6 +20,7 @@ from .._config.blueprint import Blueprint
 from .._driver.deadlines import SILENT, Deadline, by_its_key
 from .._driver.lending import lend, lendable, prepare_to_lend
 from .._driver.names import look_up
+from .._driver.tracers import Tracer, is_wrapped
 from .._pool.pooled import Pooled
 from ..errors import CommandTimeoutError, ConfigError, ServerUnavailableError
 from .guard import AsyncGuard, OnError
@@ -200,6 +202,8 @@ class AsyncConnector:
                 arguments = {**self._blueprint.connect, **given, "autocommit": True}
                 arguments |= await _addresses(arguments, deadline)
                 connection: AsyncAnyConnection = await connect_within(deadline, self._class.connect, arguments)
+                if is_wrapped(AsyncConnection.__dict__["connect"]):
+                    connection = Tracer.take(connection, arguments.get("cursor_factory") or AsyncCursor)
             except psycopg.OperationalError as error:
                 # The credentials may have changed since they were read.
                 previous, credentials = credentials, self._current_credentials()

@@ -7,8 +7,8 @@ from functools import lru_cache
 from typing import Any, cast
 
 import psycopg
-from psycopg import AsyncCursor
 from psycopg.abc import Params
+from psycopg.cursor_async import AsyncCursor
 from psycopg.pq import Format
 from psycopg.pq.abc import PGresult
 from psycopg.rows import tuple_row

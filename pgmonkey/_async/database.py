@@ -11,7 +11,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar, cast, overload
 
 import psycopg
-from psycopg import AsyncConnection, AsyncCursor, IsolationLevel
+from psycopg import AsyncConnection, IsolationLevel
+from psycopg.cursor_async import AsyncCursor
 from psycopg.errors import (
     ConnectionTimeout,
     DeadlockDetected,

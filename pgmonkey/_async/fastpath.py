@@ -6,11 +6,13 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from os import getpid
+from time import perf_counter
 from typing import Any, Protocol, TypeAlias
 
 import psycopg
-from psycopg import AsyncConnection, AsyncCursor
+from psycopg import AsyncConnection
 from psycopg.abc import Params
+from psycopg.cursor_async import AsyncCursor
 from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus, PipelineStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
@@ -27,6 +29,7 @@ from .._driver.psycopg_types import RowFactory
 from .._driver.sql import Statement
 from .._driver.templates import Template, spelled
 from .._driver.wire import check_results
+from .._telemetry.events import Loan
 from ..errors import ForkedError
 from .connector import AsyncPooledConnection
 from .guard import after_error
@@ -155,6 +158,7 @@ class Borrowed(Protocol):
     lent: AsyncAnyConnection | None
     pooled: AsyncPooledConnection | None
     begin: Begin
+    loan: Loan | None
 
     @property
     def connection(self) -> AsyncAnyConnection:
@@ -223,6 +227,7 @@ class AsyncFastPath:
         usual = self._row_factory or pools.row_factory
         return (
             connection.row_factory is usual
+            and "tracer" not in connection.__dict__
             and connection.cursor_factory is pools.cursor_factory is AsyncCursor
             and pooled.begin == b"BEGIN"  # else no statement is alone: the mode is that of a transaction
         )
@@ -241,6 +246,8 @@ class AsyncFastPath:
         if (key is None and statement.__class__ not in _COMPOSED) or not self._alone:
             return _NO_PLAN
         pool, frame = self.pool, sys._getframe(1)
+        asked = 0.0 if pool.observer is None else perf_counter()
+        execution = None
         limit = None if deadline is None else deadline.limit(None)
         pooled = pool.take_idle(frame) or await pool.wait_for_one(frame, limit)
         if pooled is None:
@@ -250,6 +257,9 @@ class AsyncFastPath:
             plan = None if key is None else pooled.plans.find(key, params)
             if plan is None or not (plan.has_rows or read is read_count):
                 return _NO_PLAN
+            if pool.observer is not None:
+                loan = Loan(pool.observer, pool.subject, pooled.server, asked or perf_counter(), None)
+                execution = loan.executing(statement, params)
             limit = self._limit if deadline is None else deadline.limit(self._limit)
             plan.send(plan.name, plan.params, plan.formats)
             plan.params = None  # which may be large
@@ -257,16 +267,23 @@ class AsyncFastPath:
             if result.status == _FATAL:
                 error = error_from_result(result, encoding=pooled.connection.info.encoding)
                 if is_refused(error):
+                    execution = None  # psycopg executes it
                     return _REFUSED
                 raise error
             if (*map(pooled.pgconn.parameter_status, LOOKED_AT),) != plan.session:
                 plan = pooled.plans.adapted(plan, result)
+            if execution is not None:
+                execution.finished(result)
             plan.busy = True
         except BaseException as error:
+            if execution is not None:
+                execution.ended(error)
             await after_error(pooled.connection, error)
             raise
         finally:
             pool.give_back(pooled)
+            if execution is not None:
+                execution.loan.tell_all()
         try:
             return read(plan, result)
         finally:
@@ -299,14 +316,22 @@ class AsyncFastPath:
             begin = None if not idle else lease.begin if connection is None else begin_statement(connection)
             if begin == ():
                 return _NO_PLAN
+            loan = lease.loan
+            execution = None if loan is None else loan.executing(statement, params, pooled.pgconn)
             try:
                 result = await execute_plan(pooled, plan, begin)
                 if (*map(pooled.pgconn.parameter_status, LOOKED_AT),) != plan.session:
                     plan = pooled.plans.adapted(plan, result)
+                if execution is not None:
+                    execution.finished(result)
                 plan.busy = True
                 return plan, result
-            except psycopg.Error as error:
-                if not may_repeat(self.pool.weak, pooled, error):
+            except BaseException as error:
+                if isinstance(error, psycopg.Error) and may_repeat(self.pool.weak, pooled, error):
+                    execution = None
+                else:
+                    if execution is not None:
+                        execution.ended(error)
                     raise
         finally:
             lock.release()

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
-from time import monotonic
+from time import monotonic, perf_counter
 from types import CoroutineType, FrameType, TracebackType
 from typing import Any, TypeAlias, cast
 from weakref import WeakMethod, ref
@@ -102,9 +102,14 @@ class AsyncConnectionHandle:
         where the connection's type adapters come from, psycopg's own by default; *label* tells, when it is called,
         for whom the connection is borrowed.
         """
-        pooled = await self._pool.borrow(timeout, label)
+        pool = self._pool
+        asked = 0.0 if pool.observer is None else perf_counter()
+        pooled = await pool.borrow(timeout, label)
         autocommit = pooled.autocommit if autocommit is None else autocommit
-        return AsyncLease(self._pool, pooled, autocommit, context)
+        lease = AsyncLease(pool, pooled, autocommit, context)
+        if pool.observer is not None:
+            lease.observe(pool.observer, asked, label)
+        return lease
 
     @asynccontextmanager
     async def connection(

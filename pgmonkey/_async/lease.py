@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from os import getpid
-from time import monotonic
+from time import monotonic, perf_counter
 
 import psycopg
 from psycopg.abc import AdaptContext
@@ -21,12 +21,15 @@ from .._driver.lending import begun, lend, route_notices, take_back
 from .._driver.psycopg_types import RowFactory
 from .._driver.sql import Effect
 from .._driver.wire import check_answered, check_commit, pass_on_notifications
+from .._pool.place import Label
+from .._telemetry.events import Listener, Loan, Return
 from ..errors import CommitUnknownError, ForkedError, GivenBackError
 from .connector import AsyncPooledConnection
 from .cursor import fast_cursor
 from .guard import after_error
+from .observed import observed_cursor
 from .pool import AsyncPool
-from .psycopg_types import AsyncAnyConnection
+from .psycopg_types import AsyncAnyConnection, AsyncAnyCursor
 from .waiting import acquire, cannot_wait, try_acquire, wait_for
 
 logger = logging.getLogger("pgmonkey")
@@ -56,6 +59,8 @@ class AsyncLease:
     """What is borrowed; None after it was given back."""
     deadline: Deadline | None = None
     """When every statement must have ended, also a COMMIT; None is never."""
+    loan: Loan | None = None
+    """What is told of it; None when nobody listens."""
 
     def __init__(
         self, pool: AsyncPool, pooled: AsyncPooledConnection, autocommit: bool, context: AdaptContext | None = None
@@ -79,6 +84,12 @@ class AsyncLease:
         """Whether each statement is its own transaction."""
         self._context = context
 
+    def observe(self, listeners: tuple[Listener, ...], asked: float, label: Label | None) -> None:
+        """Tell *listeners* what becomes of it; *asked* is when the borrow began, 0 when that did not wait."""
+        if self.pooled is not None:
+            now = perf_counter()
+            self.loan = Loan(listeners, self.pool.subject, self.pooled.server, asked or now, label)
+
     @property
     def connection(self) -> AsyncAnyConnection:
         """The psycopg connection; unusable once the lease is finished."""
@@ -97,6 +108,8 @@ class AsyncLease:
         # Weak: the lease alone has the connection, whoever refers to what was lent.
         state["pooled"], state["pool"] = pooled.weak, self.pool.weak
         state["fast_cursor"] = fast_cursor
+        if self.loan is not None:
+            state["fast_cursor"], state["loan"] = observed_cursor, self.loan
         if self.row_factory is not None:
             state["row_factory"] = self.row_factory
         if self.unit is not None:
@@ -127,6 +140,15 @@ class AsyncLease:
                     connection.__dict__.pop("deadline", None)
                 else:
                     connection.__dict__["deadline"] = deadline
+
+    def adopt(self, cursor: AsyncAnyCursor) -> AsyncAnyCursor:
+        """Return *cursor*, which its class has made and not the connection, as the connection would have made it."""
+        state = self.connection.__dict__
+        if "tracer" in state:
+            traced: AsyncAnyCursor = state["tracer"].adopt(cursor, state["fast_cursor"])
+            return traced
+        cursor.__class__ = state["fast_cursor"](cursor.__class__)
+        return cursor
 
     def set_values(self, values: Mapping[str, str | None]) -> None:
         """Have each transaction begin with these session values; one that is open has them already."""
@@ -214,10 +236,14 @@ class AsyncLease:
                 pooled.connection.__dict__.pop("deadline", None)
             if reset is not None or pooled.prepared.bare:
                 await self._restore(pooled)
-        except psycopg.Error:
+        except psycopg.Error as failure:
+            if self.loan is not None:
+                self.loan.end("unknown" if isinstance(failure, CommitUnknownError) else "rollback", failure)
             raise
-        except BaseException:
+        except BaseException as failure:
             pooled.close()  # interrupted half-way: what is left in the session is unknown
+            if self.loan is not None:
+                self.loan.end("rollback", failure)
             raise
         finally:
             if self.lent is not None:
@@ -227,6 +253,16 @@ class AsyncLease:
             # Upkeep needs a running loop, which a coroutine that is being closed may not have.
             if self.pool.give_back(pooled) and not cannot_wait(error):
                 self.pool.replenish()
+            if self.loan is not None:
+                self._tell_end(self.loan, error)
+
+    def _tell_end(self, loan: Loan, error: BaseException | None) -> None:
+        """Tell that the borrow has ended; a unit of work tells it when it has left its turn."""
+        loan.end("commit" if error is None else "rollback", error)
+        if self.unit is None:
+            loan.tell_all()
+        else:
+            loan.note(Return(loan))
 
     async def _let_end(
         self, lent: AsyncAnyConnection, pooled: AsyncPooledConnection, error: BaseException | None

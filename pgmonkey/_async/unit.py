@@ -21,6 +21,7 @@ from .._driver.transaction_mode import DEFAULT, TransactionMode
 from .._pool import scopes
 from .._pool.place import Label
 from .._pool.scopes import Ask
+from .._telemetry.events import Loan
 from ..errors import CancelledUnitError, GivenBackError, PoolTimeoutError
 from .fastpath import AsyncFastPath, read_found
 from .guard import AsyncGuard
@@ -54,6 +55,8 @@ class AsyncUnitOfWork(Generic[Row]):
     """
 
     asking = False
+    loan: Loan | None = None
+    """What is told of the connection, when no lock is held any more; None when nobody listens."""
 
     def __init__(
         self,
@@ -86,7 +89,8 @@ class AsyncUnitOfWork(Generic[Row]):
         # Tasks of one request work side by side: one may commit while another runs a query method, two may both be the
         # first to need the connection.  Each waits for its turn, also to begin and to end a savepoint.
         self._turn = TurnLock()
-        self._busy = False
+        self.busy = False
+        """Whether it is in the middle of a statement."""
         self._cancelling: AbstractAsyncContextManager[object] | None = None
         """Taken while `cancel` uses the connection; None unless it was called."""
 
@@ -100,15 +104,17 @@ class AsyncUnitOfWork(Generic[Row]):
         lease = self._lease
         if lease is None or (values is not None and values != lease.values):
             async with self._turn:
-                if self._busy:
+                if self.busy:
                     raise _in_itself()
                 try:
-                    self._busy = True
+                    self.busy = True
                     lease = self._lease or await self._borrow(timeout)
                     if values is not None and values != lease.values:
                         await self._set_values(lease, values)
                 finally:
-                    self._busy = False
+                    self.busy = False
+            if self.loan is not None:
+                self.loan.tell()
         connection: AsyncConnection[Row] = lease.connection
         return connection
 
@@ -120,17 +126,19 @@ class AsyncUnitOfWork(Generic[Row]):
         if self._has_values or self._lease is not None or not try_acquire(self._turn):
             return None
         try:
-            if self._busy or self.finished or self._refusal is not None:
+            if self.busy or self.finished or self._refusal is not None:
                 return None
-            self._busy = True
+            self.busy = True
             try:
                 lease = self._lease or await self._borrow(AT_ONCE)
             finally:
-                self._busy = False
+                self.busy = False
         except PoolTimeoutError:
             return None
         finally:
             self._turn.release()
+        if self.loan is not None:
+            self.loan.tell()
         connection: AsyncConnection[Row] = lease.connection
         return connection
 
@@ -149,17 +157,21 @@ class AsyncUnitOfWork(Generic[Row]):
     ) -> Any:
         """Do as `AsyncFastPath.run`, as part of this unit, called in its open *block*."""
         values = self._asked() if self._has_values else None
-        async with self._turn:
-            if self.finished or self._busy or self._refusal is not None or block is not None or self.blocks:
-                self._check(block)
-            try:
-                self._busy = True
-                lease = self._lease or await self._borrow(None)
-                if values is not None and values != lease.values:
-                    await self._set_values(lease, values)
-                found = await fast.run_on(lease, query, params, read)
-            finally:
-                self._busy = False
+        try:
+            async with self._turn:
+                if self.finished or self.busy or self._refusal is not None or block is not None or self.blocks:
+                    self._check(block)
+                try:
+                    self.busy = True
+                    lease = self._lease or await self._borrow(None)
+                    if values is not None and values != lease.values:
+                        await self._set_values(lease, values)
+                    found = await fast.run_on(lease, query, params, read)
+                finally:
+                    self.busy = False
+        finally:
+            if self.loan is not None:
+                self.loan.tell()
         # Rows are made by classes and functions of the program, and these may use the unit.
         return found if found.__class__ is Declined else read_found(found, read)
 
@@ -193,19 +205,23 @@ class AsyncUnitOfWork(Generic[Row]):
         return await self._in_turn(working, block)
 
     async def _in_turn(self, work: Callable[[], Awaitable[T]], block: AsyncNested | None) -> T:
-        async with self._turn:
-            self._check(block)
-            try:
-                self._busy = True
-                return await work()
-            finally:
-                self._busy = False
+        try:
+            async with self._turn:
+                self._check(block)
+                try:
+                    self.busy = True
+                    return await work()
+                finally:
+                    self.busy = False
+        finally:
+            if self.loan is not None:
+                self.loan.tell()
 
     def _check(self, block: AsyncNested | None) -> None:
         """Raise what forbids to do something in *block*, whose turn it is."""
         if self.finished or self._refusal is not None:
             raise self._over()
-        if self._busy:
+        if self.busy:
             raise _in_itself()
         inner = self._innermost()
         if inner is block:
@@ -279,6 +295,8 @@ class AsyncUnitOfWork(Generic[Row]):
                 if self.finished or self._refusal is not None:  # by another task of the request, during the borrow
                     raise self._over()
                 lease.unit = weakref.ref(self)
+                if lease.loan is not None:
+                    self.loan, lease.loan.unit = lease.loan, lease.unit
                 if self.mode is not DEFAULT:
                     await _set_mode(lease.connection, self.mode)
                 if self._values:
@@ -336,7 +354,7 @@ class AsyncUnitOfWork(Generic[Row]):
         try:
             async with self._turn:
                 inner = self._innermost()
-                if self._busy:
+                if self.busy:
                     self.refuse("a block of it ended in the middle of a statement")
                 elif inner is not block and self._holds(block):
                     self.refuse("a block of it ended before one inside that block had ended: savepoints must nest")
@@ -346,11 +364,11 @@ class AsyncUnitOfWork(Generic[Row]):
                         raise self._over()
                     return None
                 try:
-                    self._busy = True
+                    self.busy = True
                     block.lift_limit(self._lease)
                     return await end()
                 finally:
-                    self._busy = False
+                    self.busy = False
                     if self.blocks:
                         self.blocks.pop()
                     if self._lease is not None and (error is not None or block.force_rollback):
@@ -360,6 +378,9 @@ class AsyncUnitOfWork(Generic[Row]):
         except BaseException:
             self.refuse("a block of it was interrupted while it ended")
             raise
+        finally:
+            if self.loan is not None:
+                self.loan.tell()
 
     @asynccontextmanager
     async def savepoint(self, connection: AsyncGuard) -> AsyncIterator[None]:
@@ -401,7 +422,11 @@ class AsyncUnitOfWork(Generic[Row]):
             self.finished = True
             scopes.leave(self)
             if self._lease is not None:
-                await self._end(error)
+                try:
+                    await self._end(error)
+                finally:
+                    if self.loan is not None:
+                        self.loan.tell()
             if self._refusal is not None and error is None:
                 raise self._refusal()
             if self.blocks:
@@ -409,7 +434,11 @@ class AsyncUnitOfWork(Generic[Row]):
 
     async def roll_back(self, error: BaseException) -> None:
         """Undo what was done and give the connection back; the unit goes on, and borrows again when it needs to."""
-        await self._end(error)
+        try:
+            await self._end(error)
+        finally:
+            if self.loan is not None:
+                self.loan.tell()
         self._start_anew()
         self.blocks.clear()
 
@@ -444,7 +473,7 @@ class AsyncUnitOfWork(Generic[Row]):
             return
         try:
             async with self._turn:
-                if self._busy:
+                if self.busy:
                     # In the middle of a statement of its own thread, which an interruption may have ended.
                     lease.abandon()
                     if error is None:

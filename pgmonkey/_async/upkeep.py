@@ -52,6 +52,10 @@ class AsyncKept(Protocol):
         """Return the seconds until a connection is to be replaced; infinity when none is."""
         ...
 
+    def note_leak(self) -> None:
+        """Note that a connection has been lent for longer than ``leak_detection_threshold``."""
+        ...
+
 
 class AsyncUpkeep:
     """Keeps one pool in order for as long as there is something to do.
@@ -158,6 +162,7 @@ class AsyncUpkeep:
             seconds, place = monotonic() - pooled.borrowed_at, pooled.place
             if place is not None and not pooled.reported and seconds >= threshold:
                 pooled.reported = True
+                pool.note_leak()
                 logger.warning(
                     "%s: connection checked out for %.1f s (possible leak), borrowed %s", pool.name, seconds, place
                 )

@@ -16,6 +16,7 @@ from psycopg.conninfo import make_conninfo
 from ..errors import ConfigError
 from .redaction import Unpicklable
 from .schema import CREDENTIALS, HOOKS, Config, Kind, PoolSettings, libpq_keywords
+from .telemetry import KEYS, TelemetrySettings
 
 # Used when neither the configuration, nor the environment, nor a service file sets them, in seconds; tcp_user_timeout
 # is in milliseconds.  By default psycopg gives up a connection attempt after 130 seconds, and Linux notices a dead peer
@@ -54,6 +55,7 @@ class Blueprint(Unpicklable):
     notice_pooler: bool
     # SQL for the beginning of each transaction: behind PgBouncer a SET would reach other clients.
     transaction_settings: bytes
+    telemetry: TelemetrySettings
 
 
 def blueprint(config: Config, kind: Kind) -> Blueprint:
@@ -68,6 +70,7 @@ def blueprint(config: Config, kind: Kind) -> Blueprint:
     arguments = dict(config.arguments)
     behind_pgbouncer = arguments.pop("pgbouncer", None)
     command_timeout = arguments.pop("command_timeout", None)
+    telemetry = TelemetrySettings(**{key: arguments.pop(key) for key in KEYS if key in arguments})
     connect: dict[str, object] = dict(config.connect)
     elsewhere = said_elsewhere(config.connect)
     # An older libpq, or one for another system, refuses keywords that it does not know.
@@ -102,6 +105,7 @@ def blueprint(config: Config, kind: Kind) -> Blueprint:
         pgbouncer=bool(behind_pgbouncer),
         notice_pooler=behind_pgbouncer is None,
         transaction_settings=transaction_settings,
+        telemetry=telemetry,
     )
 
 

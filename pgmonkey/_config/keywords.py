@@ -136,6 +136,11 @@ OURS = {
         "How long a statement may take, in seconds, by the client's clock; then it is cancelled.", "seconds", None
     ),
     "pgbouncer": Key("Whether the server is PgBouncer in transaction mode.", "boolean"),
+    "slow_statement_threshold": Key(
+        "Seconds after which a statement is logged as a warning, 0 for never (0).", "seconds"
+    ),
+    "log_parameters": Key("Whether the log shows the parameters and constants of statements (false).", "boolean"),
+    "telemetry": Key("Whether OpenTelemetry and Prometheus are told, where the program uses them (true).", "boolean"),
 }
 """pgmonkey's own keys, which psycopg does not know."""
 CONNINFO = Key("A URL or connection string, which the other keys override: '${DATABASE_URL}'.", hidden=True)

@@ -89,6 +89,8 @@ class LendableConnection(_Base):
             raise
         if commits and result is not None:  # None: in a pipeline
             check_commit([result], self)
+        if command in (b"COMMIT", b"ROLLBACK") and "loan" in self.__dict__:
+            self.__dict__["loan"].end(command.decode().lower())
         return result
 
     def starting(self) -> PQGen[None]:

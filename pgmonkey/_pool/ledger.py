@@ -51,11 +51,15 @@ _ACTIVE = int(pq.TransactionStatus.ACTIVE)
 _LOOK_EVERY = 0.2
 # Minimum of seconds between two looks at connections that are lent and should be replaced.
 _RENEWAL_GRAIN = 0.02
+LISTEN_EVERY = 1.0
+"""Seconds between two looks at who listens."""
+_DEBUG, _sql_logger = logging.DEBUG, logging.getLogger("pgmonkey.sql")
+_levels: dict[int, bool] = getattr(_sql_logger, "_cache", {})
 # Seconds that whoever is to make a connection should have left.
 _TO_CONNECT = 0.75
 _COUNTS = (
     *("usage_ms", "requests_num", "requests_queued", "requests_wait_ms", "requests_errors", "returns_bad"),
-    *("connections_num", "connections_ms", "connections_errors", "connections_lost"),
+    *("connections_num", "connections_ms", "connections_errors", "connections_lost", "connections_leaked"),
 )
 
 
@@ -86,7 +90,7 @@ class Upkeep(Protocol):
 
 
 class Ledger(ABC, Generic[P, W]):
-    """The bookkeeping of one pool; *new_queue* makes the queue of its waiters.
+    """The bookkeeping of one pool; *new_queue* makes the queue of its waiters, *connections* is their class in psycopg.
 
     The connection given back last is lent first, so that those not needed stay idle long enough to be closed.
     """
@@ -99,7 +103,7 @@ class Ledger(ABC, Generic[P, W]):
     _pid: int
     """The process that the five belong to."""
 
-    def __init__(self, blueprint: Blueprint, new_queue: Callable[[], deque[W]]) -> None:
+    def __init__(self, blueprint: Blueprint, new_queue: Callable[[], deque[W]], connections: type[Any]) -> None:
         self.blueprint = blueprint
         self.name = f"pool {blueprint.name!r}"
         self.close_reason = ""
@@ -113,10 +117,18 @@ class Ledger(ABC, Generic[P, W]):
         self._counters: dict[str, float] = dict.fromkeys(_COUNTS, 0)
         self._last_error: str | None = None
         self._looked_at = 0.0
+        self._listen_at = 0.0
+        # What tracers replace.
+        self._methods = connections.__dict__
+        self._connect_method: object = self._methods["connect"]
         self._books: dict[int, dict[str, object]] = {}
         """What belongs to a process, this one alone but for a moment."""
         self._start_empty()
         forks.register(self)
+
+    @abstractmethod
+    def listen(self) -> None:
+        """Find out who listens from now on."""
 
     @abstractmethod
     def _new_upkeep(self) -> Upkeep:
@@ -145,6 +157,13 @@ class Ledger(ABC, Generic[P, W]):
         if pooled is None:
             return None
         now = monotonic()
+        # Without a call: the log forgets what it knows of levels when one is set.
+        if (
+            now >= self._listen_at
+            or (_DEBUG not in _levels and not _sql_logger.disabled)
+            or self._methods["connect"] is not self._connect_method
+        ):
+            self.listen()
         # Anything that has arrived may be a notification or the end: `_find_idle` reads it and tells.
         if pooled.arrived(0) or now >= pooled.expires:
             self._shelve(pooled)
@@ -364,6 +383,10 @@ class Ledger(ABC, Generic[P, W]):
     def _close_lost(self, pooled: P) -> None:
         self._counters["connections_lost"] += 1
         pooled.close()
+
+    def note_leak(self) -> None:
+        """Note that a connection has been lent for longer than ``leak_detection_threshold``."""
+        self._counters["connections_leaked"] += 1
 
     def replenish(self) -> None:
         """Have connections made in the place of those that were lost."""

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from os import getpid
 from time import monotonic
 from types import FrameType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from psycopg.pq import TransactionStatus
+from psycopg.pq.abc import PGconn
 
 from .._driver.cancel import hang_up, request_cancel
 from .._driver.liveness import Arrived
@@ -50,6 +51,22 @@ C = TypeVar("C", bound=AnyConnection)
 W = TypeVar("W", bound=Watching)
 
 
+class Server(NamedTuple):
+    """What a connection is connected to."""
+
+    address: str
+    """The host, or the folder of the socket."""
+    port: int | None
+    database: str
+
+    @classmethod
+    def of(cls, pgconn: PGconn) -> Server:
+        """Return what *pgconn*, which is open, is connected to."""
+        host, port = pgconn.host.decode(errors="replace"), pgconn.port.decode()
+        socket = host.startswith(("/", "@"))
+        return cls(host, None if socket or not port.isdecimal() else int(port), pgconn.db.decode(errors="replace"))
+
+
 class Ticket:
     """The right to one of the connections that a pool may have.  It ends when the object does."""
 
@@ -67,7 +84,7 @@ class Pooled(Generic[C, W]):
 
     __slots__ = (
         *("__weakref__", "arrived", "autocommit", "begin", "borrowed_at", "connected", "connection", "expires"),
-        *("frame", "idle_since", "label", "lent_at", "pgconn", "plans", "prepared", "renew_at", "reported"),
+        *("frame", "idle_since", "label", "lent_at", "pgconn", "plans", "prepared", "renew_at", "reported", "server"),
         *("ticket", "unconfigured", "watcher", "weak"),
     )
 
@@ -93,6 +110,7 @@ class Pooled(Generic[C, W]):
         self.connection = connection
         self.pgconn = connection.pgconn
         self.watcher = watcher
+        self.server = Server.of(connection.pgconn)
         self.prepared = Prepared.install(connection)
         self.autocommit = False
         """Whether it is lent in autocommit to a borrower that does not say."""

@@ -12,7 +12,8 @@ from typing import Any, TypeAlias, cast
 from weakref import WeakMethod
 
 import psycopg
-from psycopg import Connection, Cursor
+from psycopg import Connection
+from psycopg.cursor import Cursor
 from psycopg.errors import ConnectionTimeout
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
@@ -21,6 +22,7 @@ from .._config.blueprint import Blueprint
 from .._driver.deadlines import SILENT, Deadline, by_its_key
 from .._driver.lending import lend, lendable, prepare_to_lend
 from .._driver.names import look_up
+from .._driver.tracers import Tracer, is_wrapped
 from .._pool.pooled import Pooled
 from ..errors import CommandTimeoutError, ConfigError, ServerUnavailableError
 from .guard import Guard, OnError
@@ -202,6 +204,8 @@ class Connector:
                 arguments = {**self._blueprint.connect, **given, "autocommit": True}
                 arguments |= _addresses(arguments, deadline)
                 connection: AnyConnection = connect_within(deadline, self._class.connect, arguments)
+                if is_wrapped(Connection.__dict__["connect"]):
+                    connection = Tracer.take(connection, arguments.get("cursor_factory") or Cursor)
             except psycopg.OperationalError as error:
                 # The credentials may have changed since they were read.
                 previous, credentials = credentials, self._current_credentials()

@@ -9,8 +9,8 @@ from functools import lru_cache
 from typing import Any, cast
 
 import psycopg
-from psycopg import Cursor
 from psycopg.abc import Params
+from psycopg.cursor import Cursor
 from psycopg.pq import Format
 from psycopg.pq.abc import PGresult
 from psycopg.rows import tuple_row

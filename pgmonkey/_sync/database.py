@@ -13,7 +13,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar, cast, overload
 
 import psycopg
-from psycopg import Connection, Cursor, IsolationLevel
+from psycopg import Connection, IsolationLevel
+from psycopg.cursor import Cursor
 from psycopg.errors import (
     ConnectionTimeout,
     DeadlockDetected,

@@ -158,12 +158,17 @@ class Guard(_Base):
 
     def cursor(self, *arguments: Any, **options: Any) -> Any:
         """Return what psycopg returns, but of the class that takes the fast path."""
+        state = self.__dict__
+        fast_cursor: Callable[[type], type] | None = state.get("fast_cursor")
+        if "tracer" in state and fast_cursor is not None:
+            state["tracer"].prepare(self, fast_cursor)
         try:
             cursor = super().cursor(*arguments, **options)
         except psycopg.Error as error:  # the connection is closed
             self._note_failure(error)
             raise
-        fast_cursor: Callable[[type], type] | None = self.__dict__.get("fast_cursor")
+        if "tracer" in state and fast_cursor is not None:
+            return state["tracer"].show(cursor)
         # psycopg's own constructor has run, whatever class and arguments it was; only ``execute`` is another one.
         if fast_cursor is not None:
             cursor.__class__ = fast_cursor(cursor.__class__)
@@ -200,6 +205,8 @@ class Guard(_Base):
                     raise
                 if self.has_handlers():
                     pass_on_notifications(pgconn)
+                if "loan" in state:
+                    state["loan"].end("commit")
                 return
         prepared: Prepared = state["prepared"]
         failure = prepared.failure

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from time import monotonic
+from time import monotonic, perf_counter
 from types import FrameType, TracebackType
 from typing import Any, TypeAlias, cast
 from weakref import WeakMethod, ref
@@ -104,9 +104,14 @@ class ConnectionHandle:
         where the connection's type adapters come from, psycopg's own by default; *label* tells, when it is called,
         for whom the connection is borrowed.
         """
-        pooled = self._pool.borrow(timeout, label)
+        pool = self._pool
+        asked = 0.0 if pool.observer is None else perf_counter()
+        pooled = pool.borrow(timeout, label)
         autocommit = pooled.autocommit if autocommit is None else autocommit
-        return Lease(self._pool, pooled, autocommit, context)
+        lease = Lease(pool, pooled, autocommit, context)
+        if pool.observer is not None:
+            lease.observe(pool.observer, asked, label)
+        return lease
 
     @contextmanager
     def connection(self, *, timeout: float | None = None, autocommit: bool | None = None) -> Iterator[AnyConnection]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from os import getpid
-from time import monotonic
+from time import monotonic, perf_counter
 
 import psycopg
 from psycopg.abc import AdaptContext
@@ -23,12 +23,15 @@ from .._driver.lending import begun, lend, route_notices, take_back
 from .._driver.psycopg_types import RowFactory
 from .._driver.sql import Effect
 from .._driver.wire import check_answered, check_commit, pass_on_notifications
+from .._pool.place import Label
+from .._telemetry.events import Listener, Loan, Return
 from ..errors import CommitUnknownError, ForkedError, GivenBackError
 from .connector import PooledConnection
 from .cursor import fast_cursor
 from .guard import after_error
+from .observed import observed_cursor
 from .pool import Pool
-from .psycopg_types import AnyConnection
+from .psycopg_types import AnyConnection, AnyCursor
 from .waiting import acquire, cannot_wait, try_acquire, wait_for
 
 logger = logging.getLogger("pgmonkey")
@@ -58,6 +61,8 @@ class Lease:
     """What is borrowed; None after it was given back."""
     deadline: Deadline | None = None
     """When every statement must have ended, also a COMMIT; None is never."""
+    loan: Loan | None = None
+    """What is told of it; None when nobody listens."""
 
     def __init__(
         self, pool: Pool, pooled: PooledConnection, autocommit: bool, context: AdaptContext | None = None
@@ -81,6 +86,12 @@ class Lease:
         """Whether each statement is its own transaction."""
         self._context = context
 
+    def observe(self, listeners: tuple[Listener, ...], asked: float, label: Label | None) -> None:
+        """Tell *listeners* what becomes of it; *asked* is when the borrow began, 0 when that did not wait."""
+        if self.pooled is not None:
+            now = perf_counter()
+            self.loan = Loan(listeners, self.pool.subject, self.pooled.server, asked or now, label)
+
     @property
     def connection(self) -> AnyConnection:
         """The psycopg connection; unusable once the lease is finished."""
@@ -99,6 +110,8 @@ class Lease:
         # Weak: the lease alone has the connection, whoever refers to what was lent.
         state["pooled"], state["pool"] = pooled.weak, self.pool.weak
         state["fast_cursor"] = fast_cursor
+        if self.loan is not None:
+            state["fast_cursor"], state["loan"] = observed_cursor, self.loan
         if self.row_factory is not None:
             state["row_factory"] = self.row_factory
         if self.unit is not None:
@@ -129,6 +142,15 @@ class Lease:
                     connection.__dict__.pop("deadline", None)
                 else:
                     connection.__dict__["deadline"] = deadline
+
+    def adopt(self, cursor: AnyCursor) -> AnyCursor:
+        """Return *cursor*, which its class has made and not the connection, as the connection would have made it."""
+        state = self.connection.__dict__
+        if "tracer" in state:
+            traced: AnyCursor = state["tracer"].adopt(cursor, state["fast_cursor"])
+            return traced
+        cursor.__class__ = state["fast_cursor"](cursor.__class__)
+        return cursor
 
     def set_values(self, values: Mapping[str, str | None]) -> None:
         """Have each transaction begin with these session values; one that is open has them already."""
@@ -216,10 +238,14 @@ class Lease:
                 pooled.connection.__dict__.pop("deadline", None)
             if reset is not None or pooled.prepared.bare:
                 self._restore(pooled)
-        except psycopg.Error:
+        except psycopg.Error as failure:
+            if self.loan is not None:
+                self.loan.end("unknown" if isinstance(failure, CommitUnknownError) else "rollback", failure)
             raise
-        except BaseException:
+        except BaseException as failure:
             pooled.close()  # interrupted half-way: what is left in the session is unknown
+            if self.loan is not None:
+                self.loan.end("rollback", failure)
             raise
         finally:
             if self.lent is not None:
@@ -229,6 +255,16 @@ class Lease:
             # Upkeep needs a running loop, which a coroutine that is being closed may not have.
             if self.pool.give_back(pooled) and not cannot_wait(error):
                 self.pool.replenish()
+            if self.loan is not None:
+                self._tell_end(self.loan, error)
+
+    def _tell_end(self, loan: Loan, error: BaseException | None) -> None:
+        """Tell that the borrow has ended; a unit of work tells it when it has left its turn."""
+        loan.end("commit" if error is None else "rollback", error)
+        if self.unit is None:
+            loan.tell_all()
+        else:
+            loan.note(Return(loan))
 
     def _let_end(self, lent: AnyConnection, pooled: PooledConnection, error: BaseException | None) -> None:
         """Refuse what another task or thread executes from now on; wait for the end of what it is executing.

@@ -14,12 +14,16 @@ from time import monotonic
 from types import FrameType
 from weakref import ref
 
+from psycopg import Connection
 from psycopg.errors import ConnectionTimeout
 
 from .._config.blueprint import Blueprint
 from .._driver.deadlines import Deadline
-from .._pool.ledger import Ledger
+from .._driver.tracers import is_wrapped
+from .._pool.ledger import LISTEN_EVERY, Ledger
 from .._pool.place import Label, Place
+from .._telemetry import listeners
+from .._telemetry.events import Listener, Subject
 from ..errors import CommandTimeoutError, PoolClosedError, PoolTimeoutError, ServerUnavailableError
 from .connector import Connector, PooledConnection
 from .upkeep import Upkeep
@@ -38,7 +42,11 @@ class Pool(Ledger[PooledConnection, Waiter[PooledConnection]]):
     """A pool of connections made from a blueprint.  It opens at the first borrow."""
 
     def __init__(self, blueprint: Blueprint) -> None:
-        super().__init__(blueprint, Queue)
+        super().__init__(blueprint, Queue, Connection)
+        self.subject = Subject(self.name, blueprint.telemetry)
+        self.observer: tuple[Listener, ...] | None = None
+        """Who is told of statements, transactions and connections; None when nobody listens."""
+        listeners.pools.add(self)
         self.weak = ref(self)
         """For what a borrower may keep: a connection that was given back must not keep the pool open."""
         self.loop = current_loop()
@@ -54,6 +62,17 @@ class Pool(Ledger[PooledConnection, Waiter[PooledConnection]]):
     def shares_sessions(self) -> bool:
         """Whether a pooler was noticed that gives a session to one client after the other."""
         return bool(self._connector.shared)
+
+    def listen(self) -> None:
+        """Find out who listens from now on."""
+        self._listen_at = monotonic() + LISTEN_EVERY
+        connect = self._methods["connect"]
+        if connect is not self._connect_method:
+            # A tracer was installed, or removed: it sees only connections that are made from now on.
+            self._connect_method = connect
+            for pooled in self._connected():
+                pooled.expires = 0.0
+        self.observer = listeners.find(self.subject, traced=is_wrapped(connect))
 
     def _new_upkeep(self) -> Upkeep:
         return Upkeep(self, self.blueprint.settings)
@@ -93,6 +112,7 @@ class Pool(Ledger[PooledConnection, Waiter[PooledConnection]]):
     def _checkout(self, timeout: float, *, checks: bool = True) -> PooledConnection:
         # One deadline for all: waiting, connecting and checking share the borrower's timeout.
         deadline = Deadline(monotonic() + timeout, timeout)
+        self.listen()
         self._counters["requests_num"] += 1
         pause, longest = _PAUSE
         refused = ""

@@ -23,6 +23,7 @@ from .._driver.transaction_mode import DEFAULT, TransactionMode
 from .._pool import scopes
 from .._pool.place import Label
 from .._pool.scopes import Ask
+from .._telemetry.events import Loan
 from ..errors import CancelledUnitError, GivenBackError, PoolTimeoutError
 from .fastpath import FastPath, read_found
 from .guard import Guard
@@ -56,6 +57,8 @@ class UnitOfWork(Generic[Row]):
     """
 
     asking = False
+    loan: Loan | None = None
+    """What is told of the connection, when no lock is held any more; None when nobody listens."""
 
     def __init__(
         self,
@@ -88,7 +91,8 @@ class UnitOfWork(Generic[Row]):
         # Tasks of one request work side by side: one may commit while another runs a query method, two may both be the
         # first to need the connection.  Each waits for its turn, also to begin and to end a savepoint.
         self._turn = TurnLock()
-        self._busy = False
+        self.busy = False
+        """Whether it is in the middle of a statement."""
         self._cancelling: AbstractContextManager[object] | None = None
         """Taken while `cancel` uses the connection; None unless it was called."""
 
@@ -102,15 +106,17 @@ class UnitOfWork(Generic[Row]):
         lease = self._lease
         if lease is None or (values is not None and values != lease.values):
             with self._turn:
-                if self._busy:
+                if self.busy:
                     raise _in_itself()
                 try:
-                    self._busy = True
+                    self.busy = True
                     lease = self._lease or self._borrow(timeout)
                     if values is not None and values != lease.values:
                         self._set_values(lease, values)
                 finally:
-                    self._busy = False
+                    self.busy = False
+            if self.loan is not None:
+                self.loan.tell()
         connection: Connection[Row] = lease.connection
         return connection
 
@@ -122,17 +128,19 @@ class UnitOfWork(Generic[Row]):
         if self._has_values or self._lease is not None or not try_acquire(self._turn):
             return None
         try:
-            if self._busy or self.finished or self._refusal is not None:
+            if self.busy or self.finished or self._refusal is not None:
                 return None
-            self._busy = True
+            self.busy = True
             try:
                 lease = self._lease or self._borrow(AT_ONCE)
             finally:
-                self._busy = False
+                self.busy = False
         except PoolTimeoutError:
             return None
         finally:
             self._turn.release()
+        if self.loan is not None:
+            self.loan.tell()
         connection: Connection[Row] = lease.connection
         return connection
 
@@ -149,17 +157,21 @@ class UnitOfWork(Generic[Row]):
     def answer(self, fast: FastPath, query: Statement, params: Params, read: Read, block: Nested | None = None) -> Any:
         """Do as `FastPath.run`, as part of this unit, called in its open *block*."""
         values = self._asked() if self._has_values else None
-        with self._turn:
-            if self.finished or self._busy or self._refusal is not None or block is not None or self.blocks:
-                self._check(block)
-            try:
-                self._busy = True
-                lease = self._lease or self._borrow(None)
-                if values is not None and values != lease.values:
-                    self._set_values(lease, values)
-                found = fast.run_on(lease, query, params, read)
-            finally:
-                self._busy = False
+        try:
+            with self._turn:
+                if self.finished or self.busy or self._refusal is not None or block is not None or self.blocks:
+                    self._check(block)
+                try:
+                    self.busy = True
+                    lease = self._lease or self._borrow(None)
+                    if values is not None and values != lease.values:
+                        self._set_values(lease, values)
+                    found = fast.run_on(lease, query, params, read)
+                finally:
+                    self.busy = False
+        finally:
+            if self.loan is not None:
+                self.loan.tell()
         # Rows are made by classes and functions of the program, and these may use the unit.
         return found if found.__class__ is Declined else read_found(found, read)
 
@@ -193,19 +205,23 @@ class UnitOfWork(Generic[Row]):
         return self._in_turn(working, block)
 
     def _in_turn(self, work: Callable[[], T], block: Nested | None) -> T:
-        with self._turn:
-            self._check(block)
-            try:
-                self._busy = True
-                return work()
-            finally:
-                self._busy = False
+        try:
+            with self._turn:
+                self._check(block)
+                try:
+                    self.busy = True
+                    return work()
+                finally:
+                    self.busy = False
+        finally:
+            if self.loan is not None:
+                self.loan.tell()
 
     def _check(self, block: Nested | None) -> None:
         """Raise what forbids to do something in *block*, whose turn it is."""
         if self.finished or self._refusal is not None:
             raise self._over()
-        if self._busy:
+        if self.busy:
             raise _in_itself()
         inner = self._innermost()
         if inner is block:
@@ -279,6 +295,8 @@ class UnitOfWork(Generic[Row]):
                 if self.finished or self._refusal is not None:  # by another task of the request, during the borrow
                     raise self._over()
                 lease.unit = weakref.ref(self)
+                if lease.loan is not None:
+                    self.loan, lease.loan.unit = lease.loan, lease.unit
                 if self.mode is not DEFAULT:
                     _set_mode(lease.connection, self.mode)
                 if self._values:
@@ -334,7 +352,7 @@ class UnitOfWork(Generic[Row]):
         try:
             with self._turn:
                 inner = self._innermost()
-                if self._busy:
+                if self.busy:
                     self.refuse("a block of it ended in the middle of a statement")
                 elif inner is not block and self._holds(block):
                     self.refuse("a block of it ended before one inside that block had ended: savepoints must nest")
@@ -344,11 +362,11 @@ class UnitOfWork(Generic[Row]):
                         raise self._over()
                     return None
                 try:
-                    self._busy = True
+                    self.busy = True
                     block.lift_limit(self._lease)
                     return end()
                 finally:
-                    self._busy = False
+                    self.busy = False
                     if self.blocks:
                         self.blocks.pop()
                     if self._lease is not None and (error is not None or block.force_rollback):
@@ -358,6 +376,9 @@ class UnitOfWork(Generic[Row]):
         except BaseException:
             self.refuse("a block of it was interrupted while it ended")
             raise
+        finally:
+            if self.loan is not None:
+                self.loan.tell()
 
     @contextmanager
     def savepoint(self, connection: Guard) -> Iterator[None]:
@@ -399,7 +420,11 @@ class UnitOfWork(Generic[Row]):
             self.finished = True
             scopes.leave(self)
             if self._lease is not None:
-                self._end(error)
+                try:
+                    self._end(error)
+                finally:
+                    if self.loan is not None:
+                        self.loan.tell()
             if self._refusal is not None and error is None:
                 raise self._refusal()
             if self.blocks:
@@ -407,7 +432,11 @@ class UnitOfWork(Generic[Row]):
 
     def roll_back(self, error: BaseException) -> None:
         """Undo what was done and give the connection back; the unit goes on, and borrows again when it needs to."""
-        self._end(error)
+        try:
+            self._end(error)
+        finally:
+            if self.loan is not None:
+                self.loan.tell()
         self._start_anew()
         self.blocks.clear()
 
@@ -442,7 +471,7 @@ class UnitOfWork(Generic[Row]):
             return
         try:
             with self._turn:
-                if self._busy:
+                if self.busy:
                     # In the middle of a statement of its own thread, which an interruption may have ended.
                     lease.abandon()
                     if error is None:

@@ -227,6 +227,14 @@ def test_the_testing_document(tmp_path: Path) -> None:
     compile(schema, "conftest.py", "exec")
 
 
+def test_the_telemetry_document(folder: Path, environ: dict[str, str]) -> None:
+    (folder / "program.py").write_text(program("telemetry.md"))
+    finished = programs.run(code=program("telemetry.md"), file="program.py", folder=folder, environ=environ)
+    assert (finished.returncode, finished.stdout) == (0, "SELECT pg_sleep(0.1)\n"), finished.stderr
+    lines = [line.partition(": ")[2] for line in finished.stderr.splitlines()]
+    assert lines == ["SELECT name FROM users", "SELECT pg_sleep(?)"]
+
+
 def test_scripts(folder: Path, environ: dict[str, str]) -> None:
     (code,) = blocks(section("Scripts"), "python")
     assert "PostgreSQL" in run(folder, environ, code)

@@ -1,0 +1,19 @@
+"""What a configuration says of logs, traces and metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TelemetrySettings:
+    """The keys of ``connection_settings`` that concern telemetry, named as there; times in seconds."""
+
+    telemetry: bool | None = None
+    """Whether OpenTelemetry is told; None where that is for its providers to say."""
+    slow_statement_threshold: float = 0.0
+    log_parameters: bool = False
+
+
+KEYS = tuple(TelemetrySettings.__dataclass_fields__)
+"""Their names."""

@@ -1,0 +1,1 @@
+"""What is told of statements, transactions and connections, and to whom: logs, OpenTelemetry, Prometheus."""

@@ -1,0 +1,49 @@
+"""Logs, traces and metrics of what the pools of this process do; docs/telemetry.md tells how to use them.
+
+The loggers are ``pgmonkey.sql`` and ``pgmonkey.pool``.  OpenTelemetry is told once the program has set a provider.  A
+listener of the program's own is told of the same: see `Listener` and `add`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TextIO
+
+from ._telemetry import listeners
+from ._telemetry.events import Borrow, Ending, Execution, Listener, Loan, Return
+
+__all__ = ["Borrow", "Ending", "Execution", "Listener", "Loan", "Return", "add", "echo", "refresh", "remove"]
+
+
+def echo(stream: TextIO | None = None, *, pools: bool = False) -> logging.Handler:
+    """Write each statement and each end of a transaction to *stream*, stderr by default, one line each.
+
+    With *pools*, also each connection that is lent or given back.  For development.  Returns the handler that does it.
+    """
+    handler = logging.StreamHandler(sys.stderr if stream is None else stream)
+    handler.setFormatter(logging.Formatter("%(name)s  %(message)s"))
+    for name in ("pgmonkey.sql", "pgmonkey.pool")[: 1 + pools]:
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.setLevel(logging.DEBUG)
+        logger.propagate = False
+    return handler
+
+
+def add(listener: Listener) -> None:
+    """Tell *listener* from now on what happens; what it raises is logged once and ignored."""
+    listeners.added.append(listener)
+    refresh()
+
+
+def remove(listener: Listener) -> None:
+    """Tell *listener* nothing more; raise `ValueError` if it is not told."""
+    listeners.added.remove(listener)
+    refresh()
+
+
+def refresh() -> None:
+    """Have each pool look now at who listens, which it does every second: after a provider was set, for instance."""
+    for pool in list(listeners.pools):
+        pool.listen()

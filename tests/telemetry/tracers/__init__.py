@@ -1,0 +1,1 @@
+"""How each tracer is installed, and what it has seen."""

@@ -1,0 +1,26 @@
+"""opentelemetry-instrumentation-psycopg."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from opentelemetry import trace
+from opentelemetry.instrumentation.psycopg import PsycopgInstrumentor
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+_exporter = InMemorySpanExporter()
+
+
+def install() -> None:
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(_exporter))
+    trace.set_tracer_provider(provider)
+    PsycopgInstrumentor().instrument()
+
+
+def seen(work: Callable[[], object]) -> list[str]:
+    _exporter.clear()
+    work()
+    return [span.name for span in _exporter.get_finished_spans() if span.kind is trace.SpanKind.CLIENT]
