@@ -7,8 +7,8 @@ from contextlib import AsyncExitStack
 from typing import Any, TypeAlias, cast
 
 import psycopg
-from psycopg import AsyncCursor
 from psycopg.abc import Params
+from psycopg.cursor_async import AsyncCursor
 from psycopg.rows import tuple_row
 
 from .._driver.copying import (
@@ -27,6 +27,7 @@ from .._driver.files import CopyFile, header_of, start_of_text, to_read, to_writ
 from .._driver.many import can_execute_many, executing_many, values_of_results
 from .._driver.prepared import is_refused
 from .._driver.sql import Plain, Statement
+from .._telemetry.events import Loan
 from .cursor import fast_cursor
 from .psycopg_types import AsyncAnyConnection, AsyncAnyCursor
 from .waiting import chunks, done
@@ -46,9 +47,22 @@ async def execute_many(
     cursor = connection.cursor()
     if not _is_psycopgs(cursor, returning) or not can_execute_many(cursor, query):
         return await _as_psycopg(cursor, query, rows, returning)
-    async with connection.lock:
-        count, results = await connection.wait(executing_many(cursor, query, rows, returning=returning))
-        values = values_of_results(cursor, results)
+    loan: Loan | None = connection.__dict__.get("loan")
+    execution = None if loan is None else loan.executing(query, rows, connection.pgconn, len(rows))
+    try:
+        async with connection.lock:
+            count, results = await connection.wait(executing_many(cursor, query, rows, returning=returning))
+            values = values_of_results(cursor, results)
+        if execution is not None:
+            execution.rows = count
+            execution.ended()
+    except BaseException as error:
+        if execution is not None:
+            execution.ended(error)
+        raise
+    finally:
+        if loan is not None:
+            loan.tell()
     if not values:
         return count, list
     make = cursor.row_factory(cursor)
@@ -56,7 +70,8 @@ async def execute_many(
 
 
 def _is_psycopgs(cursor: AsyncAnyCursor, returning: bool) -> bool:
-    kind = cursor.__class__
+    kind = type(cursor)  # not its `__class__`: a tracer's proxy gives that of the cursor inside
+    kind = vars(kind).get("observes", kind)
     plain = kind.executemany in (AsyncCursor.executemany, fast_cursor(AsyncCursor).executemany)
     return plain and (not returning or kind.fetchall is AsyncCursor.fetchall)
 

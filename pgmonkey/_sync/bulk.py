@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from typing import Any, TypeAlias, cast
 
 import psycopg
-from psycopg import Cursor
 from psycopg.abc import Params
+from psycopg.cursor import Cursor
 from psycopg.rows import tuple_row
 
 from .._driver.copying import (
@@ -29,6 +29,7 @@ from .._driver.files import CopyFile, header_of, start_of_text, to_read, to_writ
 from .._driver.many import can_execute_many, executing_many, values_of_results
 from .._driver.prepared import is_refused
 from .._driver.sql import Plain, Statement
+from .._telemetry.events import Loan
 from .cursor import fast_cursor
 from .psycopg_types import AnyConnection, AnyCursor
 from .waiting import chunks, done
@@ -48,9 +49,22 @@ def execute_many(
     cursor = connection.cursor()
     if not _is_psycopgs(cursor, returning) or not can_execute_many(cursor, query):
         return _as_psycopg(cursor, query, rows, returning)
-    with connection.lock:
-        count, results = connection.wait(executing_many(cursor, query, rows, returning=returning))
-        values = values_of_results(cursor, results)
+    loan: Loan | None = connection.__dict__.get("loan")
+    execution = None if loan is None else loan.executing(query, rows, connection.pgconn, len(rows))
+    try:
+        with connection.lock:
+            count, results = connection.wait(executing_many(cursor, query, rows, returning=returning))
+            values = values_of_results(cursor, results)
+        if execution is not None:
+            execution.rows = count
+            execution.ended()
+    except BaseException as error:
+        if execution is not None:
+            execution.ended(error)
+        raise
+    finally:
+        if loan is not None:
+            loan.tell()
     if not values:
         return count, list
     make = cursor.row_factory(cursor)
@@ -58,7 +72,8 @@ def execute_many(
 
 
 def _is_psycopgs(cursor: AnyCursor, returning: bool) -> bool:
-    kind = cursor.__class__
+    kind = type(cursor)  # not its `__class__`: a tracer's proxy gives that of the cursor inside
+    kind = vars(kind).get("observes", kind)
     plain = kind.executemany in (Cursor.executemany, fast_cursor(Cursor).executemany)
     return plain and (not returning or kind.fetchall is Cursor.fetchall)
 

@@ -294,5 +294,8 @@ def provider_is_set() -> bool:
     """Tell whether the program has set a provider of traces or metrics, which is none of the API's own."""
     modules = sys.modules
     trace, metrics = modules.get("opentelemetry.trace"), modules.get("opentelemetry.metrics")
-    providers = [trace and trace.get_tracer_provider(), metrics and metrics.get_meter_provider()]
+    try:
+        providers = [trace and trace.get_tracer_provider(), metrics and metrics.get_meter_provider()]
+    except Exception:  # of one that the environment names, and that cannot be loaded
+        return False
     return any(provider is not None and not type(provider).__module__.startswith(_API) for provider in providers)

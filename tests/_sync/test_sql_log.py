@@ -105,6 +105,11 @@ def test_streams_and_copies_are_logged(config: dict[str, Any], log: pytest.LogCa
     assert statements(log) == ["SELECT a FROM t", "INSERT INTO t VALUES (%s)"]
     assert [row for row in database.stream("SELECT a FROM t WHERE a = %s", (3,))] == [(3,)]
     assert statements(log) == ["SELECT a FROM t WHERE a = %s"]
+    assert database.execute_many("INSERT INTO t VALUES (%s)", [(1,), (2,)]) == 2
+    assert [record.rows for record in records(log) if hasattr(record, "statement")] == [2]
+    assert statements(log) == ["INSERT INTO t VALUES (%s)"]
+    assert database.copy_rows("t", [(1,), (2,)]) == 2
+    assert statements(log)[-1].startswith("COPY")
     database.close()
 
 
