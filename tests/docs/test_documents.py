@@ -18,6 +18,7 @@ import psycopg
 import pytest
 import yaml
 
+from .. import programs
 from ..contract.conftest import free_port
 from .conftest import ROOT, blocks, run, section
 
