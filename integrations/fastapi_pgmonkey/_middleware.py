@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ._compat import guard_exceptions, server_errors
 from ._request import REQUEST, RequestState, current_request, guarding
+from ._sandboxes import find_sandbox
 from ._types import RequestDatabases
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ class TransactionMiddleware:
             outer: RequestState = scope[REQUEST]
             outer.join(self._databases)
             await self.app(scope, receive, send)
+            return
+        if find_sandbox is not None and (refusal := find_sandbox(scope)) is not None:
+            await refusal(scope, receive, send)
             return
         request = scope[REQUEST] = RequestState(self._owner, scope, self._databases)
         token = current_request.set(request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import cast, overload
 
 import click
@@ -14,6 +15,7 @@ from ._commands import commands
 from ._compat import check, has_error_handler
 from ._database import EXTENSION, BoundDatabase
 from ._middleware import TransactionMiddleware, current_units
+from ._sandboxes import find_sandbox
 from ._settings import Settings, read, where
 from ._unavailable import UNAVAILABLE, answer_unavailable, health_blueprint
 
@@ -68,6 +70,9 @@ class PGMonkey(BoundDatabase[Row]):
             raise click.ClickException(str(error)) from None  # the flask command shows it without a traceback
         app.extensions[EXTENSION] = databases
         TransactionMiddleware(app, {key: own.scope for key, own in settings.items()})
+        if "PGMONKEY_TESTING" in os.environ:
+            # Started by tests.  Before those that were registered earlier, which may use a database.
+            app.before_request_funcs.setdefault(None, []).insert(0, find_sandbox)
         for kind in UNAVAILABLE:
             # An application's own handler, registered before or after, takes precedence.
             if not has_error_handler(app, kind):

@@ -8,8 +8,8 @@ import importlib
 import typing
 
 if typing.TYPE_CHECKING:
+    from ._redirection import SandboxError as SandboxError
     from ._sandbox import Sandbox as Sandbox
-    from ._sandbox import SandboxError as SandboxError
     from ._sandbox import Statements as Statements
     from ._sandbox import sandbox as sandbox
     from ._sandbox import statements as statements
@@ -22,24 +22,31 @@ if typing.TYPE_CHECKING:
     from ._template import Template as Template
     from ._template import TestDatabase as TestDatabase
     from ._template import template as template
+    from ._visits import HEADER as HEADER
+    from ._visits import environ as environ
+    from ._visits import visit as visit
 
 _HOMES = {
+    "HEADER": "_visits",
     "Sandbox": "_sandbox",
-    "SandboxError": "_sandbox",
+    "SandboxError": "_redirection",
     "Schema": "_schema",
     "Statements": "_sandbox",
     "Template": "_template",
     "TestDatabase": "_template",
     "TestServer": "_server",
     "command": "_schema",
+    "environ": "_visits",
     "django_migrations": "_schema",
     "function": "_schema",
     "sandbox": "_sandbox",
     "sql_files": "_schema",
     "statements": "_sandbox",
     "template": "_template",
+    "visit": "_visits",
 }
 __all__ = [
+    "HEADER",
     "Sandbox",
     "SandboxError",
     "Schema",
@@ -49,11 +56,13 @@ __all__ = [
     "TestServer",
     "command",
     "django_migrations",
+    "environ",
     "function",
     "sandbox",
     "sql_files",
     "statements",
     "template",
+    "visit",
 ]
 
 
