@@ -4,6 +4,7 @@ from ._async.batch import AsyncBatch
 from ._async.database import AsyncDatabase
 from ._async.handle import AsyncConnectionHandle
 from ._async.lease import AsyncLease
+from ._async.listener import AsyncListening
 from ._async.unit import AsyncUnitOfWork
 from ._config.document import Origin
 from ._config.redaction import redact_config
@@ -15,10 +16,12 @@ from ._driver.files import CopyFile
 from ._driver.request_deadline import RequestDeadline
 from ._driver.sql import Params, Statement
 from ._pool.answers import Answer
+from ._pool.mailbox import Gap
 from ._sync.batch import Batch
 from ._sync.database import Database
 from ._sync.handle import ConnectionHandle
 from ._sync.lease import Lease
+from ._sync.listener import Listening
 from ._sync.unit import UnitOfWork
 from .errors import (
     BadRowError,
@@ -47,6 +50,7 @@ __all__ = [
     "AsyncConnectionHandle",
     "AsyncDatabase",
     "AsyncLease",
+    "AsyncListening",
     "AsyncUnitOfWork",
     "BadRowError",
     "Batch",
@@ -62,8 +66,10 @@ __all__ = [
     "DeadlineExceededError",
     "EnvInterpolationError",
     "ForkedError",
+    "Gap",
     "GivenBackError",
     "Lease",
+    "Listening",
     "LockName",
     "LockNotAvailableError",
     "ManyRowsError",

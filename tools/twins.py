@@ -31,6 +31,8 @@ RULES = {
     r"\benter_async_context\b": "enter_context",
     r"\baclose\b": "close",
     r"\b__anext__\b": "__next__",
+    r"\b__aiter__\b": "__iter__",
+    r"\bStopAsyncIteration\b": "StopIteration",
     r"\basync_pool\b": "pool",
     r"\b(_?)Async(?=[A-Z])": r"\1",
     r"(?<=\w)_async\b": "",

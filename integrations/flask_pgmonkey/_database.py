@@ -10,7 +10,7 @@ from flask import has_request_context
 from psycopg import Connection, IsolationLevel
 from psycopg.rows import Row, RowFactory
 
-from pgmonkey import Batch, CopyFile, CopyOptions, Database, LockName, Params, Statement, TableName
+from pgmonkey import Batch, CopyFile, CopyOptions, Database, Listening, LockName, Params, Statement, TableName
 
 from ._compat import get_app
 from ._settings import Scope, check_scope
@@ -312,6 +312,14 @@ class BoundDatabase(Generic[Row]):
     ) -> AbstractContextManager[None]:
         """Hold an advisory lock in a block.  See `pgmonkey.Database.lock`."""
         return self.database.lock(name, shared=shared, wait=wait, session=session)
+
+    def listen(self, *channels: str) -> Listening:
+        """Return an iterator over the notifications of *channels*.  See `pgmonkey.Database.listen`."""
+        return self.database.listen(*channels)
+
+    def notify(self, channel: str, payload: str = "") -> None:
+        """Notify those who listen to *channel*, when the transaction is committed."""
+        self.database.notify(channel, payload)
 
     def transaction(
         self,

@@ -20,6 +20,7 @@ from .._config.blueprint import Blueprint
 from .._driver.deadlines import SILENT, Deadline, by_its_key
 from .._driver.lending import lend, lendable, prepare_to_lend
 from .._driver.names import look_up
+from .._driver.prepared import Prepared
 from .._driver.tracers import Tracer, is_wrapped
 from .._pool.pooled import Pooled
 from ..errors import CommandTimeoutError, ConfigError, ServerUnavailableError
@@ -77,6 +78,28 @@ class AsyncConnector:
             if deadline is None or deadline.left:
                 raise
             raise deadline.late("the 'configure' function did not end") from None
+
+    async def connect_alone(self, deadline: Deadline) -> AsyncAnyConnection:
+        """Return a connection that belongs to no pool, to listen on; raise as `connect`.
+
+        Raises `psycopg.NotSupportedError` behind a pooler that gives its session to others, too.
+        """
+        if self._blueprint.pgbouncer:
+            raise _no_session("'pgbouncer: true'")
+        connection = await self._connect(deadline)
+        connection.lock = Lock()
+        watcher = cast(AsyncGuard, connection).own_watcher()
+        try:
+            connection.__dict__["prepared"] = Prepared.install(connection)
+            connection.__dict__["command_timeout"] = self._blueprint.command_timeout or deadline.seconds
+            told = connection.pgconn.backend_pid
+            if self._blueprint.notice_pooler and await self._is_shared(connection, deadline, told):
+                raise _no_session("a pooler, such as PgBouncer in transaction mode")
+            await connection.execute("SET client_encoding TO 'UTF8'")
+        except BaseException:
+            watcher.finish()
+            raise
+        return connection
 
     async def _notice_pooler(self, pooled: AsyncPooledConnection, deadline: Deadline | None) -> None:
         """Find out whether there is a pooler that shares sessions, which would mix up prepared statements.
@@ -227,6 +250,13 @@ class AsyncConnector:
         except ConfigError as error:
             logger.warning("%s: using the last credentials that worked", error)
             return self._credentials
+
+
+def _no_session(what: str) -> psycopg.NotSupportedError:
+    return psycopg.NotSupportedError(
+        f"LISTEN needs a session of its own, and {what} shares sessions between clients: listen on a Database whose "
+        "configuration connects to the server itself, or to PgBouncer in session mode with 'pgbouncer: false'"
+    )
 
 
 async def _backend(connection: AsyncAnyConnection) -> int:

@@ -54,8 +54,9 @@ from .bulk import AsyncRows
 from .fastpath import AsyncFastPath, begin_anew, may_repeat
 from .fetching import COLUMNS, NOTHING, Fetch, Given, as_it_is, makes_rows
 from .guard import WITHOUT_VALUES, AsyncGuard
-from .handle import AsyncConnectionHandle, open_handle
+from .handle import AsyncConnectionHandle, handle_for, open_handle
 from .lease import AsyncLease
+from .listener import AsyncListener, AsyncListening
 from .nested import AsyncAttempt, AsyncNested
 from .pool import AT_ONCE
 from .unit import AsyncUnitOfWork, current_unit, unit_of
@@ -524,6 +525,28 @@ class AsyncDatabase(Generic[Row]):
         """
         work = partial(bulk.copy_to, query=query, file=file, params=params, options=Layout(**options))
         return await self._in_block(find(self), work, until(timeout))
+
+    # -- notifications ----------------------------------------------------------------------------------------------
+
+    def listen(self, *channels: str) -> AsyncListening:
+        """Return an iterator over the notifications of *channels*, and `Gap`s where some may have been missed.
+
+        All listeners of a process share one connection, which is none of the pool.  When it is lost it is made again,
+        for as long as that takes.  Raises what psycopg raises when the first one cannot be made, and
+        `psycopg.NotSupportedError` behind PgBouncer in transaction mode.
+        """
+
+        async def find() -> AsyncListener:
+            return handle_for(self._sources.config(*self._origin), POOL_KIND, self._holder).listener
+
+        return AsyncListening(find, channels)
+
+    async def notify(self, channel: str, payload: str = "") -> None:
+        """Notify those who listen to *channel*, when the transaction that this is called in is committed.
+
+        *payload* may have up to 7999 bytes.
+        """
+        await self.execute("SELECT pg_notify(%s, %s)", (channel, payload))
 
     async def _in_block(
         self, scope: _Scope | None, work: Callable[[AsyncConnection[Row]], Awaitable[T]], deadline: Deadline | None

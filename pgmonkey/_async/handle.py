@@ -26,6 +26,7 @@ from .._pool.place import Label
 from ..errors import PgmonkeyError, ServerUnavailableError
 from .fastpath import AsyncFastPath
 from .lease import AsyncLease
+from .listener import AsyncListener
 from .pool import AsyncPool
 from .psycopg_types import AsyncAnyConnection
 from .waiting import current_loop, is_over, loop_id, sleep
@@ -57,6 +58,14 @@ class AsyncConnectionHandle:
         """One item for each caller that connects now.  A counter would need a lock, which a fork could leave locked."""
         self._open_blocks: OpenBlocks[AsyncLease | _Nested] = OpenBlocks()
         self._pool.scavenge = WeakMethod(self._take_back_forgotten)
+
+    @property
+    def listener(self) -> AsyncListener:
+        """The connection on which the process listens for notifications; none of the pool."""
+        pool = self._pool
+        made = AsyncListener(pool.connector, pool.name, self._blueprint.settings.timeout)
+        listener: AsyncListener = self.__dict__.setdefault("_listener", made)
+        return listener
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "open"
@@ -175,10 +184,16 @@ class AsyncConnectionHandle:
 
     def close(self) -> None:
         """Close idle connections now, and lent ones when they are given back."""
+        self._stop_listening()
         self._pool.close(f"{self.kind} connection closed; ask get_database_connection() again")
+
+    def _stop_listening(self) -> None:
+        if "_listener" in self.__dict__:
+            self.listener.close()
 
     def leave(self) -> None:
         """Close what is idle, at the end of the process."""
+        self._stop_listening()
         self._pool.leave()
 
     def at_work(self) -> dict[PGconn, object]:
@@ -187,6 +202,7 @@ class AsyncConnectionHandle:
 
     def terminate(self) -> None:
         """Close everything now."""
+        self._stop_listening()
         self._pool.terminate()
 
     @property
@@ -272,21 +288,29 @@ class _Nested:
             await self._stack.__aexit__(type(error), error, error.__traceback__)
 
 
+def handle_for(config: Config, kind: Kind, holder: Holder, *, fresh: bool = False) -> AsyncConnectionHandle:
+    """Return the one handle of the process for *config* and *kind*; *holder* keeps it from being closed.
+
+    With *fresh*, a new handle replaces the cached one.
+    """
+    return cache.acquire((config.digest, kind, loop_id()), AsyncConnectionHandle, config, holder, fresh=fresh)
+
+
 async def open_handle(
     config: Config, kind: Kind, holder: Holder, *, fresh: bool = False, timeout: float | None = None
 ) -> AsyncConnectionHandle:
-    """Return the one handle of the process for *config* and *kind*, opened; *holder* keeps it from being closed.
+    """Do as `handle_for`, and open the handle.
 
-    With *fresh*, a new handle replaces the cached one.  *timeout* is how long connecting may take, in seconds, the
+    *timeout* is how long connecting may take, in seconds, the
     configuration's by default.  Raises `ServerUnavailableError` when there is no server.
     """
-    key: Key = (config.digest, kind, loop_id())
-    handle = cache.acquire(key, AsyncConnectionHandle, config, holder, fresh=fresh)
+    handle = handle_for(config, kind, holder, fresh=fresh)
     try:
         if not handle._pool.opened:
             await handle.open(timeout)
     except BaseException:
         if handle.unused:  # another caller may have succeeded
+            key: Key = (config.digest, kind, loop_id())
             cache.release(holder, key)
         raise
     return handle

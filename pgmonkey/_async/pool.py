@@ -49,11 +49,12 @@ class AsyncPool(Ledger[AsyncPooledConnection, Waiter[AsyncPooledConnection]]):
         """For what a borrower may keep: a connection that was given back must not keep the pool open."""
         self.loop = current_loop()
         """The event loop that its connections belong to; None in threads, which share them."""
-        self._connector = AsyncConnector(blueprint, self.observe)
-        self._checks = self._connector.checks
-        self.configure = self._connector.configure
+        self.connector = AsyncConnector(blueprint, self.observe)
+        """Makes its connections."""
+        self._checks = self.connector.checks
+        self.configure = self.connector.configure
         """Makes a connection that was cleaned what every borrower is to find."""
-        self.reset = self._connector.reset
+        self.reset = self.connector.reset
         """Calls the program's `reset` function on a connection that was given back."""
 
     @property
@@ -150,7 +151,7 @@ class AsyncPool(Ledger[AsyncPooledConnection, Waiter[AsyncPooledConnection]]):
     async def _passes(self, pooled: AsyncPooledConnection, deadline: Deadline) -> bool:
         """Check a connection; close it, and give its place back, when it is refused."""
         try:
-            await self._connector.check(pooled, deadline)
+            await self.connector.check(pooled, deadline)
         except BaseException as error:
             # Refused, or interrupted while it was checked: in both cases its state is unknown.
             self._drop(pooled)
@@ -184,12 +185,12 @@ class AsyncPool(Ledger[AsyncPooledConnection, Waiter[AsyncPooledConnection]]):
         self._counters["connections_num"] += 1
         started = monotonic()
         try:
-            await self._connector.connect(pooled, deadline)
+            await self.connector.connect(pooled, deadline)
         except BaseException as error:
             self._note_failure(pooled, error)
             raise
         self._add(monotonic() - started)
-        if self._connector.shared:
+        if self.connector.shared:
             for other in self._connected():  # those that were made before it was noticed
                 other.prepared.prepare_nothing()
         # The server is there, so upkeep need not wait any longer before it fills the pool up.
@@ -237,7 +238,7 @@ class AsyncPool(Ledger[AsyncPooledConnection, Waiter[AsyncPooledConnection]]):
         deadline = Deadline(monotonic() + timeout, timeout)
         pooled = await self.borrow(timeout)
         try:
-            await self._connector.check(pooled, deadline, ask=True)
+            await self.connector.check(pooled, deadline, ask=True)
         except CommandTimeoutError:
             self._drop(pooled)
             raise ServerUnavailableError(f"the server did not answer within {timeout:g} s") from None

@@ -273,6 +273,47 @@ async def chunks(rows: Iterable[Any] | AsyncIterable[Any], size: int) -> AsyncGe
             yield chunk
 
 
+def process_ends() -> bool:
+    """Return False: the end of a process ends its loops, and cancels their tasks."""
+    return False
+
+
+class Bell:
+    """Wakes the one task that waits for it; any thread may ring."""
+
+    _future: asyncio.Future[None] | None = None
+
+    @property
+    def awaited(self) -> bool:
+        """Whether a task waits for it."""
+        return self._future is not None
+
+    async def wait(self, timeout: float) -> None:
+        """Wait until it rings, or *timeout* seconds have passed."""
+        loop = current_loop()
+        self._future = future = loop.create_future()
+        timer = loop.call_later(timeout, _wake, future)
+        try:
+            await future
+        finally:
+            timer.cancel()
+            self._future = None
+
+    def ring(self) -> None:
+        """Wake the task that waits now."""
+        future = self._future
+        if future is not None and not (loop := future.get_loop()).is_closed():
+            if asyncio._get_running_loop() is loop:
+                _wake(future)
+            else:
+                loop.call_soon_threadsafe(_wake, future)
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
 class Waiter(Generic[T]):
     """A place in a queue: one task waits until the *deadline*, as `time.monotonic` gives it; any thread may deliver.
 

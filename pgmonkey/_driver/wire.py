@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from time import monotonic
 from typing import TypeAlias
 
 import psycopg
-from psycopg import pq
+from psycopg import Notify, pq
 from psycopg.abc import Buffer, PQGen
 from psycopg.errors import error_from_result
-from psycopg.pq import ExecStatus, PipelineStatus
+from psycopg.pq import DiagnosticField, ExecStatus, PipelineStatus
 from psycopg.pq.abc import PGconn, PGresult
+from psycopg.pq.misc import PGnotify
 from psycopg.waiting import Wait
 
 from ..errors import CommitUnknownError
@@ -87,6 +90,42 @@ def check_results(results: list[PGresult], connection: AnyConnection) -> None:
         if result.status == _FATAL:
             raise error_from_result(result, encoding=connection.info.encoding)
     pass_on_notifications(connection.pgconn)
+
+
+class Arriving:
+    """The notifications that come on a connection, whatever reads it."""
+
+    def __init__(self) -> None:
+        self._found: deque[PGnotify] = deque()
+        self.last_words = ""
+        """What the server said before it closed the connection: to libpq, that is a notice."""
+
+    def attach(self, pgconn: PGconn) -> None:
+        """Keep those that come with the answers of *pgconn*, too."""
+        self.last_words = ""
+        pgconn.notify_handler, pgconn.notice_handler = self._found.append, self._hear
+
+    def _hear(self, notice: PGresult) -> None:
+        self.last_words = (notice.error_field(DiagnosticField.MESSAGE_PRIMARY) or b"").decode(errors="replace")
+
+    def read(self, pgconn: PGconn) -> bool:
+        """Read what has arrived; tell whether there is something to take."""
+        pgconn.consume_input()
+        while notification := pgconn.notifies():
+            self._found.append(notification)
+        return bool(self._found)
+
+    def take(self) -> list[Notify]:
+        """Return those that were not taken yet."""
+        found = [self._found.popleft() for _ in range(len(self._found))]
+        # They are in the client's encoding, which is UTF-8 on a connection that listens.
+        return [Notify(each.relname.decode(), each.extra.decode(errors="replace"), each.be_pid) for each in found]
+
+
+def arriving(pgconn: PGconn, into: Arriving, until: float) -> PQGen[None]:
+    """Wait for notifications, at most until the time that `time.monotonic` gives."""
+    while not into.read(pgconn) and monotonic() < until:
+        yield Wait.R
 
 
 def pass_on_notifications(pgconn: PGconn) -> None:

@@ -22,6 +22,7 @@ from .._config.blueprint import Blueprint
 from .._driver.deadlines import SILENT, Deadline, by_its_key
 from .._driver.lending import lend, lendable, prepare_to_lend
 from .._driver.names import look_up
+from .._driver.prepared import Prepared
 from .._driver.tracers import Tracer, is_wrapped
 from .._pool.pooled import Pooled
 from ..errors import CommandTimeoutError, ConfigError, ServerUnavailableError
@@ -79,6 +80,28 @@ class Connector:
             if deadline is None or deadline.left:
                 raise
             raise deadline.late("the 'configure' function did not end") from None
+
+    def connect_alone(self, deadline: Deadline) -> AnyConnection:
+        """Return a connection that belongs to no pool, to listen on; raise as `connect`.
+
+        Raises `psycopg.NotSupportedError` behind a pooler that gives its session to others, too.
+        """
+        if self._blueprint.pgbouncer:
+            raise _no_session("'pgbouncer: true'")
+        connection = self._connect(deadline)
+        connection.lock = Lock()
+        watcher = cast(Guard, connection).own_watcher()
+        try:
+            connection.__dict__["prepared"] = Prepared.install(connection)
+            connection.__dict__["command_timeout"] = self._blueprint.command_timeout or deadline.seconds
+            told = connection.pgconn.backend_pid
+            if self._blueprint.notice_pooler and self._is_shared(connection, deadline, told):
+                raise _no_session("a pooler, such as PgBouncer in transaction mode")
+            connection.execute("SET client_encoding TO 'UTF8'")
+        except BaseException:
+            watcher.finish()
+            raise
+        return connection
 
     def _notice_pooler(self, pooled: PooledConnection, deadline: Deadline | None) -> None:
         """Find out whether there is a pooler that shares sessions, which would mix up prepared statements.
@@ -229,6 +252,13 @@ class Connector:
         except ConfigError as error:
             logger.warning("%s: using the last credentials that worked", error)
             return self._credentials
+
+
+def _no_session(what: str) -> psycopg.NotSupportedError:
+    return psycopg.NotSupportedError(
+        f"LISTEN needs a session of its own, and {what} shares sessions between clients: listen on a Database whose "
+        "configuration connects to the server itself, or to PgBouncer in session mode with 'pgbouncer: false'"
+    )
 
 
 def _backend(connection: AnyConnection) -> int:

@@ -56,8 +56,9 @@ from .bulk import Rows
 from .fastpath import FastPath, begin_anew, may_repeat
 from .fetching import COLUMNS, NOTHING, Fetch, Given, as_it_is, makes_rows
 from .guard import WITHOUT_VALUES, Guard
-from .handle import ConnectionHandle, open_handle
+from .handle import ConnectionHandle, handle_for, open_handle
 from .lease import Lease
+from .listener import Listener, Listening
 from .nested import Attempt, Nested
 from .pool import AT_ONCE
 from .unit import UnitOfWork, current_unit, unit_of
@@ -526,6 +527,28 @@ class Database(Generic[Row]):
         """
         work = partial(bulk.copy_to, query=query, file=file, params=params, options=Layout(**options))
         return self._in_block(find(self), work, until(timeout))
+
+    # -- notifications ----------------------------------------------------------------------------------------------
+
+    def listen(self, *channels: str) -> Listening:
+        """Return an iterator over the notifications of *channels*, and `Gap`s where some may have been missed.
+
+        All listeners of a process share one connection, which is none of the pool.  When it is lost it is made again,
+        for as long as that takes.  Raises what psycopg raises when the first one cannot be made, and
+        `psycopg.NotSupportedError` behind PgBouncer in transaction mode.
+        """
+
+        def find() -> Listener:
+            return handle_for(self._sources.config(*self._origin), POOL_KIND, self._holder).listener
+
+        return Listening(find, channels)
+
+    def notify(self, channel: str, payload: str = "") -> None:
+        """Notify those who listen to *channel*, when the transaction that this is called in is committed.
+
+        *payload* may have up to 7999 bytes.
+        """
+        self.execute("SELECT pg_notify(%s, %s)", (channel, payload))
 
     def _in_block(self, scope: _Scope | None, work: Callable[[Connection[Row]], T], deadline: Deadline | None) -> T:
         """Do *work* in a transaction, or in a savepoint of the unit of work."""

@@ -51,11 +51,12 @@ class Pool(Ledger[PooledConnection, Waiter[PooledConnection]]):
         """For what a borrower may keep: a connection that was given back must not keep the pool open."""
         self.loop = current_loop()
         """The event loop that its connections belong to; None in threads, which share them."""
-        self._connector = Connector(blueprint, self.observe)
-        self._checks = self._connector.checks
-        self.configure = self._connector.configure
+        self.connector = Connector(blueprint, self.observe)
+        """Makes its connections."""
+        self._checks = self.connector.checks
+        self.configure = self.connector.configure
         """Makes a connection that was cleaned what every borrower is to find."""
-        self.reset = self._connector.reset
+        self.reset = self.connector.reset
         """Calls the program's `reset` function on a connection that was given back."""
 
     @property
@@ -152,7 +153,7 @@ class Pool(Ledger[PooledConnection, Waiter[PooledConnection]]):
     def _passes(self, pooled: PooledConnection, deadline: Deadline) -> bool:
         """Check a connection; close it, and give its place back, when it is refused."""
         try:
-            self._connector.check(pooled, deadline)
+            self.connector.check(pooled, deadline)
         except BaseException as error:
             # Refused, or interrupted while it was checked: in both cases its state is unknown.
             self._drop(pooled)
@@ -186,12 +187,12 @@ class Pool(Ledger[PooledConnection, Waiter[PooledConnection]]):
         self._counters["connections_num"] += 1
         started = monotonic()
         try:
-            self._connector.connect(pooled, deadline)
+            self.connector.connect(pooled, deadline)
         except BaseException as error:
             self._note_failure(pooled, error)
             raise
         self._add(monotonic() - started)
-        if self._connector.shared:
+        if self.connector.shared:
             for other in self._connected():  # those that were made before it was noticed
                 other.prepared.prepare_nothing()
         # The server is there, so upkeep need not wait any longer before it fills the pool up.
@@ -239,7 +240,7 @@ class Pool(Ledger[PooledConnection, Waiter[PooledConnection]]):
         deadline = Deadline(monotonic() + timeout, timeout)
         pooled = self.borrow(timeout)
         try:
-            self._connector.check(pooled, deadline, ask=True)
+            self.connector.check(pooled, deadline, ask=True)
         except CommandTimeoutError:
             self._drop(pooled)
             raise ServerUnavailableError(f"the server did not answer within {timeout:g} s") from None

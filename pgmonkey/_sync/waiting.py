@@ -124,6 +124,39 @@ def chunks(rows: Iterable[Any], size: int) -> Generator[list[Any], None, None]:
         yield chunk
 
 
+def process_ends() -> bool:
+    """Tell whether the main thread has ended, and the process waits for the others."""
+    return not threading.main_thread().is_alive()
+
+
+class Bell:
+    """Wakes the one thread that waits for it."""
+
+    awaited = False
+    """Whether a thread waits for it."""
+
+    def __init__(self) -> None:
+        # As in `Waiter`, not an event.
+        self._rung: SimpleQueue[None] = SimpleQueue()
+
+    def wait(self, timeout: float) -> None:
+        """Wait until it rings, or *timeout* seconds have passed."""
+        end = time.monotonic() + timeout
+        try:
+            self.awaited = True
+            while (left := end - time.monotonic()) > 0 and not process_ends():
+                with suppress(Empty):
+                    self._rung.get(timeout=min(left, LOOK_EVERY))
+                    return
+        finally:
+            self.awaited = False
+
+    def ring(self) -> None:
+        """Wake the thread that waits, or is about to wait."""
+        if self._rung.empty():
+            self._rung.put(None)
+
+
 class Waiter(Generic[T]):
     """A place in a queue: one thread waits until the *deadline*, as `time.monotonic` gives it; any may deliver.
 

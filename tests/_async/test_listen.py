@@ -1,0 +1,197 @@
+"""LISTEN and NOTIFY: who hears what, and what happens when the connection is lost."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import Notify
+
+from pgmonkey import AsyncDatabase, AsyncListening, Gap
+
+from .concurrency import Beside
+
+Observer = psycopg.Connection[Any]
+
+LISTENERS = (
+    "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    " AND query LIKE '%LISTEN%'"
+)
+
+
+@pytest.fixture
+def database(config: dict[str, Any]) -> AsyncDatabase:
+    return AsyncDatabase(config)
+
+
+def notify(observer: Observer, *payloads: object, channel: str = "orders") -> None:
+    for payload in payloads:
+        observer.execute("SELECT pg_notify(%s, %s)", [channel, str(payload)])
+
+
+def end_listeners(observer: Observer) -> int:
+    found = observer.execute(LISTENERS).fetchall()
+    for (pid,) in found:
+        observer.execute("SELECT pg_terminate_backend(%s, 10000)", [pid])
+    return len(found)
+
+
+async def take(listening: AsyncListening, count: int) -> list[str]:
+    """Return the payloads of the next *count* notes, and "gap" for gaps."""
+    found: list[str] = []
+    async for note in listening:
+        found.append("gap" if isinstance(note, Gap) else note.payload)
+        if len(found) == count:
+            break
+    return found
+
+
+async def test_notifications_come_in_order(database: AsyncDatabase, observer: Observer) -> None:
+    async with database.listen("orders", "Odd name; --") as notes:
+        notify(observer, 1, 2)
+        notify(observer, 3, channel="Odd name; --")
+        notify(observer, 4, channel="odd name; --")
+        await database.notify("orders", "5 é")
+        await database.notify("orders")
+        async with database.transaction():
+            await database.notify("orders", "7")
+            notify(observer, "before the COMMIT")
+        assert await take(notes, 7) == ["1", "2", "3", "5 é", "", "before the COMMIT", "7"]
+        with pytest.raises(ZeroDivisionError):
+            async with database.transaction():
+                await database.notify("orders", "rolled back")
+                raise ZeroDivisionError
+        notify(observer, 8)
+        note = await notes.__anext__()
+        assert isinstance(note, Notify)
+        assert (note.channel, note.payload, note.pid) == ("orders", "8", observer.info.backend_pid)
+    assert [note async for note in notes] == []
+    await database.close()
+
+
+async def test_all_listeners_share_one_connection(
+    database: AsyncDatabase, config: dict[str, Any], observer: Observer
+) -> None:
+    other = AsyncDatabase(config)
+    async with database.listen("orders") as one, other.listen("orders", "stock") as two:
+        assert len(observer.execute(LISTENERS).fetchall()) == 1
+        assert database.stats() == {}  # none of the pool
+        waiting = [Beside(lambda: take(one, 2)), Beside(lambda: take(two, 3))]
+        async with database.listen("more") as three:
+            notify(observer, 1, channel="more")
+            assert await take(three, 1) == ["1"]
+            notify(observer, 1)
+            notify(observer, 2, channel="stock")
+            notify(observer, 3)
+            assert [await each.end() for each in waiting] == [["1", "3"], ["1", "2", "3"]]
+    notify(observer, 1)
+    async with database.listen("orders") as again:
+        notify(observer, 2)
+        assert await take(again, 1) == ["2"]
+        assert len(observer.execute(LISTENERS).fetchall()) == 1
+    await database.close()
+    await other.close()
+
+
+async def test_a_gap_tells_of_each_interruption(
+    database: AsyncDatabase, observer: Observer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with database.listen("orders") as one, database.listen("orders") as two:
+        for interruption in range(3):
+            notify(observer, f"before {interruption}")
+            assert await take(one, 1) == await take(two, 1) == [f"before {interruption}"]
+            assert end_listeners(observer) == 1
+            gap = await one.__anext__()
+            assert isinstance(gap, Gap)
+            assert "terminating connection due to administrator command" in gap.reason
+            assert 0 < gap.seconds < 60
+            notify(observer, f"after {interruption}")
+            assert await take(one, 1) == [f"after {interruption}"]
+            assert await take(two, 2) == ["gap", f"after {interruption}"]
+    messages = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(messages) == 6
+    assert "the connection that listens was lost, connecting again: terminating connection" in messages[0]
+    await database.close()
+
+
+async def test_what_came_before_the_end_of_a_connection_is_not_lost(
+    database: AsyncDatabase, observer: Observer
+) -> None:
+    async with database.listen("orders") as notes:
+        notify(observer, *range(100))
+        end_listeners(observer)
+        assert await take(notes, 101) == [*map(str, range(100)), "gap"]
+    await database.close()
+
+
+async def test_closing_ends_the_listening(database: AsyncDatabase, observer: Observer) -> None:
+    async def listen() -> list[str]:
+        return [str(note) async for note in database.listen("orders")]
+
+    async with database.listen("orders") as notes:
+        waiting = [Beside(listen), Beside(listen)]
+        notify(observer, 1)
+        assert await take(notes, 1) == ["1"]
+        await database.close()
+        for each in waiting:
+            assert isinstance(await each.end(), list)
+        assert await take(notes, 1) == []
+    assert observer.execute(LISTENERS).fetchall() == []
+    # As after a close of the pool, a later use begins anew.
+    async with database.listen("orders") as notes:
+        notify(observer, 2)
+        assert await take(notes, 1) == ["2"]
+    assert observer.execute(LISTENERS).fetchall() == []
+    await database.close()
+
+
+async def test_one_that_is_closed_by_another_ends(database: AsyncDatabase, observer: Observer) -> None:
+    async with database.listen("orders") as one, database.listen("orders") as two:
+        ending = Beside(lambda: take(one, 9))
+        notify(observer, 1)
+        assert await take(two, 1) == ["1"]
+        await one.aclose()
+        assert await ending.end() in (["1"], [])
+        notify(observer, 2)
+        assert await take(two, 1) == ["2"]
+    await database.close()
+
+
+async def test_what_is_not_taken_is_bounded(database: AsyncDatabase, observer: Observer) -> None:
+    async with database.listen("orders") as slow, database.listen("orders") as quick:
+        observer.execute("SELECT pg_notify('orders', i::text) FROM generate_series(1, 10001) AS i")
+        assert len(await take(quick, 10001)) == 10001
+        notify(observer, "last")
+        assert await take(quick, 1) == ["last"]
+        gap = await slow.__anext__()
+        assert isinstance(gap, Gap)
+        assert gap.reason == "more than 10000 notifications were not taken in time"
+        assert await take(slow, 1) == ["last"]
+    await database.close()
+
+
+async def test_a_first_connection_that_fails_is_the_listeners_error(config: dict[str, Any]) -> None:
+    config["connection_settings"]["password"] = "wrong"
+    database = AsyncDatabase(config)
+    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+        await take(database.listen("orders"), 1)
+    await database.close()
+
+
+async def test_behind_pgbouncer_it_is_refused(config: dict[str, Any]) -> None:
+    config["connection_settings"]["pgbouncer"] = True
+    database = AsyncDatabase(config)
+    with pytest.raises(psycopg.NotSupportedError, match="LISTEN needs a session of its own, and 'pgbouncer: true'"):
+        await take(database.listen("orders"), 1)
+    await database.close()
+
+
+def test_names_of_channels(database: AsyncDatabase) -> None:
+    listen: Callable[..., object] = database.listen
+    for names in ((), ("",), ("é" * 32,), ("orders", "")):
+        with pytest.raises(ValueError, match="channel"):
+            listen(*names)
+    assert isinstance(database.listen("x" * 63), Iterator) or hasattr(database.listen("x" * 63), "__aiter__")
