@@ -43,6 +43,7 @@ def commands(ports: list[int]) -> dict[str, list[str]]:
         "Flask": [*gunicorn, "--bind", flask, "example_apps.flask_orders:create_app()"],
         "FastAPI": [
             *(sys.executable, "-m", "uvicorn", "--log-level", "warning"),
+            "--timeout-graceful-shutdown=2",  # pages that listen keep their connections open
             *("--host", "127.0.0.1", "--port", fastapi.rpartition(":")[2], "example_apps.fastapi_orders:app"),
         ],
         "Django": [*gunicorn, "--bind", django, "example_apps.django_orders.wsgi"],
@@ -132,6 +133,7 @@ def main() -> int:
                 connection.execute(shop.SEED)
             environ = environment(server)
             ports = free_ports(options.port)
+            environ["SHOP_LIVE_URL"] = f"http://127.0.0.1:{ports[1]}/orders/live"
             running: dict[str, subprocess.Popen[bytes]] = {}
             for name, command in commands(ports).items():
                 log = folder / f"{name}.log"

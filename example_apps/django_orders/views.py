@@ -2,7 +2,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from django.db import IntegrityError
+from django.db import IntegrityError, connection
 from django.db.models import F
 from django.db.transaction import atomic
 from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
@@ -76,7 +76,7 @@ def summary(order: Purchase) -> dict[str, Any]:
 
 
 def desk(request: HttpRequest, error: Exception | None = None, status: int = 200) -> HttpResponse:
-    context = {"framework": "Django", "error": error}
+    context = {"framework": "Django", "error": error, "live_url": shop.LIVE_URL}
     context |= {"products": Product.objects.all(), "orders": Purchase.objects.all()[:20]}
     return render(request, "index.html", context, status=status)
 
@@ -98,4 +98,6 @@ def place(customer: str, lines: list[tuple[int, int]]) -> Purchase:
         Line.objects.create(purchase=order, product=product, quantity=quantity, price_cents=product.price_cents)
         order.total_cents += product.price_cents * quantity
     order.save(update_fields=["total_cents"])
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_notify(%s, %s)", [shop.PLACED, str(order.pk)])
     return order

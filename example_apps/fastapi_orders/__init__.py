@@ -11,7 +11,7 @@ from psycopg.rows import dict_row
 from starlette.responses import Response
 
 from fastapi_pgmonkey import PGMonkey
-from pgmonkey import AsyncDatabase
+from pgmonkey import AsyncDatabase, Gap
 
 from .. import shop
 
@@ -40,6 +40,24 @@ async def place_from_form(request: Request, db: DB) -> Response:
     except shop.OutOfStock as error:
         return await desk(request, db, error, 409)
     return RedirectResponse(f"/orders/{order['id']}", 303)
+
+
+@app.get("/orders/live", include_in_schema=False)
+async def live() -> StreamingResponse:
+    """Tell of each order that is placed in any shop."""
+    database = pgmonkey.async_database
+
+    async def events() -> AsyncIterator[str]:
+        async with database.listen(shop.PLACED) as notes:
+            yield ": listening\n\n"
+            async for note in notes:
+                if isinstance(note, Gap):
+                    yield "event: gap\ndata: \n\n"  # orders may have been missed: the page loads itself again
+                elif order := await database.fetch_one(shop.ORDER, [int(note.payload)]):
+                    yield shop.event(order)
+
+    headers = {"Access-Control-Allow-Origin": "*", "Cache-Control": "no-store"}
+    return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
 
 
 @app.get("/orders/{order_id}", include_in_schema=False)
@@ -82,6 +100,7 @@ async def desk(request: Request, db: AsyncDatabase, error: Exception | None = No
     context = {"products": await db.fetch_all(shop.PRODUCTS), "orders": await db.fetch_all(shop.ORDERS, [20])}
     token = shop.csrf_token(request.cookies.get(shop.CSRF_COOKIE))
     context |= {"framework": "FastAPI", "error": error, "csrf_input": shop.csrf_input(token)}
+    context["live_url"] = shop.LIVE_URL or "/orders/live"
     page = templates.TemplateResponse(request, "index.html", context, status_code=status)
     page.set_cookie(shop.CSRF_COOKIE, token, httponly=True, samesite="lax")
     return page
@@ -109,4 +128,5 @@ async def place(db: AsyncDatabase, customer: str, lines: list[tuple[int, int]]) 
             await db.execute(shop.ADD_LINE, [order_id, product, quantity, price])
             total += price * quantity
         await db.execute(shop.TOTAL, [total, order_id])
+        await db.notify(shop.PLACED, str(order_id))
     return {"id": order_id, "customer": customer, "total_cents": total}

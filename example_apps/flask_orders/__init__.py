@@ -22,7 +22,7 @@ def create_app() -> Flask:
     app = Flask(__name__, template_folder=str(shop.TEMPLATES))
     app.config.update(PGMONKEY_CONFIG=str(shop.CONFIG), PGMONKEY_RESOLVE_ENV=True)
     db.init_app(app)
-    app.context_processor(lambda: {"framework": "Flask"})
+    app.context_processor(lambda: {"framework": "Flask", "live_url": shop.LIVE_URL})
 
     @app.before_request
     def protect_forms() -> None:
@@ -112,4 +112,5 @@ def place(customer: str, lines: list[tuple[int, int]]) -> dict[str, Any]:
             db.execute(shop.ADD_LINE, [order_id, product, quantity, price])
             total += price * quantity
         db.execute(shop.TOTAL, [total, order_id])
+        db.notify(shop.PLACED, str(order_id))
     return {"id": order_id, "customer": customer, "total_cents": total}

@@ -2,6 +2,8 @@
 
 import csv
 import io
+import json
+import os
 import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -27,6 +29,16 @@ PLACE = "INSERT INTO purchase (customer, total_cents) VALUES (%s, 0) RETURNING i
 TAKE = "UPDATE product SET stock = stock - %(n)s WHERE id = %(id)s AND stock >= %(n)s RETURNING price_cents"
 ADD_LINE = "INSERT INTO line (purchase_id, product_id, quantity, price_cents) VALUES (%s, %s, %s, %s)"
 TOTAL = "UPDATE purchase SET total_cents = %s WHERE id = %s"
+
+# The channel on which each shop tells the number of an order, when it is committed.
+PLACED = "order_placed"
+# Where the pages hear of orders, as server-sent events; the shop on FastAPI sends them, for the pages of all three.
+LIVE_URL = os.environ.get("SHOP_LIVE_URL", "")
+
+
+def event(order: Mapping[str, object]) -> str:
+    """Return the server-sent event for an order."""
+    return f"data: {json.dumps(dict(order), default=str)}\n\n"
 
 
 class BadOrder(ValueError):

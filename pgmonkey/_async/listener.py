@@ -36,6 +36,7 @@ logger = logging.getLogger("pgmonkey")
 _PAUSE = (0.2, 5.0)
 # Seconds after which one that waits looks whether somebody reads: whoever did may have been interrupted.
 _PATIENCE = 5.0
+_FORKED = "the process was forked"
 
 
 class AsyncListener:
@@ -48,7 +49,7 @@ class AsyncListener:
         self._connector = connector
         self._name = name
         self._timeout = timeout
-        self._closed = False
+        self._ended = False
         self._listeners: dict[int, Callable[[], AsyncListening | None]] = {}
         self._connection: AsyncAnyConnection | None = None
         self._pid = getpid()
@@ -67,6 +68,8 @@ class AsyncListener:
     async def wait(self, listening: AsyncListening, *, for_note: bool) -> bool:
         """Wait until *listening* has a note, or else until it hears; False when that ends."""
         mailbox = listening.mailbox
+        if self._pid != getpid():
+            self.after_fork_in_child()  # nobody has told us of the fork
         self._listeners.setdefault(id(listening), weakref.ref(listening))
         try:
             while not (mailbox.notes if for_note else mailbox.heard):
@@ -93,7 +96,7 @@ class AsyncListener:
 
     def close(self) -> None:
         """End all that is listening; may be called from anywhere."""
-        self._closed = True
+        self._ended = True
         self._ring()
         if not self._reading:
             self._disconnect()
@@ -104,12 +107,12 @@ class AsyncListener:
         self._pid, self._turn, self._reading = getpid(), TurnLock(), False
         self._listeners, self._channels = {}, set()
         if connection is not None:
-            self._lost = monotonic(), "the process was forked"
+            self._lost = monotonic(), _FORKED
             cast("AsyncGuard", connection).own_watcher().disown()
             forks.disown(connection.pgconn)
 
     def _is_over(self, mailbox: Mailbox) -> bool:
-        return self._closed or mailbox.closed or process_ends()
+        return self._ended or mailbox.closed or process_ends()
 
     def _hand_over(self, done: AsyncListening) -> None:
         """Wake one that waits, to read in the place of the one that is *done*."""
@@ -119,7 +122,7 @@ class AsyncListener:
         waiting = [listening for listening in others if listening.bell.awaited]
         for listening in waiting[:1] or others:  # a thread may be about to wait
             listening.bell.ring()
-        if self._closed or not self._listeners:
+        if self._ended or not self._listeners:
             self._disconnect()
 
     def _ring(self) -> None:
@@ -134,8 +137,6 @@ class AsyncListener:
 
     async def _read(self, mailbox: Mailbox, for_note: bool) -> None:
         """Give out what comes until *mailbox* has what it waits for, or is closed."""
-        if self._pid != getpid():
-            self.after_fork_in_child()  # nothing has told us of the fork
         pause, longest = _PAUSE
         while not (mailbox.notes if for_note else mailbox.heard) and not self._is_over(mailbox):
             try:
@@ -171,9 +172,8 @@ class AsyncListener:
             await connection.execute(sql.SQL("; ").join(texts))
             self._channels = wanted
         lost, self._lost = self._lost, None
-        if lost is not None:
-            seconds = monotonic() - lost[0]
-            logger.warning("%s: listening again after %.1f s", self._name, seconds)
+        if lost is not None and lost[1] != _FORKED:
+            logger.warning("%s: listening again after %.1f s", self._name, monotonic() - lost[0])
         for listening in present:
             mailbox = listening.mailbox
             if not mailbox.heard and wanted.issuperset(mailbox.channels):

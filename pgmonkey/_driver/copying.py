@@ -286,6 +286,29 @@ def _is_usual(rule: _Rule, adapters: AdaptersMap) -> bool:
     return all(dumper.__module__.split(".")[0] in ("psycopg", "psycopg_binary", "psycopg_c") for dumper in dumpers)
 
 
+def said(error: psycopg.Error) -> str:
+    """Return the server's message, with its details."""
+    detail = error.diag.message_detail
+    return f"{error.diag.message_primary or error}{f' ({detail})' if detail else ''}"
+
+
+class Place(NamedTuple):
+    """Where in what is copied an error was."""
+
+    line: int
+    """From 1; of rows and of records in binary, their number."""
+    column: str | None
+    value: str | None
+
+
+def place_of(error: psycopg.Error) -> Place | None:
+    """Return where the data is wrong for which the server raised *error* in a COPY; None where that is not why."""
+    place = _CONTEXT.search(error.diag.context or "")
+    if place is None or not str(error.sqlstate).startswith(("22", "23")):
+        return None
+    return Place(int(place[1]), error.diag.column_name or place[2], place[3] if place[2] else None)
+
+
 def refused_row(
     error: psycopg.Error, rows: object, columns: Sequence[str], values: Values | None, start: int
 ) -> psycopg.Error:
@@ -293,15 +316,14 @@ def refused_row(
 
     *start* is the number of the first row of the COPY.
     """
-    place = _CONTEXT.search(error.diag.context or "")
-    if place is None or not str(error.sqlstate).startswith(("22", "23")):
+    place = place_of(error)
+    if place is None:
         return error
-    index, column = start + int(place[1]) - 1, error.diag.column_name or place[2]
-    value: object = place[3] if place[2] else None
+    index, column = start + place.line - 1, place.column
+    value: object = place.value
     if column in columns and isinstance(rows, Sequence) and index < len(rows):
         value = (rows[index] if values is None else values(rows[index]))[columns.index(column)]
-    detail = error.diag.message_detail
-    return bad_row(error, f"{error.diag.message_primary}{f' ({detail})' if detail else ''}", index, column, value)
+    return bad_row(error, said(error), index, column, value)
 
 
 def bad_row(

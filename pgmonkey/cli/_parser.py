@@ -15,7 +15,7 @@ from ._terminal import documentation
 KINDS = ("normal", "pool", "async", "async_pool")
 FRAMEWORKS = ("script", "flask", "fastapi", "django")
 SHELLS = ("bash", "zsh", "fish")
-_OF_VERSION_4 = ("pgexport", "pgimport", "pgserverconfig")
+_OF_VERSION_4 = ("pgserverconfig",)
 _STATUS = "Exit status: 0 success, 1 an error (one line on stderr), 2 wrong usage, 130 interrupted."
 
 
@@ -77,6 +77,7 @@ def build() -> Parser:
     parser = Parser(prog="pgmonkey", description="PostgreSQL connections from one YAML file.", epilog=_STATUS)
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     pgconfig = parser.add("pgconfig", "create, check, test and use configuration files")
+    _add_transfers(parser)
     completion = parser.add("completion", "print a script for a shell that completes commands", "_completion:run")
     completion.add_argument("shell", choices=SHELLS, help="the shell that the script is for")
 
@@ -142,6 +143,53 @@ def build() -> Parser:
     psql.add_argument("words", nargs=argparse.REMAINDER, metavar="-- ARGUMENTS", help="for psql, as: -- -c 'SELECT 1'")
     pgconfig.add("schema", "print the JSON Schema of a configuration file, for editors", "_create:schema")
     return parser
+
+
+def _add_transfers(parser: Parser) -> None:
+    """Add ``import`` and ``export``, by their names of version 4, too."""
+    for name in ("import", "pgimport"):
+        command = parser.add(name, _HELP_OF_TRANSFERS[name], "_import:run")
+        if name == "import":
+            command.add_argument("data", metavar="DATA", help="a CSV or TSV file, perhaps .gz or .zst; - is stdin")
+        else:
+            command.add_argument("--import_file", dest="data", metavar="DATA", required=True, help="the file to import")
+        command.add_argument("--table", required=True, help="the table, as it is written: orders, sales.orders")
+        command.add_argument("--map", action="append", default=[], metavar="NAME=COLUMN", help="a name in the header")
+        command.add_argument("--columns", metavar="NAMES", help="of the fields in order, as: id,customer,total")
+        command.add_argument(
+            "--bad-rows", metavar="FILE", help="write rows that the server refuses there, and store the others"
+        )
+        _add_layout(command, "found out from the first line")
+        _add_file(command)
+        _add_references(command)
+    for name in ("export", "pgexport"):
+        command = parser.add(name, _HELP_OF_TRANSFERS[name], "_export:run")
+        if name == "export":
+            command.add_argument("data", metavar="DATA", help="the file to write: .csv, .tsv, .gz, .zst; - is stdout")
+        else:
+            command.add_argument("--export_file", dest="data", metavar="DATA", required=True, help="the file to write")
+        what = command.add_mutually_exclusive_group(required=True)
+        what.add_argument("--table", help="the table, as it is written: orders, sales.orders")
+        what.add_argument("--query", metavar="SQL", help="a query whose rows are exported")
+        command.actions += what._group_actions
+        _add_layout(command, "a comma, and a tab for .tsv")
+        _add_file(command)
+        _add_references(command)
+
+
+_HELP_OF_TRANSFERS = {
+    "import": "store a CSV file in a table",
+    "export": "write a table, or the rows of a query, into a CSV file",
+    "pgimport": "the same as import, as it was called in version 4",
+    "pgexport": "the same as export, as it was called in version 4",
+}
+
+
+def _add_layout(parser: Parser, delimiter: str) -> None:
+    parser.add_argument("--no-header", action="store_true", help="the first line holds no names of columns")
+    parser.add_argument("--delimiter", metavar="CHARACTER", help=f"between fields (default: {delimiter})")
+    parser.add_argument("--null", metavar="TEXT", help="what stands for NULL (default: nothing, without quotes)")
+    parser.add_argument("--encoding", metavar="NAME", help="of the file, as Python names it (default: utf-8)")
 
 
 def _seconds(text: str) -> float:

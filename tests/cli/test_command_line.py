@@ -88,7 +88,7 @@ def test_wrong_usage_is_status_2_and_suggests(arguments: list[str], said: str) -
     assert finished.stderr.endswith("cli.md\n")
 
 
-@pytest.mark.parametrize("command", ["pgexport", "pgimport", "pgserverconfig"])
+@pytest.mark.parametrize("command", ["pgserverconfig"])
 def test_a_command_of_version_4_leads_to_what_became_of_it(command: str) -> None:
     finished = pgmonkey(command, "--table", "t", "--connconfig", "config.yaml")
     assert finished.returncode == 2

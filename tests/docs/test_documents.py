@@ -236,6 +236,10 @@ def test_the_telemetry_document(folder: Path, environ: dict[str, str]) -> None:
     assert lines == ["SELECT name FROM users", "SELECT pg_sleep(?)"]
 
 
+def test_the_document_on_notifications(folder: Path, environ: dict[str, str]) -> None:
+    assert run(folder, environ, program("listen.md")).splitlines() == ["orders 42", "stock mug"]
+
+
 def test_scripts(folder: Path, environ: dict[str, str]) -> None:
     (code,) = blocks(section("Scripts"), "python")
     assert "PostgreSQL" in run(folder, environ, code)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -217,3 +219,30 @@ def test_an_order_placed_on_each_shop_is_seen_on_the_other_two(browser: Browser,
     page.get_by_role("button", name="Place the order").click()
     expect(page.get_by_role("alert")).to_contain_text("There are not 9 of product 4 left.")
     assert errors == []
+
+
+def test_an_order_placed_on_each_shop_is_an_event(demo: Demo, database: psycopg.Connection[Any]) -> None:
+    with httpx.stream("GET", f"{demo.urls['FastAPI']}orders/live", timeout=60) as live:
+        assert live.headers["content-type"].startswith("text/event-stream")
+        lines = live.iter_lines()
+        assert next(lines) == ": listening"
+        for name, url in demo.urls.items():
+            assert httpx.post(f"{url}api/orders", json=order("Refused", (UMBRELLA, 9))).status_code == 409
+            number = httpx.post(f"{url}api/orders", json=order(name, (MUG, 1))).json()["id"]
+            event = json.loads(next(line for line in lines if line.startswith("data: ")).removeprefix("data: "))
+            assert (event["id"], event["customer"], event["total_cents"]) == (number, name, 1200)
+
+
+def test_an_order_placed_on_each_shop_appears_live_on_all(browser: Browser, demo: Demo, database: object) -> None:
+    with ExitStack() as stack:
+        pages = [stack.enter_context(browser.new_page()) for _ in demo.urls]
+        errors: list[Any] = []
+        for page, url in zip(pages, demo.urls.values(), strict=True):
+            page.on("pageerror", lambda error: errors.append(error))
+            with page.expect_response("**/orders/live"):  # its headers come when the server listens
+                page.goto(url)
+        for shop, url in demo.urls.items():
+            assert httpx.post(f"{url}api/orders", json=order(f"Live {shop}", (MUG, 2))).status_code == 201
+            for page in pages:
+                expect(page.get_by_role("row", name=f"Live {shop}")).to_contain_text("24.00", timeout=30_000)
+        assert errors == []

@@ -10,12 +10,21 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from psycopg import AsyncConnection, Connection
+from psycopg import AsyncConnection, Connection, Notify
 from psycopg.rows import DictRow, TupleRow, class_row, dict_row, kwargs_row, scalar_row, tuple_row
 from psycopg.sql import SQL, Identifier
 from typing_extensions import assert_type
 
-from pgmonkey import AsyncConnectionHandle, AsyncDatabase, ConnectionHandle, Database, PGConnectionManager
+from pgmonkey import (
+    AsyncConnectionHandle,
+    AsyncDatabase,
+    AsyncListening,
+    ConnectionHandle,
+    Database,
+    Gap,
+    Listening,
+    PGConnectionManager,
+)
 
 
 @dataclass
@@ -56,6 +65,28 @@ async def many_rows_async(rows: AsyncIterator[tuple[int, str]]) -> None:
     db = AsyncDatabase("config.yaml")
     assert_type(await db.copy_rows("users", rows), int)
     assert_type(await db.execute_many("SELECT %s", [[1]], returning=True), list[TupleRow])
+
+
+def notifications() -> None:
+    db = Database("config.yaml")
+    assert_type(db.listen("orders", "stock"), Listening)
+    for note in db.listen("orders"):
+        if isinstance(note, Gap):
+            assert_type(note.reason, str)
+        else:
+            assert_type(note, Notify)
+    with db.listen("orders") as notes:
+        assert_type(next(notes), Notify | Gap)
+    db.listen(7)  # type: ignore[arg-type]
+
+
+async def notifications_async() -> None:
+    db = AsyncDatabase("config.yaml")
+    async with db.listen("orders") as notes:
+        assert_type(notes, AsyncListening)
+        async for note in notes:
+            assert_type(note, Notify | Gap)
+    assert_type(await db.notify("orders", "1"), None)
 
 
 def rows_of_a_class() -> None:
