@@ -60,7 +60,7 @@ class AsyncPool(Ledger[AsyncPooledConnection, Waiter[AsyncPooledConnection]]):
     @property
     def shares_sessions(self) -> bool:
         """Whether a pooler was noticed that gives a session to one client after the other."""
-        return bool(self._connector.shared)
+        return bool(self.connector.shared)
 
     def listen(self) -> None:
         """Find out who listens from now on."""
