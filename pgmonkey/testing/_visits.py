@@ -13,6 +13,7 @@ from collections import OrderedDict
 from ._redirection import Redirection, SandboxError, in_context, install
 
 HEADER = "X-Pgmonkey-Sandbox"
+"""The request header that names the sandbox, for an application in another process."""
 VARIABLE = "PGMONKEY_TESTING"
 SECRET = secrets.token_urlsafe(24)
 """What an application that this process starts for its tests is to know."""
