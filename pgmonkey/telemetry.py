@@ -8,12 +8,27 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from ._telemetry import listeners
 from ._telemetry.events import Borrow, Ending, Execution, Listener, Loan, Return
 
-__all__ = ["Borrow", "Ending", "Execution", "Listener", "Loan", "Return", "add", "echo", "refresh", "remove"]
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+__all__ = [
+    "Borrow",
+    "Ending",
+    "Execution",
+    "Listener",
+    "Loan",
+    "Return",
+    "add",
+    "echo",
+    "prometheus",
+    "refresh",
+    "remove",
+]
 
 
 def echo(stream: TextIO | None = None, *, pools: bool = False) -> logging.Handler:
@@ -41,6 +56,24 @@ def remove(listener: Listener) -> None:
     """Tell *listener* nothing more; raise `ValueError` if it is not told."""
     listeners.added.remove(listener)
     refresh()
+
+
+def prometheus(registry: CollectorRegistry | None = None) -> Listener:
+    """Keep metrics in a *registry* of prometheus_client, its default one when None, from now on.
+
+    To be called once for a registry, when the program starts: before a server forks its workers, or in each of them.
+    Returns the listener, for `remove`.
+    """
+    try:
+        from ._telemetry.prometheus import Prometheus
+
+        listener = Prometheus(listeners.statistics, registry)
+    except ModuleNotFoundError as error:
+        if error.name != "prometheus_client":
+            raise
+        raise ModuleNotFoundError("prometheus_client is needed: pip install 'pgmonkey[prometheus]'") from None
+    add(listener)
+    return listener
 
 
 def refresh() -> None:

@@ -126,6 +126,8 @@ class AsyncLease:
         route_notices(first)
         if self.pooled is None:
             take_back(first)
+        if self.loan is not None:
+            self.loan.tell()  # of the borrow, before anything is done
         return first
 
     def limit(self, deadline: Deadline | None) -> None:

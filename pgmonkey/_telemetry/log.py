@@ -23,8 +23,8 @@ class SqlLog(Listener):
         """Log a statement."""
         threshold = event.loan.subject.settings.slow_statement_threshold
         if threshold and event.seconds >= threshold:
-            place = f", at {event.place}"
-            _log_statement(event, logging.WARNING, "slow statement, ", place, place=str(event.place), slow=True)
+            place = str(event.place).removeprefix("at ")
+            _log_statement(event, logging.WARNING, "slow statement, ", f", at {place}", place=place)
         elif logger.isEnabledFor(logging.DEBUG):
             _log_statement(event, logging.DEBUG)
 

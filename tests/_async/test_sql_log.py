@@ -164,15 +164,15 @@ async def test_a_slow_statement_is_a_warning_with_its_place_and_route(
     database = AsyncDatabase(prepared(settings))
     for _ in range(3):
         await database.fetch_one("SELECT pg_sleep(0.3)")
-        await database.fetch_one("SELECT 1")
         unit: AsyncUnitOfWork[Any] = database.begin(label=lambda: "GET /reports")
         await database.fetch_one("SELECT pg_sleep(0.3)")
         await unit.finish()
-        alone, in_unit = caplog.records
+        alone, in_unit = (record for record in caplog.records if "pg_sleep" in record.getMessage())
         for record in (alone, in_unit):
             assert (record.name, record.levelname) == ("pgmonkey.sql", "WARNING")
             fields: Any = record
             assert Path(__file__).name in fields.place
+            assert f", at {fields.place}" in record.getMessage()
             assert "test_a_slow_statement_is_a_warning" in fields.place
             assert fields.milliseconds >= 200
             assert "SELECT pg_sleep(?)" in record.getMessage()
@@ -256,6 +256,10 @@ async def test_borrow_and_give_back_are_logged(config: dict[str, Any], caplog: p
         found = [record.getMessage() for record in records(caplog, "pgmonkey.pool")]
         assert ["lent a connection" in message for message in found] == [True, False] * 2
         assert ["got a connection back" in message for message in found] == [False, True] * 2
+        caplog.clear()
+        async with database.connection():
+            (record,) = records(caplog, "pgmonkey.pool")  # at once
+            assert "lent a connection" in record.getMessage()
         caplog.clear()
     await database.close()
 
