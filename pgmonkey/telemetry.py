@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TYPE_CHECKING, TextIO
+from typing import Any, TextIO
 
 from ._telemetry import listeners
 from ._telemetry.events import Borrow, Ending, Execution, Listener, Loan, Return
-
-if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
 
 __all__ = [
     "Borrow",
@@ -58,7 +55,7 @@ def remove(listener: Listener) -> None:
     refresh()
 
 
-def prometheus(registry: CollectorRegistry | None = None) -> Listener:
+def prometheus(registry: Any = None) -> Listener:
     """Keep metrics in a *registry* of prometheus_client, its default one when None, from now on.
 
     To be called once for a registry, when the program starts: before a server forks its workers, or in each of them.

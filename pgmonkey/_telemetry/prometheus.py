@@ -5,17 +5,15 @@ They are those of one process, or, where PROMETHEUS_MULTIPROC_DIR is set, of all
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg
 
 from .events import Borrow, Ending, Execution, Listener, Return
 from .otel import DURATION_BUCKETS, Statistics
 from .statements import shown
-
-if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
 
 # What the pool counts itself, and what that is called here.
 _COUNTED = {
@@ -35,42 +33,41 @@ _SIZES = {
 class Prometheus(Listener):
     """Keeps metrics in a registry of prometheus_client, its default one when None."""
 
-    def __init__(self, statistics: Statistics, registry: CollectorRegistry | None = None) -> None:
-        from prometheus_client import REGISTRY, Counter, Gauge, Histogram
-
+    def __init__(self, statistics: Statistics, registry: Any = None) -> None:
+        client = importlib.import_module("prometheus_client")
         self._statistics = statistics
-        into = REGISTRY if registry is None else registry
+        into = client.REGISTRY if registry is None else registry
         into.register(self)  # first: to be asked before the metrics are
         options: dict[str, Any] = {"registry": into}
-        self._duration = Histogram(
+        self._duration = client.Histogram(
             "db_client_operation_duration_seconds",
             "How long statements took.",
             ("pool", "operation", "error_type"),
             buckets=DURATION_BUCKETS,
             **options,
         )
-        self._waited = Histogram(
+        self._waited = client.Histogram(
             "db_client_connection_wait_time_seconds",
             "How long borrowers waited for a connection.",
             ("pool",),
             buckets=DURATION_BUCKETS,
             **options,
         )
-        self._used = Histogram(
+        self._used = client.Histogram(
             "db_client_connection_use_time_seconds",
             "How long connections were lent.",
             ("pool",),
             buckets=DURATION_BUCKETS,
             **options,
         )
-        self._ended = Counter(
+        self._ended = client.Counter(
             "pgmonkey_transactions", "Transactions that ended.", ("pool", "outcome", "error_type"), **options
         )
         # Of processes that have ended, nothing is connected any more.
         options["multiprocess_mode"] = "livesum"
-        self._states = Gauge("db_client_connection_count", "Connections.", ("pool", "state"), **options)
-        self._sizes = {key: Gauge(*what, ("pool",), **options) for key, what in _SIZES.items()}
-        self._counted = {key: Counter(*what, ("pool",), registry=into) for key, what in _COUNTED.items()}
+        self._states = client.Gauge("db_client_connection_count", "Connections.", ("pool", "state"), **options)
+        self._sizes = {key: client.Gauge(*what, ("pool",), **options) for key, what in _SIZES.items()}
+        self._counted = {key: client.Counter(*what, ("pool",), registry=into) for key, what in _COUNTED.items()}
         self._seen: dict[tuple[str, str], int] = {}
 
     def executed(self, event: Execution) -> None:
