@@ -160,6 +160,7 @@ def test_ctrl_c_rolls_back_and_says_so(transfer: Run, observer: Observer, config
     command = [sys.executable, "-m", "pgmonkey", "import", "-", "--table", "orders"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, cwd=config_file.parent, **pipes, start_new_session=True) as process:  # type: ignore[call-overload]
+        assert process.stdin is not None
         process.stdin.write(b"id,customer\n" + b"".join(b"%d,x\n" % i for i in range(50_000)))
         process.stdin.flush()
         for _ in range(600):

@@ -15,7 +15,7 @@ from psycopg.rows import dict_row
 from starlette.middleware.base import BaseHTTPMiddleware
 
 from fastapi_pgmonkey import PGMonkey, RequestConnection, RequestDatabase, RequestSyncConnection
-from pgmonkey import AsyncDatabase
+from pgmonkey import AsyncDatabase, BadRowError, Database
 
 from ..garbage import no_cycles
 from .applications import INSERT, Observer, client, rows
@@ -541,3 +541,57 @@ def test_a_dependency_may_yield_inside_a_transaction_block(
                 assert requests.get(path).status_code == status
                 assert rows(observer) == left
                 observer.execute("DELETE FROM t")
+
+
+# -- many rows and notifications --------------------------------------------------------------------------------------
+
+
+def test_many_rows_and_notifications_are_part_of_the_request(
+    app: FastAPI, db: PGMonkey, config: dict[str, Any], observer: Observer
+) -> None:
+    @app.post("/async/{first}/{status}")
+    async def view(first: int, status: int, database: RequestDatabase) -> JSONResponse:
+        assert await database.copy_rows("t", ((first + i,) for i in range(3))) == 3
+        assert await database.execute_many(f"{INSERT} RETURNING a", [[first + 3]], returning=True) == [(first + 3,)]
+        try:
+            await database.copy_rows("t", [(first + 4,), ("five",)])  # a savepoint of the request
+        except BadRowError:
+            await database.notify("done", str(first))
+        return JSONResponse({}, status)
+
+    @app.post("/threads/{first}/{status}")
+    def plain(first: int, status: int) -> JSONResponse:
+        assert db.sync_database.copy_rows("t", ((first + i,) for i in range(4))) == 4
+        db.sync_database.notify("done", str(first))
+        return JSONResponse({}, status)
+
+    with client(app) as http, Database(config).listen("done") as notes:
+        for i, way in enumerate(("async", "threads")):
+            for j, status in enumerate((409, 200)):
+                assert http.post(f"/{way}/{100 * i + 10 * j}/{status}").status_code == status
+            note = next(notes)
+            assert isinstance(note, psycopg.Notify)
+            assert note.payload == str(100 * i + 10)
+    assert rows(observer) == [10, 11, 12, 13, 110, 111, 112, 113]
+
+
+async def test_server_sent_events_end_with_the_application(
+    app: FastAPI, db: PGMonkey, config: dict[str, Any], observer: Observer
+) -> None:
+    heard: list[str] = []
+    listening = asyncio.Event()
+
+    async def hear() -> None:
+        async with db.async_database.listen("done") as notes:
+            listening.set()
+            async for note in notes:
+                heard.append(note.payload if isinstance(note, psycopg.Notify) else "gap")
+
+    async with db.lifespan(app):
+        task = asyncio.create_task(hear())
+        await listening.wait()
+        await db.async_database.notify("done", "1")
+        while not heard:
+            await asyncio.sleep(0.01)
+    await asyncio.wait_for(task, 60)
+    assert heard == ["1"]

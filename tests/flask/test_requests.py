@@ -14,7 +14,7 @@ from flask.sessions import SecureCookieSessionInterface
 from flask.views import MethodView
 
 from flask_pgmonkey import PGMonkey
-from pgmonkey import ConfigError, PoolTimeoutError
+from pgmonkey import BadRowError, ConfigError, Database, PoolTimeoutError
 
 from ..garbage import no_cycles
 
@@ -422,3 +422,25 @@ def test_a_request_leaves_nothing_to_the_garbage_collector(app: Flask, db: PGMon
     assert client.get("/").text == "1"
     with no_cycles():
         assert client.get("/").text == "1"
+
+
+def test_many_rows_and_notifications_are_part_of_the_request(
+    app: Flask, db: PGMonkey, config: dict[str, Any], observer: Observer
+) -> None:
+    @app.post("/<int:first>/<int:status>")
+    def view(first: int, status: int) -> tuple[str, int]:
+        assert db.copy_rows("t", ((first + i,) for i in range(3))) == 3
+        assert db.execute_many("INSERT INTO t VALUES (%s) RETURNING a", [[first + 3]], returning=True) == [(first + 3,)]
+        try:
+            db.copy_rows("t", [(first + 4,), ("five",)])  # a savepoint of the request
+        except BadRowError:
+            db.notify("done", str(first))
+        return "", status
+
+    http = app.test_client()
+    with Database(config).listen("done") as notes:
+        assert [http.post(f"/{10 * i}/{status}").status_code for i, status in enumerate((409, 200))] == [409, 200]
+        note = next(notes)
+        assert isinstance(note, psycopg.Notify)
+        assert note.payload == "10"
+    assert rows(observer) == [10, 11, 12, 13]
