@@ -62,7 +62,12 @@ def _fail(error: Exception) -> int:
             raise error
         # One line for logs and scripts: libpq's messages have several.
         text = " ".join(redact_text(str(error)).split()) or type(error).__name__
-        page = "configuration.md" if isinstance(error, ConfigError) else "cli.md"
+        page = "cli.md"
+        if isinstance(error, ConfigError):
+            page = "configuration.md"
+        elif isinstance(error, PgmonkeyError) and type(error) is not PgmonkeyError:
+            name = next(base.__name__ for base in type(error).__mro__ if base.__module__ == PgmonkeyError.__module__)
+            page = f"errors.md#{name.lower()}"
     print(f"{paint('red', 'pgmonkey:', sys.stderr)} {text}; see {documentation(page)}", file=sys.stderr)
     return 1
 

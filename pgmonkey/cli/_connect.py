@@ -16,7 +16,7 @@ import psycopg
 
 from .._config.redaction import redact_text
 from .._config.schema import KINDS, Config, Kind
-from ..errors import ConfigError, PgmonkeyError
+from ..errors import ConfigError, PgmonkeyError, ServerUnavailableError
 from ..manager import AsyncKind, PGConnectionManager, SyncKind
 from ._check import examine
 from ._given import existing, flags, load
@@ -109,7 +109,8 @@ def run(options: argparse.Namespace) -> int:
         step = _next_step(text)[1]
         if not options.json:
             where = "" if text.startswith(config.source) else f"{config.source}: "
-            raise PgmonkeyError(f"{where}{text}; {step}" if step else where + text) from None
+            known = ServerUnavailableError if isinstance(error, ServerUnavailableError) else PgmonkeyError
+            raise known(f"{where}{text}; {step}" if step else where + text) from None
         print(json.dumps({**_report(config, results), "error": text, "next_step": step or documentation("cli.md")}))
         return 1
     if options.json:

@@ -119,7 +119,7 @@ def test_a_failure_names_the_next_step(
 ) -> None:
     config["connection_settings"].update(change)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    failed(pgmonkey("pgconfig", "test", folder=tmp_path), said)
+    failed(pgmonkey("pgconfig", "test", folder=tmp_path), said, "see docs/errors.md#serverunavailableerror")
     finished = pgmonkey("pgconfig", "test", "--json", folder=tmp_path)
     assert (finished.returncode, finished.stderr) == (1, "")
     assert said in json.loads(finished.stdout)["next_step"]
