@@ -12,6 +12,7 @@ from psycopg_pool import ConnectionPool
 
 from pgmonkey import AsyncDatabase, ConnectionHandle, PGConnectionManager
 
+from ._deadline import current_deadline, read_deadline
 from ._settings import Config, literal
 
 
@@ -86,7 +87,10 @@ class Pools:
             if known is None or known[0] != config:
                 if known is not None:
                     known[1].release()  # not closed: others in the process may use its pool
-                known = self._async[alias] = (config, AsyncDatabase(literal(config), resolve_env=True))
+                database = AsyncDatabase(literal(config), resolve_env=True)
+                if read_deadline() is not None:
+                    database.deadline = current_deadline.get
+                known = self._async[alias] = (config, database)
             return known[1]
 
     def close(self, alias: str) -> None:

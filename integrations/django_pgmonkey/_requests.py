@@ -13,7 +13,10 @@ from django.db import connections
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
+from pgmonkey import Deadline
+
 from ._compat import View, watch_ninja, watch_views
+from ._deadline import current_deadline
 from .base import DatabaseWrapper
 
 _current: ContextVar[RequestTransactions | None] = ContextVar("django_pgmonkey.request", default=None)
@@ -22,12 +25,13 @@ _current: ContextVar[RequestTransactions | None] = ContextVar("django_pgmonkey.r
 class RequestTransactions:
     """The transactions of one request, one on each database."""
 
-    def __init__(self, request: HttpRequest) -> None:
+    def __init__(self, request: HttpRequest, deadline: Deadline | None = None) -> None:
         self.uncaught: BaseException | None = None
         """What handler500 was called for."""
         self.errors: list[BaseException] = []
         """What the view or the database raised, whoever has answered it."""
         self._request = request
+        self._deadline = deadline
         self._thread = threading.get_ident()
         # All of them, because which ones the view will use is not known.  Nothing is borrowed here.
         self._wrappers = [wrapper for wrapper in connections.all() if isinstance(wrapper, DatabaseWrapper)]
@@ -36,6 +40,8 @@ class RequestTransactions:
 
     def serve(self, answer: Callable[[], HttpResponseBase]) -> HttpResponseBase:
         """Return the response of *answer*, after the transactions were committed or rolled back."""
+        if self._deadline is not None:
+            return self._serve_until(self._deadline, answer)
         token = _current.set(self)
         try:
             self._begin(self._wrappers)
@@ -48,6 +54,18 @@ class RequestTransactions:
         finally:
             _current.reset(token)
         return response
+
+    def _serve_until(self, deadline: Deadline, answer: Callable[[], HttpResponseBase]) -> HttpResponseBase:
+        self._deadline = None
+        token = current_deadline.set(deadline)
+        try:
+            for wrapper in self._wrappers:
+                wrapper.limit(deadline)
+            return self.serve(answer)
+        finally:
+            for wrapper in self._wrappers:
+                wrapper.limit(None)
+            current_deadline.reset(token)
 
     def decide(self, keep: bool, using: str | None) -> None:
         """Commit or roll back on the database *using*, or on all, whatever the status."""

@@ -13,7 +13,7 @@ from django.utils.functional import cached_property
 from psycopg.errors import InFailedSqlTransaction
 from psycopg.pq import TransactionStatus
 
-from pgmonkey import CommitUnknownError, Lease
+from pgmonkey import CommitUnknownError, Deadline, Lease
 
 from ._compat import PostgresWrapper
 
@@ -214,6 +214,8 @@ class TransactionalWrapper(PostgresWrapper):
     """The transaction of the request that this thread serves."""
     lease: Lease | None = None
     """What lends the connection."""
+    deadline: Deadline | None = None
+    """When the statements of the request that this thread serves must have ended; None is never."""
     ends_request = False
     """Whether the transaction of a request is being committed, or rolled back."""
     # While it has begun, settings_dict says ATOMIC_REQUESTS, which packages look at; these are that and the real one.
@@ -230,6 +232,12 @@ class TransactionalWrapper(PostgresWrapper):
         """Whether a statement was executed in the present transaction, or the connection was closed in it."""
         connection = self.connection
         return connection is None or connection.pgconn.transaction_status != TransactionStatus.IDLE
+
+    def limit(self, deadline: Deadline | None) -> None:
+        """Let every statement from now on end by the *deadline*; None lifts it."""
+        self.deadline = deadline
+        if self.lease is not None:
+            self.lease.limit(deadline)
 
     def show_atomic_requests(self, shown: bool) -> None:
         """Let ``settings_dict`` say that requests are atomic, or what it really says."""

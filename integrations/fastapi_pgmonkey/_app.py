@@ -14,7 +14,7 @@ from psycopg import Error
 from psycopg.rows import BaseRowFactory, Row, TupleRow
 from starlette.requests import HTTPConnection
 
-from pgmonkey import AsyncDatabase, Database, Origin, PGConnectionManager
+from pgmonkey import AsyncDatabase, Database, Deadline, Origin, PGConnectionManager, RequestDeadline
 
 from ._compat import check
 from ._dependencies import dependencies_of
@@ -55,6 +55,10 @@ class PGMonkey(Generic[Row]):
     When a client disconnects before it is answered, its running statement is cancelled and its transaction rolled
     back, unless *cancel_on_disconnect* is False.
 
+    *deadline* is how many seconds a request has until its response starts, *deadline_header* the name of a header in
+    which a request may give itself less: what has not ended then is cancelled, and the answer is a 504, or what the
+    application's handler of `pgmonkey.DeadlineExceededError` says.
+
     There is a pool for coroutines and one for threads; each is opened when it is first needed.  *open_at_start* names
     those that are opened when the application starts: ``"async"``, ``"sync"`` or ``"both"``.
     """
@@ -70,6 +74,8 @@ class PGMonkey(Generic[Row]):
         row_factory: None = None,
         transaction: Transaction = "request",
         cancel_on_disconnect: bool = True,
+        deadline: float | None = None,
+        deadline_header: str | None = None,
         open_at_start: Pools | None = None,
     ) -> None: ...
 
@@ -84,6 +90,8 @@ class PGMonkey(Generic[Row]):
         row_factory: BaseRowFactory[Row],
         transaction: Transaction = "request",
         cancel_on_disconnect: bool = True,
+        deadline: float | None = None,
+        deadline_header: str | None = None,
         open_at_start: Pools | None = None,
     ) -> None: ...
 
@@ -97,6 +105,8 @@ class PGMonkey(Generic[Row]):
         row_factory: BaseRowFactory[Row] | None = None,
         transaction: Transaction = "request",
         cancel_on_disconnect: bool = True,
+        deadline: float | None = None,
+        deadline_header: str | None = None,
         open_at_start: Pools | None = None,
     ) -> None:
         if transaction not in ("request", "statement"):
@@ -123,6 +133,12 @@ class PGMonkey(Generic[Row]):
         """The database for threads.  In a ``def`` endpoint its query methods are part of the request's transaction."""
         self.transaction: Transaction = transaction
         self.cancel_on_disconnect = cancel_on_disconnect
+        self.deadlines: RequestDeadline | None = None
+        """What gives each request its deadline."""
+        if deadline is not None or deadline_header is not None:
+            self.deadlines = RequestDeadline(deadline, deadline_header, "deadline")
+            # Only now: most applications have none, and are not to be asked for it at each statement.
+            self.async_database.deadline = self.sync_database.deadline = self._deadline_of_request
         self._config = config
         self._options: Options = {
             "resolve_env": resolve_env,
@@ -246,6 +262,10 @@ class PGMonkey(Generic[Row]):
         # From now on: most applications have none, and are not to be asked for them at each statement.
         self.async_database.ask = self.sync_database.ask = self._values_of_request
         return function
+
+    def _deadline_of_request(self) -> Deadline | None:
+        request = current_request.get()
+        return None if request is None else request.deadline(self)
 
     def _values_of_request(self) -> Mapping[str, object] | None:
         request = current_request.get()

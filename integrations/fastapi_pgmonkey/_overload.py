@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from psycopg.errors import ConnectionTimeout
 from starlette.responses import JSONResponse
 
-from pgmonkey import PoolFullError, PoolTimeoutError, ServerUnavailableError
+from pgmonkey import DeadlineExceededError, PoolFullError, PoolTimeoutError, ServerUnavailableError
 
 logger = logging.getLogger("pgmonkey")
 
@@ -18,13 +18,17 @@ _AWAY = (ServerUnavailableError, ConnectionTimeout)
 
 
 def answer_overload(error: BaseException, handlers: Mapping[object, object] | None = None) -> JSONResponse | None:
-    """Return a 503 where *error* says that no connection is to be had, and log one line; else None.
+    """Return a 503 where *error* says that no connection is to be had, a 504 where it took too long; else None.
+
+    Either is logged in one line.
 
     None, too, where the application itself has one of its *handlers* for exactly such errors.
     """
-    if not isinstance(error, (*_BUSY, *_AWAY)) or (handlers and type(error) in handlers):
+    if not isinstance(error, (*_BUSY, *_AWAY, DeadlineExceededError)) or (handlers and type(error) in handlers):
         return None
     logger.warning("%s", " ".join(str(error).split()))  # libpq may give several lines
+    if isinstance(error, DeadlineExceededError):
+        return JSONResponse({"detail": "The request took too long."}, 504)
     what = "busy" if isinstance(error, _BUSY) else "not available"
     detail = f"The database is {what}, please try again."
     return JSONResponse({"detail": detail}, 503, {"Retry-After": RETRY_AFTER})

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
-from pgmonkey import CommitUnknownError
+from pgmonkey import CommitUnknownError, Deadline
 
 from ._compat import (
     HandleExceptions,
@@ -52,6 +52,7 @@ class RequestState:
         self.scope = scope
         self.databases: dict[RequestDatabases, RequestUnits | None] = {}
         """Each with its units of work; None where each statement is its own transaction."""
+        self._deadlines: dict[RequestDatabases, Deadline | None] = {}
         self._app = app
         self._ended = False
         # What keep_request() or rollback_request() decided; None: the status decides.
@@ -81,12 +82,18 @@ class RequestState:
         for each in databases:
             if each not in self.databases:
                 self._several = bool(self.databases)
+                if each.deadlines is not None and self.scope["type"] == "http":
+                    self._deadlines[each] = each.deadlines.begin(_header(self.scope, each.deadlines.header))
                 if each.transaction == "request" and self.scope["type"] == "http" and not self._ended:
                     self.databases[each] = RequestUnits(each, self.scope, self._watch_client)
                     self._place = self._place or each.async_database.begin_on_demand(self._begin)
                 else:
                     self.databases[each] = None
                     self._places.append(each.sync_database.share(is_entered_by_dependency))
+
+    def deadline(self, databases: RequestDatabases) -> Deadline | None:
+        """Return when the statements in *databases* must have ended; None is never, and once the response starts."""
+        return None if self._ended else self._deadlines.get(databases)
 
     def _begin(self, database: object) -> object:
         """Return the request's unit of work in *database*; None where it has none, or has ended."""
@@ -400,6 +407,11 @@ def guarding(handle: HandleExceptions, *, at_endpoint: bool) -> HandleExceptions
         return guarded_outside
 
     return handle_after_guard
+
+
+def _header(scope: Scope, name: str | None) -> str | None:
+    wanted = (name or "").lower().encode()
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == wanted), None)
 
 
 def _refusal(status: int) -> RefusedError | None:

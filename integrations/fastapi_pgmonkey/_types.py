@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
-from pgmonkey import AsyncDatabase, Database
+from pgmonkey import AsyncDatabase, Database, RequestDeadline
 
 from ._threads import Threads
 
@@ -17,6 +17,7 @@ class RequestDatabases(Protocol):
     transaction: Transaction
     cancel_on_disconnect: bool
     threads: Threads
+    deadlines: RequestDeadline | None
 
     @property
     def async_database(self) -> AsyncDatabase[object]:

@@ -14,9 +14,9 @@ from pgmonkey import ConfigError, Database
 from ._commands import commands
 from ._compat import check, has_error_handler
 from ._database import EXTENSION, BoundDatabase
-from ._middleware import TransactionMiddleware, current_units
+from ._middleware import TransactionMiddleware, current_deadline, current_units
 from ._sandboxes import find_sandbox
-from ._settings import Settings, read, where
+from ._settings import Settings, read, read_deadline, where
 from ._unavailable import UNAVAILABLE, answer_unavailable, health_blueprint
 
 
@@ -32,6 +32,10 @@ class PGMonkey(BoundDatabase[Row]):
     is committed before the response leaves when the status is below 400, and rolled back otherwise; a COMMIT that fails
     is an exception for the application's error handlers.  With ``"statement"``, and outside of requests, each statement
     is its own transaction (autocommit).  *row_factory* is psycopg's; rows are tuples by default.
+
+    ``PGMONKEY_DEADLINE`` is how many seconds a request has until its response starts, ``PGMONKEY_DEADLINE_HEADER`` the
+    name of a header in which a request may give itself less: what has not ended then is cancelled, and the answer is a
+    504, or what the application's handler of `pgmonkey.DeadlineExceededError` says.
     """
 
     @overload
@@ -63,13 +67,17 @@ class PGMonkey(BoundDatabase[Row]):
         check(app)
         try:
             settings = read(app)
+            deadlines = read_deadline(app)
             databases = {key: self._database(app, key, own) for key, own in settings.items()}
         except ConfigError as error:
             if click.get_current_context(silent=True) is None:
                 raise
             raise click.ClickException(str(error)) from None  # the flask command shows it without a traceback
         app.extensions[EXTENSION] = databases
-        TransactionMiddleware(app, {key: own.scope for key, own in settings.items()})
+        if deadlines is not None:
+            for database in databases.values():
+                database.deadline = current_deadline
+        TransactionMiddleware(app, {key: own.scope for key, own in settings.items()}, deadlines)
         if "PGMONKEY_TESTING" in os.environ:
             # Started by tests.  Before those that were registered earlier, which may use a database.
             app.before_request_funcs.setdefault(None, []).insert(0, find_sandbox)

@@ -13,7 +13,7 @@ from flask import Flask, Response, has_request_context, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.wsgi import ClosingIterator
 
-from pgmonkey import CommitUnknownError, Database
+from pgmonkey import CommitUnknownError, Database, Deadline, RequestDeadline
 
 from ._compat import get_request, replace_call, replace_method
 from ._database import EXTENSION, choices_of
@@ -36,6 +36,12 @@ _UNITS = "flask_pgmonkey.units"
 _served: ContextVar[RequestUnits | None] = ContextVar("flask_pgmonkey.served", default=None)
 
 
+def current_deadline() -> Deadline | None:
+    """Return when the statements of the request that this thread serves must have ended; None is never."""
+    units = _served.get()
+    return None if units is None else units.deadline
+
+
 def current_units() -> RequestUnits | None:
     """Return the units of work of the current request; None outside of one, and after it."""
     units: RequestUnits | None = request.environ.get(_UNITS) if has_request_context() else None
@@ -49,10 +55,11 @@ class TransactionMiddleware:
     may fail before, and whoever changes the status decides.
     """
 
-    def __init__(self, app: Flask, scopes: dict[str | None, Scope]) -> None:
+    def __init__(self, app: Flask, scopes: dict[str | None, Scope], deadlines: RequestDeadline | None) -> None:
         self._app = app
         self._wsgi_app = app.wsgi_app
         self._scopes = scopes
+        self._deadlines = deadlines
         self._databases: dict[str | None, Database[object]] = app.extensions[EXTENSION]
         self._watch_exceptions()
         preprocess_request = app.preprocess_request
@@ -83,6 +90,8 @@ class TransactionMiddleware:
         method = environ["REQUEST_METHOD"]
         # The route, never the path: that may contain personal data.
         units = environ[_UNITS] = RequestUnits(self, lambda units: f"{method} {units.route or '(no route)'}")
+        if self._deadlines is not None:
+            units.deadline = self._deadlines.begin(environ.get(_environ_key(self._deadlines.header)))
         token = _served.set(units)
         self._begin(units)
         started = False
@@ -95,6 +104,7 @@ class TransactionMiddleware:
             started = True
             try:
                 units.answer(int(status[:3]))
+                units.deadline = None
             except Exception as error:
                 answer = self._answer(error, units, environ)(environ, start_response)
                 return _discard
@@ -273,6 +283,10 @@ class TransactionMiddleware:
                 response = self._app.handle_exception(unhandled)
             units.answer(response.status_code)
         return response
+
+
+def _environ_key(header: str | None) -> str:
+    return f"HTTP_{(header or '').upper().replace('-', '_')}"
 
 
 def _is_refusal(error: Exception) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from flask import Flask
 
-from pgmonkey import ConfigError, Origin
+from pgmonkey import ConfigError, Origin, RequestDeadline
 
 Scope = Literal["request", "statement"]
 
@@ -20,7 +20,7 @@ _BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "
 _TEXTS = ("get_secret_value", "unicode_string")
 _KEYS = ("config", "resolve_env", "allow_sensitive_defaults", "profile", "transaction")
 _PREFIX = "PGMONKEY_"
-_NAMES = [key.upper() for key in (*_KEYS, "binds")]
+_NAMES = [key.upper() for key in (*_KEYS, "binds", "deadline", "deadline_header")]
 
 logger = logging.getLogger("pgmonkey")
 
@@ -59,6 +59,14 @@ def read(app: Flask) -> dict[str | None, Settings]:
         own = value if isinstance(value, Mapping) and "config" in value else {"config": value}
         settings[key] = _settings(app, f"PGMONKEY_BINDS[{key!r}]", own, common)
     return settings
+
+
+def read_deadline(app: Flask) -> RequestDeadline | None:
+    """Return how long the requests of *app* may take; None where nothing says so."""
+    seconds, header = app.config.get("PGMONKEY_DEADLINE"), app.config.get("PGMONKEY_DEADLINE_HEADER")
+    if seconds is None and header is None:
+        return None
+    return RequestDeadline(seconds, header, f"{app.name}: PGMONKEY_DEADLINE")
 
 
 def where(app: Flask, key: str | None) -> str:

@@ -6,12 +6,25 @@ import psycopg
 from flask import Blueprint, current_app
 from flask.typing import ResponseReturnValue
 
-from pgmonkey import CommitUnknownError, Database, PoolFullError, PoolTimeoutError, ServerUnavailableError
+from pgmonkey import (
+    CommitUnknownError,
+    Database,
+    DeadlineExceededError,
+    PoolFullError,
+    PoolTimeoutError,
+    ServerUnavailableError,
+)
 
 from ._database import EXTENSION
 
-UNAVAILABLE = (PoolTimeoutError, PoolFullError, ServerUnavailableError, psycopg.errors.ConnectionTimeout)
-"""The errors that are answered with a 503."""
+UNAVAILABLE = (
+    PoolTimeoutError,
+    PoolFullError,
+    ServerUnavailableError,
+    psycopg.errors.ConnectionTimeout,
+    DeadlineExceededError,
+)
+"""The errors that are answered with a 503, the last with a 504."""
 
 _RETRY_AFTER = {"Retry-After": "1"}  # seconds
 _READY_WITHIN = 2.0  # seconds: orchestrators give up on a probe after a few
@@ -22,6 +35,8 @@ def answer_unavailable(error: Exception) -> ResponseReturnValue:
     if CommitUnknownError.precedes(error):
         raise error
     current_app.logger.warning("%s", _on_one_line(error))
+    if isinstance(error, DeadlineExceededError):
+        return "The request took too long.", 504
     state = "busy" if isinstance(error, (PoolTimeoutError, PoolFullError)) else "not available"
     return f"The database is {state}, please try again.", 503, _RETRY_AFTER
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 
 from psycopg.pq import TransactionStatus
 
-from pgmonkey import CommitUnknownError, Database, UnitOfWork
+from pgmonkey import CommitUnknownError, Database, Deadline, UnitOfWork
 
 from ._database import TransactionOptions
 
@@ -39,6 +39,8 @@ class RequestUnits:
         """Why no connection was to be had, until Flask answers that."""
         self.committed = False
         """Whether anything was, so that the server must not answer an error any more."""
+        self.deadline: Deadline | None = None
+        """When its statements must have ended, as long as the response has not started."""
         self._label = label
         self._units: dict[str | None, UnitOfWork[object]] = {}
         self._keep: bool | None = None

@@ -17,15 +17,17 @@ from weakref import WeakMethod, ref
 
 import psycopg
 from psycopg.abc import AdaptContext
+from psycopg.errors import ConnectionTimeout
 from psycopg.pq.abc import PGconn
 
 from .._config.blueprint import blueprint
 from .._config.schema import Config, Kind
+from .._driver.deadlines import Deadline, check_wait
 from .._driver.psycopg_types import RowFactory
 from .._pool.cache import Holder, Key, cache
 from .._pool.open_blocks import Exit, OpenBlocks, Runner, by_frame, current_exit, current_runner
 from .._pool.place import Label
-from ..errors import PgmonkeyError, ServerUnavailableError
+from ..errors import PgmonkeyError, PoolTimeoutError, ServerUnavailableError
 from .fastpath import FastPath
 from .lease import Lease
 from .listener import Listener
@@ -106,20 +108,30 @@ class ConnectionHandle:
         autocommit: bool | None = None,
         context: AdaptContext | None = None,
         label: Label | None = None,
+        deadline: Deadline | None = None,
     ) -> Lease:
         """Lend a connection until the lease is finished, which is up to the caller.
 
         *timeout* is in seconds and defaults to the pool's; *autocommit* defaults to the configuration's; *context* is
         where the connection's type adapters come from, psycopg's own by default; *label* tells, when it is called,
-        for whom the connection is borrowed.
+        for whom the connection is borrowed.  By the *deadline* of a request all must have ended, the wait as well:
+        `DeadlineExceededError` is raised then.
         """
+        if deadline is not None:
+            timeout = deadline.wait(self._blueprint.settings.timeout if timeout is None else timeout)
         pool = self._pool
         asked = 0.0 if pool.observer is None else perf_counter()
-        pooled = pool.borrow(timeout, label)
+        try:
+            pooled = pool.borrow(timeout, label)
+        except (PoolTimeoutError, ConnectionTimeout) as error:
+            check_wait(error, deadline)
+            raise
         autocommit = pooled.autocommit if autocommit is None else autocommit
         lease = Lease(pool, pooled, autocommit, context)
         if pool.observer is not None:
             lease.observe(pool.observer, asked, label)
+        if deadline is not None:
+            lease.limit(deadline)
         return lease
 
     @contextmanager

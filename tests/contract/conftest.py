@@ -66,13 +66,13 @@ def free_port() -> int:
 class Started:
     """A server that was started with one of the contract applications, and may be up soon."""
 
-    def __init__(self, name: str, folder: Path, config: dict[str, Any]) -> None:
+    def __init__(self, name: str, folder: Path, config: dict[str, Any], **environ: str) -> None:
         self.name = name
         self.port = free_port()
         self.log = folder / "log"
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         command = [sys.executable, "-m", *(argument.replace("PORT", str(self.port)) for argument in SERVERS[name])]
-        environ = {**os.environ, "CONTRACT_CONFIG": str(folder / "config.yaml"), "PYTHONPATH": str(APPS)}
+        environ = {**os.environ, "CONTRACT_CONFIG": str(folder / "config.yaml"), "PYTHONPATH": str(APPS), **environ}
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
                 command, env=environ, cwd=folder, stdout=log, stderr=subprocess.STDOUT, preexec_fn=die_with_parent
@@ -153,7 +153,7 @@ class App:
 
 @contextmanager
 def running(
-    name: str, server: Server, dbname: str, pool: dict[str, Any], proxy: FaultProxy | None = None
+    name: str, server: Server, dbname: str, pool: dict[str, Any], proxy: FaultProxy | None = None, **environ: str
 ) -> Iterator[App]:
     """Serve a contract application by the server *name* over a new database *dbname*, by way of *proxy*."""
     server.create_database(dbname)
@@ -163,7 +163,7 @@ def running(
     with psycopg.connect(server.dsn(dbname), autocommit=True) as observer:
         observer.execute(SCHEMA)
         with tempfile.TemporaryDirectory(prefix="contract-") as folder:
-            started = Started(name, Path(folder), config)
+            started = Started(name, Path(folder), config, **environ)
             with started.client() as client:
                 app = App(started, client, observer)
                 app.proxy = proxy

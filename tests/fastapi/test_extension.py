@@ -15,9 +15,10 @@ from fastapi import Depends, FastAPI, Request, WebSocket
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.testclient import TestClient
 from psycopg import AsyncConnection
+from starlette.background import BackgroundTask
 
 from fastapi_pgmonkey import PGMonkey
-from pgmonkey import AsyncDatabase, ConfigError
+from pgmonkey import AsyncDatabase, ConfigError, DeadlineExceededError
 
 Observer = psycopg.Connection[Any]
 
@@ -236,3 +237,59 @@ async def test_a_cancelled_request_gives_its_synchronous_connection_back(config:
         await db.threads.end(unit, unit.finish, None)
     stats = db.sync_database.stats()
     assert stats["pool_available"] == stats["pool_size"] == 1
+
+
+# -- deadlines --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [0, -1, "soon", float("nan")])
+def test_a_deadline_is_a_number_of_seconds(seconds: Any, config: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="deadline: expected a positive number of seconds"):
+        PGMonkey(config, deadline=seconds)
+
+
+@pytest.mark.parametrize("transaction", ["request", "statement"])
+async def test_the_deadline_of_a_request(
+    transaction: Literal["request", "statement"], config: dict[str, Any], table: None, observer: Observer
+) -> None:
+    db = PGMonkey(config, transaction=transaction, deadline=30, deadline_header="X-Timeout-Ms")
+    app = FastAPI()
+    db.init_app(app)
+    seen: list[Any] = []
+
+    async def afterwards() -> None:
+        seen.append(await db.async_database.fetch_value("SELECT 7 FROM pg_sleep(2.5)"))
+
+    @app.get("/")
+    async def late(database: AsyncDatabase[Any] = Depends(db.database)) -> None:  # noqa: B008
+        await database.execute("INSERT INTO t VALUES (1)")
+        await database.execute("SELECT pg_sleep(60)")
+
+    @app.get("/sync")
+    def late_in_a_thread() -> None:
+        db.sync_database.execute("INSERT INTO t VALUES (1)")
+        db.sync_database.execute("SELECT pg_sleep(60)")
+
+    @app.get("/background")
+    async def background() -> JSONResponse:
+        return JSONResponse({}, background=BackgroundTask(afterwards))
+
+    async with serving(app) as client:
+        for path in ("/", "/sync"):
+            answer = await client.get(path, headers={"X-Timeout-Ms": "2000"})
+            assert (answer.status_code, answer.json()) == (504, {"detail": "The request took too long."})
+        assert count(observer) == (0 if transaction == "request" else 2)
+        # What runs after the response has all the time that it needs.
+        assert (await client.get("/background", headers={"X-Timeout-Ms": "2000"})).status_code == 200
+        assert seen == [7]
+
+    async def handler(request: Request, error: Exception) -> JSONResponse:
+        return JSONResponse(str(error), 418)
+
+    handled = FastAPI()
+    handled.add_exception_handler(DeadlineExceededError, handler)
+    db.init_app(handled)
+    handled.get("/")(late)
+    async with serving(handled) as client:
+        answer = await client.get("/", headers={"X-Timeout-Ms": "2000"})
+        assert (answer.status_code, answer.json()) == (418, "the statement did not end within 2 s (X-Timeout-Ms)")

@@ -12,7 +12,7 @@ from flask import Flask
 from psycopg.rows import dict_row
 
 from flask_pgmonkey import PGMonkey
-from pgmonkey import ConfigError
+from pgmonkey import ConfigError, DeadlineExceededError
 
 Observer = psycopg.Connection[Any]
 
@@ -206,3 +206,57 @@ def test_a_stream_outlives_the_view_and_gives_back_when_the_client_leaves(
 def test_the_shell_has_db(config: dict[str, Any]) -> None:
     db = PGMonkey()
     assert make(db, config).make_shell_context()["db"] is db
+
+
+# -- deadlines --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [0, -1, "soon", float("nan")])
+def test_a_deadline_is_a_number_of_seconds(seconds: Any, config: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="shop: PGMONKEY_DEADLINE: expected a positive number of seconds"):
+        make(PGMonkey(), config, PGMONKEY_DEADLINE=seconds)
+
+
+@pytest.mark.parametrize("scope", ["request", "statement"])
+def test_the_deadline_of_a_request(scope: str, config: dict[str, Any], table: None, observer: Observer) -> None:
+    db = PGMonkey()
+    app = make(db, config, PGMONKEY_DEADLINE=30, PGMONKEY_DEADLINE_HEADER="X-Timeout-Ms", PGMONKEY_TRANSACTION=scope)
+
+    @app.errorhandler(DeadlineExceededError)
+    def late(error: DeadlineExceededError) -> tuple[str, int]:
+        return str(error), 418
+
+    @app.get("/")
+    def view() -> list[str]:
+        db.execute("INSERT INTO t VALUES (1)")
+        db.execute("SELECT pg_sleep(60)")
+        return []
+
+    @app.get("/stream")
+    def stream() -> Any:
+        return (str(row[0]) for row in db.stream("SELECT 1 FROM pg_sleep(2.5)"))
+
+    client = app.test_client()
+    for _ in range(3):
+        answer = client.get("/", headers={"X-Timeout-Ms": "2000"})
+        assert answer.status_code == 418
+        assert answer.text == "the statement did not end within 2 s (X-Timeout-Ms)"
+    assert observer.execute("SELECT count(*) FROM t").fetchone() == (0 if scope == "request" else 3,)
+    # What streams after the response has started has all the time that it needs.
+    assert client.get("/stream", headers={"X-Timeout-Ms": "2000"}).text == "1"
+    with app.app_context():
+        assert db.fetch_value("SELECT 1") == 1
+
+
+def test_the_answer_to_a_request_that_takes_too_long(config: dict[str, Any]) -> None:
+    db = PGMonkey()
+    app = make(db, config, PGMONKEY_DEADLINE=0.2)
+
+    @app.get("/")
+    def view() -> list[str]:
+        db.execute("SELECT pg_sleep(60)")
+        return []
+
+    answer = app.test_client().get("/")
+    assert (answer.status_code, answer.text) == (504, "The request took too long.")
+    assert "Retry-After" not in answer.headers

@@ -19,6 +19,7 @@ settings.configure(
     ALLOWED_HOSTS=["*"],
     ROOT_URLCONF=__name__,
     DATABASES={"default": {"ENGINE": "django_pgmonkey", "OPTIONS": {"config": os.environ["CONTRACT_CONFIG"]}}},
+    PGMONKEY_DEADLINE_HEADER=os.environ.get("CONTRACT_DEADLINE_HEADER"),
     MIDDLEWARE=["django_pgmonkey.middleware.TransactionMiddleware"],
     USE_TZ=True,
     LOGGING_CONFIG=None,

@@ -15,7 +15,7 @@ from psycopg import AsyncConnection, Connection
 from fastapi_pgmonkey import PGMonkey
 from pgmonkey import AsyncDatabase, PGConnectionManager
 
-db = PGMonkey(os.environ["CONTRACT_CONFIG"])
+db = PGMonkey(os.environ["CONTRACT_CONFIG"], deadline_header=os.environ.get("CONTRACT_DEADLINE_HEADER"))
 app = FastAPI()
 db.init_app(app, readiness="/health/ready", liveness="/health/live")
 

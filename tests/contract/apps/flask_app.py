@@ -12,7 +12,9 @@ from flask_pgmonkey import PGMonkey
 
 db = PGMonkey()
 app = Flask(__name__)
-app.config.update(PGMONKEY_CONFIG=os.environ["CONTRACT_CONFIG"])
+app.config.update(
+    PGMONKEY_CONFIG=os.environ["CONTRACT_CONFIG"], PGMONKEY_DEADLINE_HEADER=os.environ.get("CONTRACT_DEADLINE_HEADER")
+)
 db.init_app(app)
 app.register_blueprint(db.health_blueprint())
 
