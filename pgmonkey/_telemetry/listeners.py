@@ -9,7 +9,7 @@ from typing import Protocol
 
 from .events import Listener, Subject
 from .log import SqlLog, logger, pool_logger
-from .otel import OpenTelemetry, provider_is_set
+from .otel import OpenTelemetry, providers_set
 
 
 class Counted(Protocol):
@@ -59,9 +59,10 @@ def find(subject: Subject, *, traced: bool) -> tuple[Listener, ...] | None:
         found.append(_log)
     if settings.telemetry is not False:
         found += added
-        if provider_is_set():
+        traces, measures = providers_set()
+        spans = traces and (not traced or settings.telemetry is True)
+        if spans or measures:
             if not _otel:
                 _otel.append(OpenTelemetry(statistics))
-            ours = not traced or settings.telemetry is True
-            found.append(_otel[0] if ours else _otel[0].without_spans)
+            found.append(_otel[0] if spans else _otel[0].without_spans)
     return tuple(found) or None

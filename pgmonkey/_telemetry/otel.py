@@ -290,12 +290,15 @@ def _version() -> str:
 _API = ("opentelemetry.trace", "opentelemetry.metrics", "opentelemetry._")
 
 
-def provider_is_set() -> bool:
-    """Tell whether the program has set a provider of traces or metrics, which is none of the API's own."""
+def providers_set() -> tuple[bool, bool]:
+    """Tell whether the program has set providers of traces, and of metrics, which are none of the API's own."""
     modules = sys.modules
     trace, metrics = modules.get("opentelemetry.trace"), modules.get("opentelemetry.metrics")
     try:
         providers = [trace and trace.get_tracer_provider(), metrics and metrics.get_meter_provider()]
     except Exception:  # of one that the environment names, and that cannot be loaded
-        return False
-    return any(provider is not None and not type(provider).__module__.startswith(_API) for provider in providers)
+        return False, False
+    traces, measures = (
+        provider is not None and not type(provider).__module__.startswith(_API) for provider in providers
+    )
+    return traces, measures

@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TRACERS = ("opentelemetry_psycopg", "datadog", "elastic")
+PAIRS = [*((program, tracer) for program in ("ways", "django_ways") for tracer in TRACERS), ("django_ways", "sentry")]
 # What these packages do not trace on psycopg itself either: ``copy()`` and ``stream()`` of cursors.
 NOT_TRACED = ("stream of a cursor", "COPY")
 SETTINGS = """
@@ -47,8 +48,7 @@ def run(program: str, tracer: str, when: str, environ: dict[str, str]) -> dict[s
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("tracer", TRACERS)
-@pytest.mark.parametrize("program", ["ways", "django_ways"])
+@pytest.mark.parametrize(("program", "tracer"), PAIRS)
 def test_there_are_as_many_spans_as_statements(
     program: str, tracer: str, when: str, config: dict[str, Any], config_file: Path, tmp_path: Path
 ) -> None:
