@@ -74,6 +74,7 @@ def hash_password_once(server: Server) -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--every-python", action="store_true", help="leave out what need not run on every Python")
     parser.addoption("--ecosystem", action="store_true", help="collect the tests with other people's packages too")
+    parser.addoption("--sandbox", action="store_true", help="collect the large suites in sandboxes too")
     parser.addoption("--telemetry", action="store_true", help="collect the tests with tracers and exporters too")
     parser.addoption("--tutorials", action="store_true", help="collect the tests that follow the tutorials too")
     faults = parser.getgroup("faults")
@@ -85,6 +86,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave out the suites that are to be asked for, and with ``--every-python`` what need not run on each."""
     name, folder = collection_path.name, collection_path.parent
+    if collection_path == ROOT / "tests" / "sandbox" / "project":
+        return True  # which is run by a pytest of its own
     if folder == ROOT / "tests" and name in ("ecosystem", "faults", "telemetry"):
         return None if config.getoption(f"--{name}") else True
     if name == "test_tutorials.py":

@@ -25,6 +25,12 @@ _lock = threading.Lock()
 _running: _Process | None = None
 
 
+def python_for(module: str) -> list[str]:
+    """Return the command that calls ``main`` of *module*, which it finds where this process does."""
+    code = f"import sys; sys.path[:] = {sys.path!r}; from {module} import main; main()"
+    return [sys.executable, "-c", code]
+
+
 # -- in the test process ----------------------------------------------------------------------------------------------
 
 
@@ -65,12 +71,11 @@ class _Process:
         """The process that has started it."""
         self.secret = secrets.token_urlsafe(24)
         self._child = subprocess.Popen(
-            [sys.executable, "-m", __name__],
+            python_for(__name__),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,  # Ctrl-C reaches the tests only, which then end it
-            cwd=os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))),
         )
         self._stdin, self._stdout = _given(self._child.stdin), _given(self._child.stdout)
         self._stdin.write(f"{self.secret}\n")
@@ -155,7 +160,8 @@ def _serve(lines: _Lines, secret: str) -> None:
             lines.close()
 
 
-def _main() -> None:
+def main() -> None:
+    """Serve sandboxes until the standard input ends."""
     secret = sys.stdin.readline().strip()
     listener = socket.create_server(("127.0.0.1", 0), backlog=100)
     print(listener.getsockname()[1], flush=True)
@@ -168,7 +174,3 @@ def _main() -> None:
     threading.Thread(target=accept, daemon=True).start()
     sys.stdin.read()  # until the test process ends, however it does; the server rolls back what is left
     os._exit(0)
-
-
-if __name__ == "__main__":
-    _main()

@@ -100,6 +100,7 @@ class Redirection:
 in_context: ContextVar[Redirection | None] = ContextVar("pgmonkey_sandbox", default=None)
 _open: dict[Redirection, None] = {}
 _lock = threading.Lock()
+_for_good = False
 
 
 def current() -> Redirection | None:
@@ -164,8 +165,10 @@ for _handle in (ConnectionHandle, AsyncConnectionHandle):
     _ATTRIBUTES.append((_handle, "_pool", _ForEachSandbox("_pool", Redirection.pool_of)))
 
 
-def install() -> None:
-    """Let databases look for a sandbox."""
+def install(*, for_good: bool = False) -> None:
+    """Let databases look for a sandbox; *for_good*, also when no sandbox of this process is open."""
+    global _for_good
+    _for_good = _for_good or for_good
     for kind, name, attribute in _ATTRIBUTES:
         setattr(kind, name, attribute)
 
@@ -182,6 +185,6 @@ def note_closed(sandbox: Redirection) -> None:
     """Let *sandbox* be found no more; without any, databases look for none."""
     with _lock:
         _open.pop(sandbox, None)
-        if not _open:
+        if not _open and not _for_good:
             for kind, name, _ in _ATTRIBUTES:
                 delattr(kind, name)

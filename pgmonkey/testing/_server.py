@@ -7,7 +7,6 @@ them has ended.  They hold a shared lock on a file, which the system releases ho
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import hashlib
 import json
@@ -28,6 +27,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from ..embedded import EmbeddedError, Server, find_binaries
+from ._process import python_for
 
 VARIABLE = "PGMONKEY_TEST_DSN"
 # Seconds that the server stays when the last process has ended: the next run may come at once.
@@ -106,7 +106,7 @@ def _started(folder: Path) -> str:
             return running
         (folder / "address").unlink(missing_ok=True)
         with open(folder / "keeper.log", "wb", opener=_private) as log:
-            command = [sys.executable, "-m", "pgmonkey.testing._server", str(folder)]
+            command = [*python_for(__name__), str(folder)]
             # In a session of its own, so that Ctrl-C in the terminal does not end it before the tests.
             keeper = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/"
@@ -115,6 +115,7 @@ def _started(folder: Path) -> str:
         while time.monotonic() < deadline and keeper.poll() is None:
             running = _running(folder)
             if running is not None:
+                keeper.returncode = 0  # it outlives this process, so it is not to be waited for
                 return running
             time.sleep(0.02)
         raise EmbeddedError(f"the test server did not start:\n{(folder / 'keeper.log').read_text(errors='replace')}")
@@ -165,16 +166,11 @@ def _wait_for_the_last(users: IO[str]) -> None:
     fcntl.flock(users, fcntl.LOCK_UN)
 
 
-def _main() -> None:
-    parser = argparse.ArgumentParser(description="Keep the server of a project's tests running while it is used.")
-    parser.add_argument("folder", type=Path)
-    _keep(parser.parse_args().folder)
+def main() -> None:
+    """Keep the server in the folder that is the last argument."""
+    _keep(Path(sys.argv[-1]))
 
 
 def worker_number() -> str:
     """Return what tells this process from others that test at the same time, for the names of databases."""
     return re.sub(r"\W", "", os.environ.get("PYTEST_XDIST_WORKER", "")) + str(os.getpid())
-
-
-if __name__ == "__main__":
-    _main()

@@ -184,14 +184,14 @@ class Session:
         if lasting:
             asked = ", ".join(f"pg_catalog.current_setting({literal(name)}, true)" for name in lasting)
             reply = self.backend.guarded(f"SELECT {asked}")
-            found = {name: value for row in reply.rows for name, value in zip(lasting, row, strict=True) if value}
+            found = {
+                name: value for row in reply.rows for name, value in zip(lasting, row, strict=True) if value is not None
+            }
             self._settings.update(found)
             self.backend.applied.update(found)
         for name in self._local:
-            # Anything else than what is wanted, so that it is set again.
+            # Not what any client wants, so that the next turn sets it.
             self.backend.applied[name] = "?" if name in self._settings else ""
-        if self._local:
-            self.backend.apply(self._settings)
 
     def _undo(self) -> None:
         """Do what ROLLBACK does."""

@@ -44,7 +44,7 @@ def visit(told: str | None) -> None:
         with _lock:
             sandbox = _visited.get(told)
             if sandbox is None:
-                install()
+                install(for_good=True)
                 sandbox = _visited[told] = Redirection(int(port), secret)
             _visited.move_to_end(told)
             gone = _visited.popitem(last=False)[1] if len(_visited) > _MANY else None
