@@ -110,9 +110,11 @@ class Arriving:
 
     def read(self, pgconn: PGconn) -> bool:
         """Read what has arrived; tell whether there is something to take."""
-        pgconn.consume_input()
-        while notification := pgconn.notifies():
-            self._found.append(notification)
+        try:
+            pgconn.consume_input()
+        finally:  # what came before the end of the stream is in libpq's buffer
+            while notification := pgconn.notifies():
+                self._found.append(notification)
         return bool(self._found)
 
     def take(self) -> list[Notify]:
