@@ -748,3 +748,55 @@ see("/writes", "/nothing", "/health/ready", "/health/live", "/middleware", "/ada
         "pgmonkey: connection failed",
         "503 1 The database is not available, please try again.",
     ]
+
+
+# -- deadlines --------------------------------------------------------------------------------------------------------
+
+
+def test_a_deadline_holds_for_its_own_request(project: Path) -> None:
+    code = """
+from asgiref.sync import async_to_sync
+settings.PGMONKEY_DEADLINE, settings.PGMONKEY_DEADLINE_HEADER = 30, "X-Timeout-Ms"
+connection.settings_dict["CONN_MAX_AGE"] = None  # the connection outlives its requests
+def sleep(seconds):
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_sleep(%s)", [seconds])
+@view
+def quick(request):
+    write("quick")
+    return HttpResponse(status=200)
+@view
+def late(request):
+    write("late")
+    sleep(60)
+@view
+def patient(request):
+    write("patient")
+    sleep(0.5)
+    return HttpResponse(status=200)
+@view
+def asynchronous(request):
+    async_to_sync(django_pgmonkey.database().execute)("SELECT pg_sleep(60)")
+client = Client(raise_request_exception=False)
+def ask(name, **headers):
+    answer = client.get(f"/{name}", headers=headers)
+    print(name, answer.status_code, answer.text)
+ask("quick", **{"X-Timeout-Ms": "20000"})
+sleep(0.2)
+ask("patient")
+for name in ("late", "asynchronous", "late"):
+    ask(name, **{"X-Timeout-Ms": "400"})
+print(sorted(row[0] for row in observer.execute("SELECT v FROM written")))
+settings.PGMONKEY_DEADLINE = -1
+try:
+    Client().get("/quick")
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    assert told(project, code) == [
+        "quick 200 ",
+        "patient 200 ",
+        *(f"{name} 504 The request took too long." for name in ("late", "asynchronous", "late")),
+        "['patient', 'quick']",
+        "ImproperlyConfigured PGMONKEY_DEADLINE: expected a positive number of seconds, got -1",
+    ]
