@@ -21,6 +21,7 @@ import pytest
 from pgmonkey.testing import TestServer
 
 from ..contract.conftest import APPS, SCHEMA
+from ..testing.test_plugin import run_without_server
 
 if TYPE_CHECKING:
     from pgmonkey.embedded import Server
@@ -88,3 +89,7 @@ def test_the_same_as_with_other_ways(application: str, workers: int, tmp_path: P
     for way in ways:
         assert run(tmp_path, application, way, workers) == found, way
     assert databases(server) == before
+
+
+def test_workers_share_a_server_that_is_started_for_them(tmp_path: Path) -> None:
+    assert "5 passed" in run_without_server(tmp_path, "-n2")
