@@ -62,12 +62,11 @@ def test_parameters_are_dumped_as_the_session_is_then(
     settings = pools(prepared(config), configure=use)
     database: Database[Any] = Database(settings, session_values=lambda: values)
     observer.execute("CREATE TABLE dumped (a text, b text)")
-    query, negative = "SELECT %s::text, %s::interval", timedelta(days=-1, seconds=-3)
+    seconds = "SELECT a, extract(epoch FROM b)::int::text FROM (SELECT %s::text, %s::interval) AS t(a, b)"
+    negative, expected = timedelta(days=-1, seconds=-3), ("\u00e9", "-86403")
     with psycopg.connect(**config["connection_settings"]) as plain:
         for encoding, style in (("LATIN1", "postgres"), ("UTF8", "sql_standard"), ("UTF8", "postgres")) * 3:
             values.update({"client_Encoding": encoding, "intervalstyle": style})
-            expected = "\u00e9", f"{negative.days * 86400 + negative.seconds:.0f}"
-            seconds = f"SELECT a, extract(epoch FROM b)::int::text FROM ({query}) AS t(a, b)"
             assert database.fetch_one(seconds, ["\u00e9", negative]) == expected
             with database.transaction() as connection:
                 cursor = connection.execute(seconds, ["\u00e9", negative])
