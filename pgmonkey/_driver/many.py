@@ -1,10 +1,10 @@
-"""Execute one statement with many parameters: all of them in one message, in libpq's pipeline mode."""
+"""Execute one statement with many parameters, or many statements, in one message: libpq's pipeline mode."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 from psycopg.abc import Params, PQGen
@@ -15,7 +15,8 @@ from psycopg.pq.abc import PGconn, PGresult
 from psycopg.waiting import Wait
 
 from .begin import begin_statement, pipeline_sync
-from .compat import FAST_PATH, PIPELINES, PostgresClientQuery
+from .compat import FAST_PATH, PIPELINES, PostgresClientQuery, PostgresQuery
+from .cursors import set_result
 from .prepared import Prepared
 from .psycopg_types import AnyCursor
 from .sql import Effect, Statement, effect_of, text_of
@@ -26,6 +27,7 @@ _CHUNK = 128
 # How many statements have a name at the same time.
 _NAMES = 16
 _numbers = itertools.count(1)
+_WITHOUT_ROWS = (ExecStatus.COMMAND_OK, ExecStatus.EMPTY_QUERY)
 # As plain numbers, which are faster to compare than members of an enumeration.
 _FATAL, _SYNC, _TUPLES = int(ExecStatus.FATAL_ERROR), int(ExecStatus.PIPELINE_SYNC), int(ExecStatus.TUPLES_OK)
 
@@ -65,7 +67,7 @@ def executing_many(
     query = cursor._convert_query(statement, rows[0])
     prepared.executing(query, len(rows))
     begin = begin_statement(connection) or ()
-    answers = _Answers(pgconn, skipped=len(begin), keeping=returning)
+    answers = _Answers(pgconn, skipped=len(begin), keeping=(_TUPLES,) if returning else ())
     failure: Exception | None = None
     names: dict[tuple[int, ...], bytes] = {}
     most = _NAMES if prepared.deallocates and prepared.prepare_threshold is not None else 0
@@ -113,12 +115,43 @@ def executing_many(
     return answers.count, answers.results
 
 
+def executing_all(cursors: Sequence[AnyCursor], statements: Sequence[Statement]) -> PQGen[None]:
+    """Execute on each of *cursors*, which have their queries by `convert`, its one of *statements*.
+
+    After an error nothing more is executed; it is raised, and the cursors from its own on have no result.
+    """
+    connection = cursors[0]._conn
+    pgconn = connection.pgconn
+    prepared: Prepared = connection.__dict__["prepared"]
+    begin = begin_statement(connection) or ()
+    answers = _Answers(pgconn, skipped=len(begin), keeping=(_TUPLES, *_WITHOUT_ROWS))
+    queries = [cast("PostgresQuery", cursor._query) for cursor in cursors]
+    for query in queries:
+        prepared.executing(query)
+    pgconn.enter_pipeline_mode()
+    for command in begin:
+        pgconn.send_query_params(command, None)
+    for i, query in enumerate(queries):
+        pgconn.send_query_params(query.query, query.params, query.types, query.formats)
+        if i % _CHUNK == _CHUNK - 1:
+            yield from answers.exchange()
+    pipeline_sync(pgconn)
+    yield from answers.finish()
+    if pgconn.status == ConnStatus.OK:
+        pgconn.exit_pipeline_mode()
+        pass_on_notifications(pgconn)
+    for cursor, statement, result in zip(cursors, statements, answers.results, strict=False):
+        set_result(cursor, statement, [result], anew=False)
+    if answers.error is not None:
+        raise error_from_result(answers.error, encoding=connection.info.encoding)
+
+
 class _Answers:
     """What has arrived in a pipeline."""
 
-    def __init__(self, pgconn: PGconn, *, skipped: int, keeping: bool) -> None:
+    def __init__(self, pgconn: PGconn, *, skipped: int, keeping: Sequence[int]) -> None:
         self._pgconn = pgconn
-        self._skipped, self._keeping = skipped, keeping
+        self._skipped, self._keeping = skipped, keeping  # results of these statuses
         self.count = 0
         """How many rows were affected."""
         self.results: list[PGresult] = []
@@ -164,7 +197,7 @@ class _Answers:
                 self._skipped -= 1
             else:
                 self.count += result.command_tuples or 0
-                if self._keeping and status == _TUPLES:
+                if status in self._keeping:
                     self.results.append(result)
 
 

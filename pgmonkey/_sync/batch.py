@@ -14,16 +14,21 @@ from psycopg import Cursor
 from psycopg.rows import Row, RowFactory, RowMaker, tuple_row
 
 from .._driver.compat import PIPELINES
+from .._driver.cursors import convert
 from .._driver.deadlines import Deadline
 from .._driver.failure import text_of
+from .._driver.many import can_execute_many, executing_all
 from .._driver.psycopg_types import RowFactory as AnyRowFactory
-from .._driver.sql import Params, Plain, Statement
+from .._driver.sql import Params, Plain, Statement, ends_transaction
 from .._driver.transaction_mode import DEFAULT
 from .._pool import scopes
 from .._pool.answers import Answer
+from .._telemetry.events import Loan
 from . import fetching
 from .blocks import TransactionBlock
+from .cursor import fast_cursor
 from .fetching import COLUMNS, Fetch, as_it_is, makes_rows
+from .guard import Guard
 from .psycopg_types import AnyConnection, AnyCursor
 from .unit import Source
 
@@ -157,14 +162,16 @@ class Batch(AbstractContextManager["Batch[Row]"], Generic[Row]):
         """Execute them all and load their results; return what makes the answer of each."""
         sent: list[tuple[AnyCursor, _Maker]] = []
         try:
-            with ExitStack() as stack:
-                if PIPELINES:
-                    stack.enter_context(connection.pipeline())
-                for one in self._queue:
-                    cursor = connection.cursor()
-                    sent.append((cursor, one.prepare(cursor)))
-                    # Not prepared: what is outdated could not be executed again, as others may have been before it.
-                    cursor.execute(cast(Plain, one.query), one.params, prepare=False)
+            if not self._execute_in_one_message(connection, sent):
+                sent.clear()
+                with ExitStack() as stack:
+                    if PIPELINES:
+                        stack.enter_context(connection.pipeline())
+                    for one in self._queue:
+                        cursor = connection.cursor()
+                        sent.append((cursor, one.prepare(cursor)))
+                        # Not prepared: what is outdated could not be executed again, as others may have been before it.
+                        cursor.execute(cast(Plain, one.query), one.params, prepare=False)
         except psycopg.Error as error:
             unanswered = [number for number, (cursor, _) in enumerate(sent) if cursor.pgresult is None]
             if unanswered and error.sqlstate is not None:
@@ -180,6 +187,42 @@ class Batch(AbstractContextManager["Batch[Row]"], Generic[Row]):
                 self._name(error, number)
                 raise
         return made
+
+    def _execute_in_one_message(self, connection: AnyConnection, sent: list[tuple[AnyCursor, _Maker]]) -> bool:
+        """Execute them on the cursors of *sent*, which it fills; return False where psycopg is to execute them."""
+        cast("Guard", connection).begin_alone()
+        for one in self._queue:
+            cursor = connection.cursor()
+            sent.append((cursor, one.prepare(cursor)))
+            kind = type(cursor)
+            if vars(kind).get("observes", kind) is not fast_cursor(Cursor):
+                return False  # a class of the program's, or what a tracer has put in its place
+            if not can_execute_many(cursor, one.query) or ends_transaction(one.query, connection.pgconn):
+                return False
+        cursors, statements = [cursor for cursor, _ in sent], [one.query for one in self._queue]
+        loan: Loan | None = connection.__dict__.get("loan")
+        executions = []
+        try:
+            with connection.lock:
+                for cursor, one in zip(cursors, self._queue, strict=True):
+                    if convert(cursor, cast(Plain, one.query), one.params) is None:
+                        return False
+                    if loan is not None:
+                        executions.append(loan.executing(one.query, one.params, connection.pgconn))
+                failure: BaseException | None = None
+                try:
+                    connection.wait(executing_all(cursors, statements))
+                except BaseException as error:
+                    failure = error
+                    raise
+                finally:
+                    for cursor, execution in zip(cursors, executions, strict=False):
+                        execution.rows = cursor.rowcount
+                        execution.ended(failure if cursor.pgresult is None else None)
+        finally:
+            if loan is not None:
+                loan.tell()
+        return True
 
     def _name(self, error: psycopg.Error, number: int) -> None:
         """Let the message of *error* say which statement it comes from."""
