@@ -88,7 +88,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     name, folder = collection_path.name, collection_path.parent
     if collection_path == ROOT / "tests" / "sandbox" / "project":
         return True  # which is run by a pytest of its own
-    if folder == ROOT / "tests" and name in ("ecosystem", "faults", "telemetry"):
+    if folder == ROOT / "tests" and name in ("ecosystem", "faults", "sandbox", "telemetry"):
         return None if config.getoption(f"--{name}") else True
     if name == "test_tutorials.py":
         return None if config.getoption("--tutorials") else True

@@ -164,7 +164,8 @@ def test_ctrl_c_rolls_back_and_says_so(transfer: Run, observer: Observer, config
         process.stdin.write(b"id,customer\n" + b"".join(b"%d,x\n" % i for i in range(50_000)))
         process.stdin.flush()
         for _ in range(600):
-            if observer.execute("SELECT 1 FROM pg_stat_activity WHERE query LIKE 'COPY%'").fetchall():
+            copying = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'COPY%'"
+            if observer.execute(copying).fetchall():
                 break
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)

@@ -616,7 +616,7 @@ def test_a_rolled_back_request_is_logged(project: Path) -> None:
     code = """
 logging.disable(logging.NOTSET)
 logging.basicConfig(level=logging.DEBUG, stream=sys.stdout, format="%(message)s")
-for name in ("django", "asyncio"):
+for name in ("django", "asyncio", "pgmonkey.sql"):
     logging.getLogger(name).disabled = True
 logging.getLogger("django.request").disabled = True
 @view
@@ -677,6 +677,7 @@ from proxy import FaultProxy
 logging.disable(logging.NOTSET)
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
 logging.getLogger("pgmonkey").setLevel(logging.DEBUG)
+logging.getLogger("pgmonkey.sql").setLevel(logging.CRITICAL)
 params = connection.get_connection_params()
 with FaultProxy(params["host"], int(params["port"])) as proxy:
     connection.close_pool()

@@ -571,7 +571,8 @@ def test_the_log_says_where_a_rollback_is_not_certain(
         for name in ("lost", "part"):
             assert raw.test_client().post(f"/{name}").status_code == 500
             proxy.cut_after = 0
-    assert [message for message in caplog.messages if "statements" in message] == [
+    told = [record.getMessage() for record in caplog.records if record.name == "pgmonkey"]
+    assert [message for message in told if "(statements: " in message] == [
         "POST /lost: outcome unknown: CommitUnknownError (statements: 1)",
         "POST /part: committed in part: UniqueViolation (statements: 2)",
     ]
