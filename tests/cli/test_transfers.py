@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,9 @@ def test_bad_rows_are_set_aside(transfer: Run, observer: Observer, config_file: 
 def test_ctrl_c_rolls_back_and_says_so(transfer: Run, observer: Observer, config_file: Path) -> None:
     command = [sys.executable, "-m", "pgmonkey", "import", "-", "--table", "orders"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=config_file.parent, **pipes, start_new_session=True) as process:  # type: ignore[call-overload]
+    # Where the tests run in the background, they have inherited that SIGINT is ignored.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, cwd=config_file.parent, **pipes, preexec_fn=heed) as process:  # type: ignore[call-overload]
         assert process.stdin is not None
         process.stdin.write(b"id,customer\n" + b"".join(b"%d,x\n" % i for i in range(50_000)))
         process.stdin.flush()
