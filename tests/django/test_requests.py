@@ -690,7 +690,7 @@ with FaultProxy(params["host"], int(params["port"])) as proxy:
     ask()
 """
     said = told(project, code)
-    assert said[-1] == "lost 500 a"  # not 503 with Retry-After: the server is away, but it may be done
+    assert "lost 500 a" in said  # not 503 with Retry-After: the server is away, but it may be done
     (line,) = [line for line in said if "statements" in line]
     assert line.startswith("GET lost: outcome unknown: the answer to COMMIT was lost")
     assert line.endswith("(statements: 1)")

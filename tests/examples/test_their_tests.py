@@ -11,7 +11,7 @@ from pathlib import Path
 def test_the_tests_of_the_shops_pass_and_leave_nothing(examples: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "pgmonkey.testing.plugin", "-p", "no:cacheprovider"]
     run = subprocess.run(
-        [*command, "example_apps/test_orders.py"],
+        [*command, "example_apps/orders_test.py"],
         cwd=examples,
         env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""},
         capture_output=True,
