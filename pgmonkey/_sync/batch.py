@@ -199,7 +199,8 @@ class Batch(AbstractContextManager["Batch[Row]"], Generic[Row]):
                 return False  # a class of the program's, or what a tracer has put in its place
             if not can_execute_many(cursor, one.query) or ends_transaction(one.query, connection.pgconn):
                 return False
-        cursors, statements = [cursor for cursor, _ in sent], [one.query for one in self._queue]
+        cursors = [cursor for cursor, _ in sent]
+        statements: list[Statement] = [one.query for one in self._queue]
         loan: Loan | None = connection.__dict__.get("loan")
         executions = []
         try:
