@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import psycopg
-from psycopg import pq
 from psycopg.abc import Buffer
 from psycopg.pq import Escaping, TransactionStatus
 from psycopg.pq.abc import PGconn
 
-from .compat import MISSING, PostgresQuery, Prepare
+from .compat import PostgresQuery, Prepare
+from .libpq import LIBPQ
 from .plan import LOOKED_AT
 from .psycopg_types import AnyConnection
 
@@ -96,23 +95,17 @@ def send_query_with_begin(pgconn: PGconn, begin: Begin, query: PostgresQuery, pr
 
 
 def _find_pipeline_sync() -> Callable[[int | None], int] | None:
-    """Return libpq's ``PQpipelineSync`` to be called without the GIL; None where it is not found.
-
-    psycopg's compiled modules hold the GIL in this call.  The server wakes up at that moment and may take the processor
-    from the thread that holds it; all other threads then queue up behind a thread that does not run.
-    """
-    module = sys.modules[pq.PGconn.__module__].__file__
-    if module is None:
-        return None
+    """Return libpq's ``PQpipelineSync`` to be called without the GIL; None where it is not found."""
     try:
-        function = ctypes.CDLL(module).PQpipelineSync  # of the library that the module is linked with
-    except (AttributeError, OSError):
+        function = None if LIBPQ is None else LIBPQ.PQpipelineSync
+    except AttributeError:  # of libpq before 14
         return None
-    function.argtypes, function.restype = (ctypes.c_void_p,), ctypes.c_int
+    if function is not None:
+        function.argtypes, function.restype = (ctypes.c_void_p,), ctypes.c_int
     return function
 
 
-_pipeline_sync = None if "PGconn" in MISSING else _find_pipeline_sync()
+_pipeline_sync = _find_pipeline_sync()
 
 
 def pipeline_sync(pgconn: PGconn) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import ctypes
 import logging
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, wait
@@ -14,6 +15,8 @@ from time import monotonic, sleep
 import psycopg
 from psycopg.pq import ConnStatus, PollingStatus
 from psycopg.pq.abc import PGcancelConn, PGconn
+
+from .libpq import LIBPQ
 
 logger = logging.getLogger("pgmonkey")
 
@@ -42,7 +45,7 @@ def request_cancel(pgconn: PGconn) -> Future[None]:
         if psycopg.capabilities.has_cancel_safe():
             send: Callable[[], None] = partial(_drive, pgconn.cancel_conn())
         else:
-            send = pgconn.get_cancel().cancel
+            send = pgconn.get_cancel().cancel if LIBPQ is None else _Cancel(LIBPQ, pgconn)
         # threading.Thread takes locks.  A finalizer that calls this may have interrupted threading's own code, which
         # holds them, and would wait for ever.
         _thread.start_new_thread(_send, (send, done))
@@ -52,6 +55,28 @@ def request_cancel(pgconn: PGconn) -> Future[None]:
         logger.debug("a statement could not be cancelled: %s", error)
         done.set_result(None)
     return done
+
+
+class _Cancel:
+    """A cancel request of libpq before 17: a call that waits for as long as the network does, so without the GIL."""
+
+    def __init__(self, libpq: ctypes.CDLL, pgconn: PGconn) -> None:
+        self._libpq = libpq
+        libpq.PQgetCancel.argtypes, libpq.PQgetCancel.restype = (ctypes.c_void_p,), ctypes.c_void_p
+        libpq.PQcancel.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int)
+        libpq.PQfreeCancel.argtypes, libpq.PQfreeCancel.restype = (ctypes.c_void_p,), None
+        self._request: int | None = libpq.PQgetCancel(pgconn.pgconn_ptr)  # type: ignore[attr-defined]  # as in `begin`
+        if self._request is None:
+            raise psycopg.OperationalError("the connection is closed")
+
+    def __call__(self) -> None:
+        message = ctypes.create_string_buffer(256)
+        if not self._libpq.PQcancel(self._request, message, len(message)):
+            raise psycopg.OperationalError(message.value.decode(errors="replace"))
+
+    def __del__(self) -> None:
+        if self._request is not None:
+            self._libpq.PQfreeCancel(self._request)
 
 
 def cancel_at_exit(pgconns: Iterable[PGconn]) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import psycopg
 import pytest
 
 from pgmonkey.embedded import Server
@@ -65,10 +64,6 @@ def test_a_slow_query_is_cancelled(app: App) -> None:
     assert get(app, "/slow", 60, a=1, sleep=0)[0] == 200
 
 
-@pytest.mark.skipif(
-    not psycopg.capabilities.has_cancel_safe(),
-    reason="PQcancel of libpq before 17 holds the interpreter up for as long as the network is silent",
-)
 def test_a_silent_server(app: App) -> None:
     proxy = app.proxy
     assert proxy is not None
