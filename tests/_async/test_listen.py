@@ -12,6 +12,7 @@ import pytest
 from psycopg import Notify
 
 from pgmonkey import AsyncDatabase, AsyncListening, Gap
+from pgmonkey._async.waiting import sleep
 
 from .concurrency import Beside
 
@@ -139,11 +140,17 @@ async def test_what_came_before_the_end_of_a_connection_is_not_lost(
 
 
 async def test_closing_ends_the_listening(database: AsyncDatabase, observer: Observer) -> None:
+    begun: list[AsyncListening] = []
+
     async def listen() -> list[str]:
-        return [str(note) async for note in database.listen("orders")]
+        async with database.listen("orders") as mine:
+            begun.append(mine)
+            return [str(note) async for note in mine]
 
     async with database.listen("orders") as notes:
         waiting = [Beside(listen), Beside(listen)]
+        while len(begun) < 2:  # what begins after the close listens anew
+            await sleep(0.01)
         notify(observer, 1)
         assert await take(notes, 1) == ["1"]
         await database.close()

@@ -14,6 +14,7 @@ import pytest
 from psycopg import Notify
 
 from pgmonkey import Database, Gap, Listening
+from pgmonkey._sync.waiting import sleep
 
 from .concurrency import Beside
 
@@ -137,11 +138,17 @@ def test_what_came_before_the_end_of_a_connection_is_not_lost(database: Database
 
 
 def test_closing_ends_the_listening(database: Database, observer: Observer) -> None:
+    begun: list[Listening] = []
+
     def listen() -> list[str]:
-        return [str(note) for note in database.listen("orders")]
+        with database.listen("orders") as mine:
+            begun.append(mine)
+            return [str(note) for note in mine]
 
     with database.listen("orders") as notes:
         waiting = [Beside(listen), Beside(listen)]
+        while len(begun) < 2:  # what begins after the close listens anew
+            sleep(0.01)
         notify(observer, 1)
         assert take(notes, 1) == ["1"]
         database.close()
