@@ -31,6 +31,7 @@ root_doc = "docs/index"
 myst_heading_anchors = 4
 suppress_warnings = ["misc.highlighting_failure"]  # what commands print is no shell
 html_theme = "furo"
+html_favicon = "docs/favicon.svg"
 html_show_copyright = False
 html_show_sphinx = False
 html_copy_source = False
@@ -42,6 +43,7 @@ pygments_dark_style = "a11y-high-contrast-dark"
 FRONT = """<!doctype html>
 <html lang="en">
 <title>pgmonkey</title>
+<link rel="icon" href="_static/favicon.svg">
 <meta http-equiv="refresh" content="0; url=docs/index.html">
 <a href="docs/index.html">pgmonkey</a>
 </html>
