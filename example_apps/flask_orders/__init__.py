@@ -1,19 +1,16 @@
 """The order desk on Flask: ``gunicorn "example_apps.flask_orders:create_app()"``."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 from flask import Flask, Response, abort, g, redirect, render_template, request
 from flask.typing import ResponseReturnValue
-from psycopg.errors import CheckViolation
 from psycopg.rows import dict_row
 
 from flask_pgmonkey import PGMonkey
 
 from .. import shop
-
-# The table refuses a stock below zero.
-TAKE = "UPDATE product SET stock = stock - %(n)s WHERE id = %(id)s RETURNING price_cents"
 
 db = PGMonkey(row_factory=dict_row)
 
@@ -22,16 +19,26 @@ def create_app() -> Flask:
     app = Flask(__name__, template_folder=str(shop.TEMPLATES))
     app.config.update(PGMONKEY_CONFIG=str(shop.CONFIG), PGMONKEY_RESOLVE_ENV=True)
     db.init_app(app)
-    app.context_processor(lambda: {"framework": "Flask", "live_url": shop.LIVE_URL})
-
-    @app.before_request
-    def protect_forms() -> None:
-        g.csrf_token = shop.csrf_token(request.cookies.get(shop.CSRF_COOKIE))
+    app.context_processor(lambda: {**shop.context("Flask"), "csrf_input": shop.csrf_input(csrf_token())})
 
     @app.after_request
     def remember_token(response: Response) -> Response:
-        if shop.CSRF_COOKIE not in request.cookies:
+        if "csrf_token" in g and shop.CSRF_COOKIE not in request.cookies:
             response.set_cookie(shop.CSRF_COOKIE, g.csrf_token, httponly=True, samesite="Lax")
+        return response
+
+    @app.after_request
+    def show_problem(response: Response) -> Response:
+        """Show what went wrong as a page, and to the API as JSON; also the 503 while the database is away."""
+        if response.status_code in shop.PROBLEMS:
+            title, text = shop.PROBLEMS[response.status_code]
+            if request.path.startswith("/api/"):
+                response.set_data(json.dumps({"detail": text}))
+                response.mimetype = "application/json"
+            else:
+                status = response.status_code
+                response.set_data(render_template("problem.html", status=status, title=title, text=text))
+                response.mimetype = "text/html"
         return response
 
     @app.get("/")
@@ -40,12 +47,11 @@ def create_app() -> Flask:
 
     @app.post("/orders")
     def place_from_form() -> ResponseReturnValue:
-        if not shop.is_own_form(request.cookies.get(shop.CSRF_COOKIE), request.form.get(shop.CSRF_FIELD)):
-            abort(403)
+        require_own_form()
         try:
-            order = place(*shop.parse_form(request.form.get("customer", ""), request.form))
+            order = place(*shop.parse_form(request.form))
         except shop.BadOrder as error:
-            return desk(error), 400
+            return desk(error), 422
         except shop.OutOfStock as error:
             return desk(error), 409
         return redirect(f"/orders/{order['id']}", 303)
@@ -85,11 +91,21 @@ def create_app() -> Flask:
     return app
 
 
+def csrf_token() -> str:
+    if "csrf_token" not in g:
+        g.csrf_token = shop.csrf_token(request.cookies.get(shop.CSRF_COOKIE))
+    return str(g.csrf_token)
+
+
+def require_own_form() -> None:
+    """Refuse a form that another site has sent."""
+    if not shop.is_own_form(request.cookies.get(shop.CSRF_COOKIE), request.form.get(shop.CSRF_FIELD)):
+        abort(403)
+
+
 def desk(error: Exception | None = None) -> str:
     products, orders = db.fetch_all(shop.PRODUCTS), db.fetch_all(shop.ORDERS, [20])
-    return render_template(
-        "index.html", products=products, orders=orders, error=error, csrf_input=shop.csrf_input(g.csrf_token)
-    )
+    return render_template("index.html", products=products, orders=orders, error=error, typed=request.form)
 
 
 def find(order_id: int) -> dict[str, Any]:
@@ -99,16 +115,13 @@ def find(order_id: int) -> dict[str, Any]:
 
 def place(customer: str, lines: list[tuple[int, int]]) -> dict[str, Any]:
     """Write the order and take its lines from stock, or raise OutOfStock and leave nothing behind."""
-    # A savepoint: the page is shown in the same request when a statement in it failed.
+    # A savepoint: what is refused is undone before the page is shown, which is part of the same request.
     with db.transaction():
         order_id, total = db.fetch_value(shop.PLACE, [customer]), 0
         for product, quantity in lines:
-            try:
-                price = db.fetch_value(TAKE, {"id": product, "n": quantity})
-            except CheckViolation:  # of the column "stock"; the savepoint around it undoes the order
-                price = None
+            price = db.fetch_value(shop.TAKE, {"id": product, "n": quantity})
             if price is None:
-                raise shop.OutOfStock(f"There are not {quantity} of product {product} left.")
+                raise shop.OutOfStock(product, quantity, db.fetch_one(shop.STOCK, [product]))
             db.execute(shop.ADD_LINE, [order_id, product, quantity, price])
             total += price * quantity
         db.execute(shop.TOTAL, [total, order_id])

@@ -7,6 +7,7 @@ import os
 import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 
@@ -24,6 +25,7 @@ LINES = """
     FROM line JOIN product ON product.id = line.product_id
     WHERE line.purchase_id = %s ORDER BY line.id
 """
+STOCK = "SELECT name, stock FROM product WHERE id = %s"
 EXPORT = "SELECT id, customer, placed_at, total_cents FROM purchase ORDER BY id"
 PLACE = "INSERT INTO purchase (customer, total_cents) VALUES (%s, 0) RETURNING id"
 TAKE = "UPDATE product SET stock = stock - %(n)s WHERE id = %(id)s AND stock >= %(n)s RETURNING price_cents"
@@ -34,6 +36,23 @@ TOTAL = "UPDATE purchase SET total_cents = %s WHERE id = %s"
 PLACED = "order_placed"
 # Where the pages hear of orders, as server-sent events; the shop on FastAPI sends them, for the pages of all three.
 LIVE_URL = os.environ.get("SHOP_LIVE_URL", "")
+# The shops that link to each other: "Flask=http://127.0.0.1:8001/ FastAPI=..."
+SITES = dict(site.split("=", 1) for site in os.environ.get("SHOP_SITES", "").split())
+
+# What a page says of a request that was refused, by status; an order that was refused is shown in its form instead.
+PROBLEMS = {
+    400: ("That request is garbled", "The shop could not read what your browser has sent."),
+    403: ("Not from this shop", "That form was not sent from a page of this shop. Open the page again and retry."),
+    404: ("Not found", "There is no such page, or no such order."),
+    405: ("Not allowed", "This address does not take that kind of request."),
+    500: ("Something went wrong", "The shop made a mistake. Nothing of this request was stored."),
+    503: ("Please try again", "The database is busy or not available. Nothing of this request was stored."),
+}
+
+
+def context(framework: str) -> dict[str, Any]:
+    """Return what every page is made with."""
+    return {"framework": framework, "sites": SITES, "live_url": LIVE_URL}
 
 
 def event(order: Mapping[str, object]) -> str:
@@ -46,7 +65,15 @@ class BadOrder(ValueError):
 
 
 class OutOfStock(Exception):
-    """Somebody else bought the last one."""
+    """There are fewer of a product than were *asked* for; *found* is its name and stock, or None."""
+
+    def __init__(self, product_id: int, asked: int, found: Mapping[str, Any] | None) -> None:
+        if found is None:
+            super().__init__(f"There is no product {product_id}, so none are left.")
+        elif not found["stock"]:
+            super().__init__(f"{found['name']} is sold out: none are left.")
+        else:
+            super().__init__(f"Only {found['stock']} left of {found['name']}, not {asked}.")
 
 
 def parse_order(data: object) -> tuple[str, list[tuple[int, int]]]:
@@ -72,17 +99,23 @@ def is_storable(text: str) -> bool:
     return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def parse_form(customer: str, quantities: Mapping[str, str]) -> tuple[str, list[tuple[int, int]]]:
-    """Return what `parse_order` does, for the fields ``quantity-1`` ... of the page's form."""
+def parse_form(fields: Mapping[str, str]) -> tuple[str, list[tuple[int, int]]]:
+    """Return what `parse_order` does, for the fields ``customer`` and ``quantity-1`` ... of the page's form."""
     lines = []
-    for name, value in quantities.items():
+    for name, value in fields.items():
         product = name.removeprefix("quantity-")
-        if product == name or not product.isdecimal() or not value.isdecimal() or not value.strip("0"):
+        if product == name or not value.strip(" 0"):
             continue
-        if len(product) > 10 or len(value) > 10:  # int() refuses a number of some thousand digits
-            raise BadOrder("a quantity is a whole number of 1 to 999")
+        # The lengths first: int() refuses a number of some thousand digits.
+        if len(product) > 10 or len(value) > 3 or not product.isdecimal() or not value.isdecimal():
+            raise BadOrder("A quantity is a whole number from 0 to 999.")
         lines.append({"product_id": int(product), "quantity": int(value)})
-    return parse_order({"customer": customer, "lines": lines})
+    if not lines:
+        raise BadOrder("Please choose at least one product.")
+    try:
+        return parse_order({"customer": fields.get("customer"), "lines": lines})
+    except BadOrder:
+        raise BadOrder("Please enter your name, in at most 100 characters.") from None
 
 
 # Against forms of other sites that post here: what the form sends must be what the cookie holds, which another site

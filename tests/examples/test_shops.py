@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 import re
@@ -131,12 +132,12 @@ def test_a_form_of_another_site_is_refused(shop: httpx.Client, database: psycopg
 
 
 @pytest.mark.parametrize("field", [b"quantity-2=" + b"9" * 5000, b"quantity-" + b"9" * 5000 + b"=1"])
-def test_a_number_of_thousands_of_digits_in_the_form_is_a_400(field: bytes, shop: httpx.Client) -> None:
+def test_a_number_of_thousands_of_digits_in_the_form_is_a_422(field: bytes, shop: httpx.Client) -> None:
     content = b"customer=A&" + field + b"&csrfmiddlewaretoken=" + token(shop)["csrfmiddlewaretoken"].encode()
     headers = {"content-type": "application/x-www-form-urlencoded"}
-    assert shop.post("/orders", content=content, headers=headers).status_code == 400
+    assert shop.post("/orders", content=content, headers=headers).status_code == 422
     half = content.replace(b"customer=A&" + field, b"customer=A%ED%A0%80&quantity-2=1")
-    assert shop.post("/orders", content=half, headers=headers).status_code in (303, 400)
+    assert shop.post("/orders", content=half, headers=headers).status_code in (303, 422)
 
 
 def test_no_cell_of_the_export_is_a_formula(shop: httpx.Client, database: psycopg.Connection[Any]) -> None:
@@ -155,9 +156,91 @@ def test_the_form_places_an_order(shop: httpx.Client, database: psycopg.Connecti
     fields["quantity-4"] = "7"
     answer = shop.post("/orders", data=fields)
     assert answer.status_code == 409
-    assert "There are not 7 of product 4 left." in answer.text
-    assert shop.post("/orders", data={**fields, "customer": " "}).status_code == 400
+    assert "Only 1 left of Last umbrella, not 7." in answer.text
+    assert shop.post("/orders", data={**fields, "customer": " "}).status_code == 422
     assert database.execute("SELECT customer FROM purchase").fetchall() == [("Cleo",)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "said"),
+    [
+        ({"quantity-2": "26"}, 409, "Only 25 left of Teapot, not 26."),
+        ({"quantity-99": "1"}, 409, "There is no product 99"),
+        ({"quantity-2": "1", "customer": " "}, 422, "Please enter your name"),
+        ({"quantity-2": "-1"}, 422, "A quantity is a whole number from 0 to 999."),
+        ({"quantity-2": "0"}, 422, "Please choose at least one product."),
+    ],
+)
+def test_a_form_that_is_refused_says_why_and_keeps_what_was_typed(
+    fields: dict[str, str], status: int, said: str, shop: httpx.Client, database: psycopg.Connection[Any]
+) -> None:
+    sent = {"customer": 'Zoë "Z" <b>', "quantity-3": "0", **fields}
+    answer = shop.post("/orders", data={**sent, **token(shop)})
+    assert answer.status_code == status
+    assert said in answer.text
+    assert "<h1>New order</h1>" in answer.text
+    for name, value in sent.items():
+        if name != "quantity-99":
+            field = re.findall(rf'<input[^>]* name="{name}"[^>]*>', answer.text)[0]
+            assert html.unescape(re.findall(r'value="([^"]*)"', field)[0]) == value
+    assert database.execute("SELECT count(*) FROM purchase").fetchone() == (0,)
+
+
+def test_nothing_left_is_said_so(shop: httpx.Client, database: psycopg.Connection[Any]) -> None:
+    database.execute("UPDATE product SET stock = 0 WHERE id = 4")
+    answer = shop.post("/api/orders", json=order("Bob", (UMBRELLA, 1)))
+    assert (answer.status_code, answer.json()["detail"]) == (409, "Last umbrella is sold out: none are left.")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "title"),
+    [
+        ("GET", "/nowhere", 404, "Not found"),
+        ("GET", "/orders/12345", 404, "Not found"),
+        ("GET", "/orders/one", 404, "Not found"),
+        ("GET", "/orders", 405, "Not allowed"),
+        ("POST", "/", 405, "Not allowed"),
+        ("POST", "/orders", 403, "Not from this shop"),
+    ],
+)
+def test_what_is_refused_is_a_page_of_the_shop(
+    method: str, path: str, status: int, title: str, shop: httpx.Client
+) -> None:
+    fields = token(shop) if status == 405 else {}
+    answer = shop.request(method, path, data=fields) if method == "POST" else shop.get(path)
+    assert answer.status_code == status
+    assert answer.headers["content-type"].startswith("text/html")
+    assert f"<h1>{title}</h1>" in answer.text
+    assert "prefers-color-scheme: dark" in answer.text
+    assert int(answer.headers["content-length"]) == len(answer.content)
+    assert (answer.headers.get("allow") is not None) == (status == 405)
+
+
+def test_what_the_api_refuses_is_json(shop: httpx.Client) -> None:
+    for answer in (shop.get("/api/nowhere"), shop.get("/api/orders/12345"), shop.delete("/api/orders")):
+        assert answer.status_code in (404, 405)
+        assert answer.json()["detail"]
+
+
+def test_the_api_takes_no_form_of_another_site(shop: httpx.Client, database: psycopg.Connection[Any]) -> None:
+    body = json.dumps(order("Mallory", (TEAPOT, 1)))
+    for kind in ("text/plain", "application/x-www-form-urlencoded"):
+        assert shop.post("/api/orders", content=body, headers={"content-type": kind}).status_code == 422
+    assert database.execute("SELECT count(*) FROM purchase").fetchone() == (0,)
+
+
+def test_fastapis_documentation_knows_what_an_order_is(demo: Demo) -> None:
+    described = httpx.get(f"{demo.urls['FastAPI']}openapi.json").json()
+    schemas = described["components"]["schemas"]
+    assert schemas["OrderLine"]["properties"]["quantity"]["maximum"] == 999
+    post = described["paths"]["/api/orders"]["post"]
+    assert post["requestBody"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/NewOrder"}
+    assert {"201", "409", "422"} == set(post["responses"])
+    example = {name: each["examples"][0] for name, each in schemas["OrderLine"]["properties"].items()}
+    sent = {"customer": schemas["NewOrder"]["properties"]["customer"]["examples"][0], "lines": [example]}
+    assert httpx.post(f"{demo.urls['FastAPI']}api/orders", json=sent).status_code == 201
+    assert set(described["paths"]) == {"/api/orders", "/api/orders/{order_id}"}
+    assert "swagger" in httpx.get(f"{demo.urls['FastAPI']}docs").text
 
 
 def test_the_export_streams_all_orders(shop: httpx.Client, database: psycopg.Connection[Any]) -> None:
@@ -214,10 +297,11 @@ def test_an_order_placed_on_each_shop_is_seen_on_the_other_two(browser: Browser,
             page.get_by_role("link", name=number, exact=True).click()
             expect(page.get_by_text(f"For Customer of {shop}, placed")).to_be_visible()
     page.goto(demo.urls["Flask"])
-    page.get_by_label("Last umbrella").fill("9")
+    page.get_by_label("Teapot").fill("999")
     page.get_by_label("Your name").fill("Somebody")
     page.get_by_role("button", name="Place the order").click()
-    expect(page.get_by_role("alert")).to_contain_text("There are not 9 of product 4 left.")
+    expect(page.get_by_role("alert")).to_contain_text("left of Teapot, not 999.")
+    expect(page.get_by_label("Your name")).to_have_value("Somebody")
     assert errors == []
 
 

@@ -1,4 +1,4 @@
-"""The three smallest applications, each as somebody copies it."""
+"""The smallest applications, each as somebody copies it."""
 
 from __future__ import annotations
 
@@ -32,6 +32,9 @@ from django.test import Client
 post = lambda path: Client(headers={"host": "localhost"}).post(path).content.decode()
 """,
 }
+
+
+CLIENTS["sqlalchemy"] = CLIENTS["flask"].replace("flask_app", "sqlalchemy_app")
 
 
 @pytest.mark.parametrize("framework", CLIENTS)
