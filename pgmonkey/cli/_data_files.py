@@ -16,6 +16,8 @@ from ..errors import PgmonkeyError
 
 CHUNK = 1 << 17
 """How much is read and sent at a time, in bytes."""
+# The same for what zstd decompresses, which may become a hundred times as long.
+_COMPRESSED = 1 << 14
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
 _zstd_errors: list[type[Exception]] = []
@@ -112,13 +114,44 @@ def created(name: str) -> Iterator[IO[bytes]]:
 def _decompressed(raw: IO[bytes], name: str) -> Any:
     if name.endswith(".gz"):
         return gzip.GzipFile(fileobj=raw, mode="rb")
-    return _zstd(name).open(raw, "rb") if name.endswith((".zst", ".zstd")) else raw
+    if not name.endswith((".zst", ".zstd")):
+        return raw
+    module = _zstd(name)
+    return _Frames(raw, module) if module.__name__ == "zstandard" else module.open(raw, "rb")
 
 
 def _compressed(raw: IO[bytes], name: str) -> Any:
     if name.endswith(".gz"):
         return gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=6)
     return _zstd(name).open(raw, "wb") if name.endswith((".zst", ".zstd")) else raw
+
+
+class _Frames:
+    """Reads a file by the package zstandard, whose own reader ends after one frame, and where one is cut off.
+
+    A file has several where it was compressed in parts.
+    """
+
+    def __init__(self, raw: IO[bytes], zstandard: Any) -> None:
+        self._raw = raw
+        self._decompressor = zstandard.ZstdDecompressor()
+        self._frame: Any = None
+        self._rest = b""
+
+    def read(self, _size: int) -> bytes:
+        """Return what comes next; empty at the end."""
+        while data := self._rest or self._raw.read(_COMPRESSED):
+            if self._frame is None:
+                self._frame = self._decompressor.decompressobj()
+            found: bytes = self._frame.decompress(data)
+            self._rest = b""
+            if self._frame.eof:
+                self._frame, self._rest = None, self._frame.unused_data
+            if found:
+                return found
+        if self._frame is not None:
+            raise EOFError("it ends in the middle of a frame")
+        return b""
 
 
 def _zstd(name: str) -> Any:

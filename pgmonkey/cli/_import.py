@@ -24,8 +24,8 @@ from ._progress import Progress
 
 Connection = psycopg.Connection[Any]
 
-# How many records are stored at a time where bad ones are set aside, at most.
-_MOST = 5000
+# How many records, and bytes of them, are stored at a time where bad ones are set aside, at most.
+_MOST, _MOST_BYTES = 5000, 1 << 23
 # The longest record in bytes: a quote that never ends makes one of the whole file.
 _LONGEST = 1 << 26
 # How many reasons are printed.
@@ -179,7 +179,7 @@ def _records(chunks: Iterator[bytes], name: str) -> Iterator[tuple[int, bytes]]:
     """Yield the records of a CSV file, each with the number of its first line; quotes may hold line breaks."""
     parts: list[bytes] = []
     start, quoted, size = 1, 0, 0
-    for number, line in enumerate(_lines(chunks), 1):
+    for number, line in enumerate(_lines(chunks, name), 1):
         parts.append(line)
         size += len(line)
         quoted ^= line.count(b'"') & 1
@@ -192,10 +192,12 @@ def _records(chunks: Iterator[bytes], name: str) -> Iterator[tuple[int, bytes]]:
         yield start, b"".join(parts)
 
 
-def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
+def _lines(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
     rest = b""
     for chunk in chunks:
         *lines, rest = (rest + chunk).split(b"\n")
+        if len(rest) > _LONGEST:
+            raise PgmonkeyError(f"{name}: a line is longer than {_LONGEST >> 20} MB; nothing was stored")
         for line in lines:
             yield line + b"\n"
     if rest:
@@ -212,7 +214,7 @@ def _in_batches(
     waiting: deque[tuple[int, bytes]] = deque()
     size = _MOST
     while True:
-        waiting.extend(islice(records, max(0, size - len(waiting))))
+        waiting.extend(_up_to(size - len(waiting), records))
         batch = list(islice(waiting, size))
         if not batch:
             return
@@ -234,6 +236,15 @@ def _in_batches(
                 waiting.popleft()
             size = min(2 * size, _MOST)
             yield max(cursor.rowcount, 0)
+
+
+def _up_to(count: int, records: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    left = _MOST_BYTES
+    for record in islice(records, max(0, count)):
+        yield record
+        left -= len(record[1])
+        if left <= 0:
+            return
 
 
 def _index_of(line: int, batch: Sequence[tuple[int, bytes]]) -> int:
