@@ -32,6 +32,7 @@ class Options(Reading, total=False):
     """Options of `PGConnectionManager.get_database_connection`."""
 
     force_reload: bool
+    timeout: float | None
 
 
 class CacheInfo(TypedDict):
@@ -70,17 +71,19 @@ class PGConnectionManager:
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
         profile: str | None = None,
+        timeout: float | None = None,
     ) -> ConnectionHandle | Awaitable[AsyncConnectionHandle]:
         """Return the open connection or pool of *kind* for the configuration file *config*; awaitable for async kinds.
 
         *kind* is ``normal``, ``pool``, ``async`` or ``async_pool``, and defaults to the file's ``connection_type``.
         The same configuration and kind give the same object, until the file changes, or a variable or secret file that
         it refers to.  *force_reload* replaces the object with a new one; *profile* chooses one of the ``profiles``.
+        With a *timeout*, in seconds, it tries to connect once, and for no longer.
 
         Raises `ConfigError`, `EnvInterpolationError`, or psycopg's exception when the server cannot be reached.
         """
         return self._open(
-            self._sources.config(config, resolve_env, allow_sensitive_defaults, profile), kind, force_reload
+            self._sources.config(config, resolve_env, allow_sensitive_defaults, profile), kind, force_reload, timeout
         )
 
     @overload
@@ -104,10 +107,11 @@ class PGConnectionManager:
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
         profile: str | None = None,
+        timeout: float | None = None,
     ) -> ConnectionHandle | Awaitable[AsyncConnectionHandle]:
         """Do the same as `get_database_connection` for a mapping."""
         return self._open(
-            self._sources.config(config, resolve_env, allow_sensitive_defaults, profile), kind, force_reload
+            self._sources.config(config, resolve_env, allow_sensitive_defaults, profile), kind, force_reload, timeout
         )
 
     @property
@@ -146,15 +150,15 @@ class PGConnectionManager:
 
     # Not a coroutine: for sync kinds the callers get the connection itself.
     def _open(
-        self, config: Config, kind: Kind | None, force_reload: bool
+        self, config: Config, kind: Kind | None, force_reload: bool, timeout: float | None
     ) -> ConnectionHandle | Awaitable[AsyncConnectionHandle]:
         kind = config.kind if kind is None else kind
         if kind not in KINDS:
             raise ConfigError(f"{config.source}: {kind!r} is not a connection type; use one of {', '.join(KINDS)}")
         if kind in ("async", "async_pool"):
             # A coroutine: its body runs, and looks for the event loop, when the caller awaits it.
-            return open_async_handle(config, kind, self._holder, fresh=force_reload)
-        return open_handle(config, kind, self._holder, fresh=force_reload)
+            return open_async_handle(config, kind, self._holder, fresh=force_reload, timeout=timeout)
+        return open_handle(config, kind, self._holder, fresh=force_reload, timeout=timeout)
 
 
 def _suffix(key: Key) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
+from math import inf
 from typing import Any
 
 from django.db.backends.base.base import NO_DB_ALIAS
+from psycopg.errors import ConnectionTimeout
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool
 
-from pgmonkey import AsyncDatabase, ConnectionHandle, PGConnectionManager
+from pgmonkey import AsyncDatabase, ConnectionHandle, Deadline, PGConnectionManager, PoolTimeoutError
 
 from ._deadline import current_deadline, read_deadline
 from ._settings import Config, literal
@@ -55,8 +57,11 @@ class Pools:
             return known[1]
         return None
 
-    def get(self, alias: str, config: Config) -> ConnectionHandle:
-        """Open the pool of *alias* and return it; raise what psycopg raises when no connection can be made."""
+    def get(self, alias: str, config: Config, deadline: Deadline | None) -> ConnectionHandle:
+        """Open the pool of *alias* by the *deadline*, and return it.
+
+        Raises what psycopg raises when no connection can be made, and `DeadlineExceededError`.
+        """
         known = self._handles.get(alias)
         with self._lock:
             manager = self._managers.setdefault(alias, PGConnectionManager())
@@ -64,10 +69,16 @@ class Pools:
             if known is not None and self._handles.get(alias) is known:
                 del self._handles[alias]
                 manager.clear_cache()
+        timeout = None if deadline is None else deadline.wait(inf)
         # Outside of the lock, because connecting may take long.  For one configuration, threads get the same handle.
-        handle = manager.get_database_connection_from_dict(
-            literal(config), "normal" if alias == NO_DB_ALIAS else "pool", resolve_env=True
-        )
+        try:
+            handle = manager.get_database_connection_from_dict(
+                literal(config), "normal" if alias == NO_DB_ALIAS else "pool", resolve_env=True, timeout=timeout
+            )
+        except (PoolTimeoutError, ConnectionTimeout) as error:
+            if deadline is None or deadline.left:
+                raise
+            raise deadline.exceeded("no connection was to be had") from error
         self._handles[alias] = (config, handle)
         return handle
 

@@ -65,7 +65,7 @@ class PooledWrapper(TransactionalWrapper):
         if handle is None:
             try:
                 with self.wrap_database_errors:
-                    handle = pools.get(self.alias, config)
+                    handle = pools.get(self.alias, config, self.deadline)
             except ConfigError as error:
                 raise ImproperlyConfigured(f"DATABASES[{self.alias!r}]: {error}") from error
         return handle

@@ -342,10 +342,16 @@ class BoundDatabase(Generic[Row]):
         isolation: IsolationLevel | str | None = None,
         read_only: bool | None = None,
         deferrable: bool | None = None,
+        timeout: float | None = None,
     ) -> T:
         """Run *function* in a transaction, again after a serialisation failure.  See `pgmonkey.Database.retry`."""
         return self.database.retry(
-            function, attempts=attempts, isolation=isolation, read_only=read_only, deferrable=deferrable
+            function,
+            attempts=attempts,
+            isolation=isolation,
+            read_only=read_only,
+            deferrable=deferrable,
+            timeout=timeout,
         )
 
     def ping(self) -> float:

@@ -96,7 +96,8 @@ class AsyncTransactionBlock(AbstractAsyncContextManager["AsyncConnection[Row]"],
         if self._mode is not DEFAULT:
             await outer.set_mode(self._mode)
         deadline = self._deadline
-        connection = await outer.connection(timeout=None if deadline is None else deadline.left)
+        timeout = None if deadline is None else deadline.wait(self._source.timeout)
+        connection = await outer.connection(timeout=timeout)
         self._nested = AsyncNested(outer, deadline=deadline)
         await self._nested.enter(frame)
         return connection

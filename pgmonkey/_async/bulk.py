@@ -7,9 +7,7 @@ from contextlib import AsyncExitStack
 from typing import Any, TypeAlias, cast
 
 import psycopg
-from psycopg.abc import Params
 from psycopg.cursor_async import AsyncCursor
-from psycopg.rows import tuple_row
 
 from .._driver.copying import (
     COLUMNS,
@@ -26,15 +24,17 @@ from .._driver.copying import (
 from .._driver.files import CopyFile, header_of, start_of_text, to_read, to_write
 from .._driver.many import can_execute_many, executing_many, values_of_results
 from .._driver.prepared import is_refused
-from .._driver.sql import Plain, Statement
+from .._driver.sql import Params, Plain, Statement
 from .._telemetry.events import Loan
-from .cursor import fast_cursor
+from .cursor import fast_cursor, own_cursor
 from .psycopg_types import AsyncAnyConnection, AsyncAnyCursor
 from .waiting import chunks, done
 
 AsyncRows: TypeAlias = "Iterable[Any] | AsyncIterable[Any]"
-# Rows that are encoded, and bytes that are read from a file, before they are sent.
-_ROWS, _BYTES = 500, 1 << 16
+# Rows that are taken at a time, at first and at most: their size is not known before they are encoded.
+_FIRST_ROWS, _ROWS = 16, 500
+# Bytes that are to be encoded at a time, and read from a file.
+_ENCODED, _BYTES = 1 << 18, 1 << 16
 
 
 async def execute_many(
@@ -84,7 +84,7 @@ async def _as_psycopg(
     cursor: AsyncAnyCursor, query: Statement, rows: Sequence[Params], returning: bool
 ) -> tuple[int, Callable[[], list[Any]]]:
     try:
-        await cursor.executemany(query, rows, returning=returning)
+        await cursor.executemany(query, cast(Any, rows), returning=returning)
     except psycopg.Error as error:
         if cursor.rowcount > 0 or not is_refused(error):
             raise
@@ -125,11 +125,12 @@ async def copy_rows(
     encoder: RowEncoder | None = None
     values: Values | None = None
     copy: Any = None
-    count, cursor = 0, connection.cursor()
-    source = chunks(rows, _ROWS)
+    count, cursor, size = 0, connection.cursor(), _FIRST_ROWS
+    source, making = chunks(rows, lambda: size), True
     try:
         async with AsyncExitStack() as stack:
             async for chunk in source:
+                making = False
                 if encoder is None:
                     given, values = values_of(chunk[0], columns)
                     types = await _columns_of(connection, table)
@@ -140,10 +141,15 @@ async def copy_rows(
                     form = Layout("binary" if encoder.binary else "text")
                     copy = await stack.enter_async_context(cursor.copy(copy_in(table, encoder.names, form)))
                     encoder.begin(copy)
+                sent = 0
                 for data in encoder.encode():
                     await copy.write(data)
+                    sent += len(data)
+                size = min(_ROWS, max(1, len(chunk) * _ENCODED // (sent or 1)))
+                making = True
+            making = False
     except psycopg.Error as error:
-        if encoder is None or error is encoder.failure:
+        if encoder is None or error is encoder.failure or making:
             raise
         if encoder.failure is not None:
             # Older releases of psycopg send the half of a row that was encoded, and raise what the server says to it.
@@ -158,13 +164,13 @@ async def copy_rows(
 
 
 async def _columns_of(connection: AsyncAnyConnection, table: TableName) -> dict[str, int]:
-    cursor = connection.cursor(row_factory=tuple_row)
+    cursor = own_cursor(connection)
     await cursor.execute(COLUMNS, [identifier(table).as_string(connection)])
     return dict(await cursor.fetchall())
 
 
 async def copy_to(
-    connection: AsyncAnyConnection, query: Statement, file: CopyFile, params: Params | None, options: Layout
+    connection: AsyncAnyConnection, query: Statement, file: CopyFile, params: Params, options: Layout
 ) -> int:
     """Write what *query* returns into *file*; return the number of rows."""
     cursor = connection.cursor()

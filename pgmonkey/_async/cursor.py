@@ -20,7 +20,7 @@ from .._driver.sql import TO_SAVEPOINT, Plain, ends_transaction, is_one_plain, t
 from .connector import AsyncPooledConnection
 from .fastpath import Lent, begin_anew, execute_first, execute_plan, execute_text, forget_plans, may_repeat
 from .guard import AsyncGuard
-from .psycopg_types import AsyncAnyCursor
+from .psycopg_types import AsyncAnyConnection, AsyncAnyCursor
 
 
 async def _execute(
@@ -160,3 +160,18 @@ _OTHERS = {"executemany": _executemany, "copy": _copy, "stream": _stream}
 def fast_cursor(cursor_class: type[AsyncAnyCursor]) -> type[AsyncAnyCursor]:
     """Return the subclass of a class of cursors that takes the fast path; the class itself where there is none."""
     return fast_class(cursor_class, AsyncCursor, _execute, _execute_merged, _OTHERS)
+
+
+def adopted(cursor: AsyncAnyCursor, connection: AsyncAnyConnection) -> AsyncAnyCursor:
+    """Return *cursor*, which its class has made and not the *connection*, as that would have made it."""
+    state = connection.__dict__
+    if "tracer" in state:
+        traced: AsyncAnyCursor = state["tracer"].adopt(cursor, state["fast_cursor"])
+        return traced
+    cursor.__class__ = state["fast_cursor"](cursor.__class__)
+    return cursor
+
+
+def own_cursor(connection: AsyncAnyConnection) -> AsyncAnyCursor:
+    """Return a cursor for a statement of ours: psycopg's own, whatever class and rows `configure` has chosen."""
+    return adopted(AsyncCursor(connection, row_factory=tuple_row), connection)

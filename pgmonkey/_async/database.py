@@ -51,6 +51,7 @@ from . import bulk, fetching, locks
 from .batch import AsyncBatch
 from .blocks import AsyncTransactionBlock, AsyncUnitBlock
 from .bulk import AsyncRows
+from .cursor import own_cursor
 from .fastpath import AsyncFastPath, begin_anew, may_repeat
 from .fetching import COLUMNS, NOTHING, Fetch, Given, as_it_is, makes_rows
 from .guard import WITHOUT_VALUES, AsyncGuard
@@ -362,6 +363,10 @@ class AsyncDatabase(Generic[Row]):
                 return answer
         return await self._answer(scope, query, params, read_count, fetching.count, found)
 
+    async def fetch_own(self, query: Plain, params: Params) -> Any:
+        """Do as `fetch_value` for a statement of ours, whatever cursors `configure` has chosen."""
+        return await self._fetch(query, params, read_value, fetching.fetch_value, None, None, own=True)
+
     async def _fetch(
         self,
         query: Statement,
@@ -370,8 +375,13 @@ class AsyncDatabase(Generic[Row]):
         fetch: Fetch[T],
         row_factory: AnyRowFactory | None,
         timeout: float | None,
+        *,
+        own: bool = False,
     ) -> T:
-        """Do what a query method does, with rows by a *row_factory*, and until a deadline, where these are given."""
+        """Do what a query method does, with rows by a *row_factory*, and until a deadline, where these are given.
+
+        *own* says that the statement is ours.
+        """
         scope: _Scope | None = find(self) if inside.get() else None
         deadline = until(timeout)
         requests: Deadline | None = None
@@ -381,7 +391,7 @@ class AsyncDatabase(Generic[Row]):
         fast = row_factory is None or is_psycopgs(row_factory)
         if fast and row_factory is not None:
             read = partial(cast(Any, read), row_factory=row_factory)
-        given = Given(row_factory, deadline, fast)
+        given = Given(row_factory, deadline, fast, own)
         try:
             if scope is None and self.ask is not None:
                 return await self._answer(scope, query, params, read, fetch, Declined.NO_PLAN, given)
@@ -458,7 +468,7 @@ class AsyncDatabase(Generic[Row]):
         returned.
         """
         deadline = until(timeout)
-        rows = [params if params is not None else () for params in params_seq]
+        rows = list(params_seq)
         if not rows:
             return [] if returning else 0
         scope: _Scope | None = find(self)
@@ -546,7 +556,7 @@ class AsyncDatabase(Generic[Row]):
 
         *payload* may have up to 7999 bytes.
         """
-        await self.execute("SELECT pg_notify(%s, %s)", (channel, payload))
+        await self.fetch_own("SELECT pg_notify(%s, %s)", (channel, payload))
 
     async def _in_block(
         self, scope: _Scope | None, work: Callable[[AsyncConnection[Row]], Awaitable[T]], deadline: Deadline | None
@@ -657,7 +667,7 @@ class AsyncDatabase(Generic[Row]):
         """
 
         async def work(connection: AsyncConnection[Row]) -> tuple[AsyncCursor[Any], RowMaker[Any]]:
-            cursor: AsyncCursor[Any] = connection.cursor()
+            cursor: AsyncCursor[Any] = own_cursor(connection) if given.own else connection.cursor()
             row_factory = given.row_factory or cursor.row_factory
             columns, own = fetch in COLUMNS, makes_rows(cursor.__class__)
             cursor.row_factory = row_factory if own and not columns else tuple_row
@@ -794,11 +804,13 @@ class AsyncDatabase(Generic[Row]):
         isolation: IsolationLevel | str | None = None,
         read_only: bool | None = None,
         deferrable: bool | None = None,
+        timeout: float | None = None,
     ) -> T:
         """Run *function* in a transaction of its own, and commit it; return what it returned.
 
         After a serialisation failure (SQLSTATE 40001) or a deadlock (40P01), at any statement or at COMMIT, *function*
-        runs again after a short random pause, at most *attempts* times in all; then the error is raised.
+        runs again after a short random pause, at most *attempts* times in all; then the error is raised.  All of it,
+        the pauses as well, ends within *timeout* seconds.
 
         Inside a unit of work that has done nothing yet, such as a request, it becomes the first part of that unit: it
         is committed with the unit, and if that COMMIT fails, it is not retried.  Raises `psycopg.ProgrammingError`
@@ -806,20 +818,23 @@ class AsyncDatabase(Generic[Row]):
         """
         mode = TransactionMode.of(isolation, read_only, deferrable)
         pause, longest = _BACKOFF
-        outer = self.current_unit()
+        outer, deadline = self.current_unit(), until(timeout)
 
         def block() -> AbstractAsyncContextManager[object]:
             if outer is not None:
-                return AsyncAttempt(outer, mode)
-            return AsyncUnitBlock(self, mode)
+                return AsyncAttempt(outer, mode, deadline)
+            return AsyncUnitBlock(self, mode, deadline=deadline)
 
         for _ in range(attempts - 1):
             try:
                 async with block():
                     return await function()
-            except (SerializationFailure, DeadlockDetected):
+            except (SerializationFailure, DeadlockDetected) as error:
                 # At random, so that those that collided do not meet again.
-                await sleep(uniform(0, pause))
+                wait = uniform(0, pause)
+                if deadline is not None and deadline.left <= wait:
+                    raise deadline.exceeded("the transaction met others each time it was tried") from error
+                await sleep(wait)
                 pause = min(2 * pause, longest)
         async with block():
             return await function()

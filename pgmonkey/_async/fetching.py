@@ -29,6 +29,8 @@ class Given(NamedTuple):
     """When it must have ended."""
     fast: bool = True
     """Whether it may take the fast path."""
+    own: bool = False
+    """Whether the statement is ours, and so executed by psycopg's own cursor."""
 
 
 NOTHING = Given()

@@ -8,12 +8,12 @@ from typing import Any, Protocol
 
 import psycopg
 from psycopg.errors import LockNotAvailable
-from psycopg.rows import tuple_row
 
 from .._driver.advisory import AdvisoryLock, milliseconds
 from .._driver.sql import Params, Plain
 from ..errors import LockNotAvailableError
 from .blocks import AsyncTransactionBlock
+from .cursor import own_cursor
 from .lease import AsyncLease
 
 _WAIT_ON_SERVER = "SELECT set_config('lock_timeout', %s, true)"
@@ -36,7 +36,7 @@ class AsyncLocking(Protocol):
         """Lend a connection."""
         ...
 
-    def fetch_value(self, query: Plain, params: Params) -> Awaitable[Any]:
+    def fetch_own(self, query: Plain, params: Params) -> Awaitable[Any]:
         """Return the first column of the first row."""
         ...
 
@@ -54,7 +54,7 @@ async def in_transaction(database: AsyncLocking, lock: AdvisoryLock, wait: bool 
 
 
 async def _take_in_transaction(database: AsyncLocking, lock: AdvisoryLock, wait: bool | float) -> None:
-    value = database.fetch_value
+    value = database.fetch_own
 
     async def within(seconds: float) -> None:
         async with database.transaction():  # a savepoint: a wait in vain fails the statement
@@ -68,11 +68,10 @@ async def _take_in_transaction(database: AsyncLocking, lock: AdvisoryLock, wait:
 async def in_session(database: AsyncLocking, lock: AdvisoryLock, wait: bool | float) -> AsyncIterator[None]:
     """Take *lock* on a connection of its own until the end of the block."""
     lease = await database.borrow(autocommit=True)
-    lease.row_factory = tuple_row
     connection = lease.connection
 
     async def value(statement: Plain, params: Params) -> Any:
-        cursor = await connection.execute(statement, params)
+        cursor = await own_cursor(connection).execute(statement, params)
         row = await cursor.fetchone()
         return None if row is None else row[0]
 
@@ -84,6 +83,8 @@ async def in_session(database: AsyncLocking, lock: AdvisoryLock, wait: bool | fl
         yield
         await _release(lock, value)
     except BaseException as error:
+        if not lease.pool.blueprint.settings.clean_on_return:
+            lease.abandon()  # or the next borrower would hold it
         await lease.finish(error)
         raise
     await lease.finish()

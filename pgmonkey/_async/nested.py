@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from time import monotonic
 from types import FrameType, TracebackType
 from typing import Any, Protocol, TypeVar
 
@@ -24,6 +25,9 @@ from .psycopg_types import AsyncAnyConnection
 from .waiting import cannot_wait
 
 T = TypeVar("T")
+
+# Seconds to roll back a block whose time is over; a server that takes longer is not there.
+_GRACE = 2.0
 
 
 class AsyncUnit(Protocol):
@@ -96,7 +100,8 @@ class AsyncNested:
         self._transaction = transaction
         self.values: Mapping[str, str | None] = {}
         """The session values at its beginning, which hold again when it is rolled back."""
-        self._deadline = deadline
+        self.deadline = deadline
+        """When it must have ended; None is never."""
         self._outer_deadline: Deadline | None = None
 
     @property
@@ -128,8 +133,8 @@ class AsyncNested:
         """End the block as psycopg's: released, or rolled back when there is an *error*, or it ends too late."""
         if self.runner is None or self.finished:
             return None
-        if error is None and self._deadline is not None and not self._deadline.left:
-            late = self._deadline.exceeded("the block did not end")
+        if error is None and self.deadline is not None and not self.deadline.left:
+            late = self.deadline.exceeded("the block did not end")
             await self.exit(type(late), late, None)
             raise late
 
@@ -167,13 +172,19 @@ class AsyncNested:
 
     def limit(self, lease: AsyncLease) -> None:
         """Let what is executed in the block end by its deadline, if it has one."""
-        if self._deadline is not None:
+        if self.deadline is not None:
             self._outer_deadline = lease.deadline
-            lease.limit(earlier(self._deadline, lease.deadline))
+            lease.limit(earlier(self.deadline, lease.deadline))
+
+    def grant_grace(self, lease: AsyncLease | None) -> None:
+        """Let the block be rolled back also where its time is over."""
+        if self.deadline is not None and lease is not None and self.deadline.left < _GRACE:
+            grace = self.deadline._replace(at=monotonic() + _GRACE)
+            lease.limit(earlier(grace, self._outer_deadline))
 
     def lift_limit(self, lease: AsyncLease | None) -> None:
         """Let what is executed from now on end by the deadline of what is around the block, if that has one."""
-        if self._deadline is not None and lease is not None:
+        if self.deadline is not None and lease is not None:
             lease.limit(self._outer_deadline)
 
     async def __aenter__(self) -> AsyncTransaction | None:
@@ -188,8 +199,8 @@ class AsyncNested:
 class AsyncAttempt(AsyncNested):
     """A block that is all that its unit of work has done: it is undone as a whole, so that it can be tried again."""
 
-    def __init__(self, unit: AsyncUnit, mode: TransactionMode) -> None:
-        super().__init__(unit)
+    def __init__(self, unit: AsyncUnit, mode: TransactionMode, deadline: Deadline | None) -> None:
+        super().__init__(unit, deadline=deadline)
         self._mode = mode
         self._mode_before = unit.mode
 

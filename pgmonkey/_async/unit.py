@@ -41,6 +41,8 @@ class AsyncSource(Protocol):
 
     ask: Ask | None
     """Returns what is to be set for the transaction."""
+    timeout: float
+    """How long to wait for a connection, in seconds."""
 
     def borrow(self, *, timeout: float | None, label: Label | None, deadline: Deadline | None) -> Awaitable[AsyncLease]:
         """Lend a connection that is not in autocommit, and whose statements end by the *deadline*."""
@@ -188,7 +190,7 @@ class AsyncUnitOfWork(Generic[Row]):
         values = self._asked()
 
         async def working() -> T:
-            lease = self._lease or await self._borrow(None if deadline is None else deadline.left)
+            lease = self._lease or await self._borrow(None, deadline)
             usual = lease.deadline
             if deadline is not None:
                 lease.limit(earlier(deadline, usual))
@@ -284,9 +286,17 @@ class AsyncUnitOfWork(Generic[Row]):
         if status in (_IDLE, _INTRANS):  # a transaction that has failed takes none
             lease.set_values(values)
 
-    async def _borrow(self, timeout: float | None) -> AsyncLease:
+    async def _borrow(self, timeout: float | None, deadline: Deadline | None = None) -> AsyncLease:
         if self.finished or self._refusal is not None:
             raise self._over()
+        limited = []
+        if self.blocks:
+            # Those that began before anything was borrowed.
+            limited = [block for reference in self.blocks if (block := reference()) is not None and block.deadline]
+            for block in limited:
+                deadline = earlier(deadline, block.deadline)
+        if deadline is not None:
+            timeout = deadline.wait(self.source.timeout if timeout is None else timeout)
         self._borrowing = True
         try:
             lease = await self.source.borrow(timeout=timeout, label=self._label, deadline=self._deadline)
@@ -301,6 +311,8 @@ class AsyncUnitOfWork(Generic[Row]):
                     await _set_mode(lease.connection, self.mode)
                 if self._values:
                     lease.set_values(self._values)
+                for block in limited:
+                    block.limit(lease)
             except BaseException as error:
                 await lease.finish(error)
                 raise
@@ -365,10 +377,12 @@ class AsyncUnitOfWork(Generic[Row]):
                     return None
                 try:
                     self.busy = True
-                    block.lift_limit(self._lease)
+                    if error is not None:
+                        block.grant_grace(self._lease)
                     return await end()
                 finally:
                     self.busy = False
+                    block.lift_limit(self._lease)
                     if self.blocks:
                         self.blocks.pop()
                     if self._lease is not None and (error is not None or block.force_rollback):

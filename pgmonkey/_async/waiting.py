@@ -256,20 +256,21 @@ async def done(result: Any) -> Any:
     return await result if isawaitable(result) else result
 
 
-async def chunks(rows: Iterable[Any] | AsyncIterable[Any], size: int) -> AsyncGenerator[list[Any], None]:
-    """Yield lists of at most *size* of *rows*."""
+async def chunks(rows: Iterable[Any] | AsyncIterable[Any], size: Callable[[], int]) -> AsyncGenerator[list[Any], None]:
+    """Yield lists of *rows*, each of at most as many as *size* returns then."""
     if isinstance(rows, AsyncIterable):
         chunk: list[Any] = []
+        wanted = size()
         async for row in rows:
             chunk.append(row)
-            if len(chunk) == size:
+            if len(chunk) == wanted:
                 yield chunk
-                chunk = []
+                chunk, wanted = [], size()
         if chunk:
             yield chunk
     else:
         iterator = iter(rows)
-        while chunk := list(islice(iterator, size)):
+        while chunk := list(islice(iterator, size())):
             yield chunk
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import date, datetime
 from decimal import Decimal
@@ -229,20 +229,24 @@ class RowEncoder:
         if self.binary:
             copy.set_types([rule.kind for rule in self._rules])
 
-    def encode(self) -> list[Buffer]:
-        """Return what is to be sent for the rows that were taken; raise `BadRowError` where one cannot be encoded."""
+    def encode(self) -> Iterator[Buffer]:
+        """Yield what is to be sent for the rows that were taken; raise `BadRowError` where one cannot be encoded."""
         write, number = self._formatter.write_row, 0
-        found: list[Buffer] = []
-        try:
-            for row in self._rows:
-                data = write(row)
-                if data:
-                    found.append(data)
-                number += 1
-        except Exception as error:
-            self.failure = self._bad_value(number, error)
-            raise self.failure from error
-        return found
+        rows = iter(self._rows)
+        while True:
+            data = None
+            try:
+                for row in rows:
+                    data = write(row)
+                    number += 1
+                    if data:
+                        break
+            except Exception as error:
+                self.failure = self._bad_value(number, error)
+                raise self.failure from error
+            if not data:
+                return
+            yield data
 
     def _converted(self, rows: Sequence[Any]) -> Sequence[Sequence[Any]]:
         found = rows

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import psycopg
-from psycopg.abc import Params, PQGen
+from psycopg.abc import PQGen
 from psycopg.adapt import Transformer
 from psycopg.errors import error_from_result
 from psycopg.pq import ConnStatus, ExecStatus
@@ -19,7 +19,7 @@ from .compat import FAST_PATH, PIPELINES, PostgresClientQuery, PostgresQuery
 from .cursors import set_result
 from .prepared import Prepared
 from .psycopg_types import AnyCursor
-from .sql import Effect, Statement, effect_of, text_of
+from .sql import Effect, Params, Statement, effect_of, text_of
 from .wire import pass_on_notifications
 
 # How many executions are sent before what has arrived is read, and the event loop gets its turn.

@@ -96,7 +96,8 @@ class TransactionBlock(AbstractContextManager["Connection[Row]"], Generic[Row]):
         if self._mode is not DEFAULT:
             outer.set_mode(self._mode)
         deadline = self._deadline
-        connection = outer.connection(timeout=None if deadline is None else deadline.left)
+        timeout = None if deadline is None else deadline.wait(self._source.timeout)
+        connection = outer.connection(timeout=timeout)
         self._nested = Nested(outer, deadline=deadline)
         self._nested.enter(frame)
         return connection

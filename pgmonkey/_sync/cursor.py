@@ -22,7 +22,7 @@ from .._driver.sql import TO_SAVEPOINT, Plain, ends_transaction, is_one_plain, t
 from .connector import PooledConnection
 from .fastpath import Lent, begin_anew, execute_first, execute_plan, execute_text, forget_plans, may_repeat
 from .guard import Guard
-from .psycopg_types import AnyCursor
+from .psycopg_types import AnyConnection, AnyCursor
 
 
 def _execute(
@@ -158,3 +158,18 @@ _OTHERS = {"executemany": _executemany, "copy": _copy, "stream": _stream}
 def fast_cursor(cursor_class: type[AnyCursor]) -> type[AnyCursor]:
     """Return the subclass of a class of cursors that takes the fast path; the class itself where there is none."""
     return fast_class(cursor_class, Cursor, _execute, _execute_merged, _OTHERS)
+
+
+def adopted(cursor: AnyCursor, connection: AnyConnection) -> AnyCursor:
+    """Return *cursor*, which its class has made and not the *connection*, as that would have made it."""
+    state = connection.__dict__
+    if "tracer" in state:
+        traced: AnyCursor = state["tracer"].adopt(cursor, state["fast_cursor"])
+        return traced
+    cursor.__class__ = state["fast_cursor"](cursor.__class__)
+    return cursor
+
+
+def own_cursor(connection: AnyConnection) -> AnyCursor:
+    """Return a cursor for a statement of ours: psycopg's own, whatever class and rows `configure` has chosen."""
+    return adopted(Cursor(connection, row_factory=tuple_row), connection)

@@ -53,6 +53,7 @@ from . import bulk, fetching, locks
 from .batch import Batch
 from .blocks import TransactionBlock, UnitBlock
 from .bulk import Rows
+from .cursor import own_cursor
 from .fastpath import FastPath, begin_anew, may_repeat
 from .fetching import COLUMNS, NOTHING, Fetch, Given, as_it_is, makes_rows
 from .guard import WITHOUT_VALUES, Guard
@@ -364,6 +365,10 @@ class Database(Generic[Row]):
                 return answer
         return self._answer(scope, query, params, read_count, fetching.count, found)
 
+    def fetch_own(self, query: Plain, params: Params) -> Any:
+        """Do as `fetch_value` for a statement of ours, whatever cursors `configure` has chosen."""
+        return self._fetch(query, params, read_value, fetching.fetch_value, None, None, own=True)
+
     def _fetch(
         self,
         query: Statement,
@@ -372,8 +377,13 @@ class Database(Generic[Row]):
         fetch: Fetch[T],
         row_factory: AnyRowFactory | None,
         timeout: float | None,
+        *,
+        own: bool = False,
     ) -> T:
-        """Do what a query method does, with rows by a *row_factory*, and until a deadline, where these are given."""
+        """Do what a query method does, with rows by a *row_factory*, and until a deadline, where these are given.
+
+        *own* says that the statement is ours.
+        """
         scope: _Scope | None = find(self) if inside.get() else None
         deadline = until(timeout)
         requests: Deadline | None = None
@@ -383,7 +393,7 @@ class Database(Generic[Row]):
         fast = row_factory is None or is_psycopgs(row_factory)
         if fast and row_factory is not None:
             read = partial(cast(Any, read), row_factory=row_factory)
-        given = Given(row_factory, deadline, fast)
+        given = Given(row_factory, deadline, fast, own)
         try:
             if scope is None and self.ask is not None:
                 return self._answer(scope, query, params, read, fetch, Declined.NO_PLAN, given)
@@ -460,7 +470,7 @@ class Database(Generic[Row]):
         returned.
         """
         deadline = until(timeout)
-        rows = [params if params is not None else () for params in params_seq]
+        rows = list(params_seq)
         if not rows:
             return [] if returning else 0
         scope: _Scope | None = find(self)
@@ -548,7 +558,7 @@ class Database(Generic[Row]):
 
         *payload* may have up to 7999 bytes.
         """
-        self.execute("SELECT pg_notify(%s, %s)", (channel, payload))
+        self.fetch_own("SELECT pg_notify(%s, %s)", (channel, payload))
 
     def _in_block(self, scope: _Scope | None, work: Callable[[Connection[Row]], T], deadline: Deadline | None) -> T:
         """Do *work* in a transaction, or in a savepoint of the unit of work."""
@@ -657,7 +667,7 @@ class Database(Generic[Row]):
         """
 
         def work(connection: Connection[Row]) -> tuple[Cursor[Any], RowMaker[Any]]:
-            cursor: Cursor[Any] = connection.cursor()
+            cursor: Cursor[Any] = own_cursor(connection) if given.own else connection.cursor()
             row_factory = given.row_factory or cursor.row_factory
             columns, own = fetch in COLUMNS, makes_rows(cursor.__class__)
             cursor.row_factory = row_factory if own and not columns else tuple_row
@@ -794,11 +804,13 @@ class Database(Generic[Row]):
         isolation: IsolationLevel | str | None = None,
         read_only: bool | None = None,
         deferrable: bool | None = None,
+        timeout: float | None = None,
     ) -> T:
         """Run *function* in a transaction of its own, and commit it; return what it returned.
 
         After a serialisation failure (SQLSTATE 40001) or a deadlock (40P01), at any statement or at COMMIT, *function*
-        runs again after a short random pause, at most *attempts* times in all; then the error is raised.
+        runs again after a short random pause, at most *attempts* times in all; then the error is raised.  All of it,
+        the pauses as well, ends within *timeout* seconds.
 
         Inside a unit of work that has done nothing yet, such as a request, it becomes the first part of that unit: it
         is committed with the unit, and if that COMMIT fails, it is not retried.  Raises `psycopg.ProgrammingError`
@@ -806,20 +818,23 @@ class Database(Generic[Row]):
         """
         mode = TransactionMode.of(isolation, read_only, deferrable)
         pause, longest = _BACKOFF
-        outer = self.current_unit()
+        outer, deadline = self.current_unit(), until(timeout)
 
         def block() -> AbstractContextManager[object]:
             if outer is not None:
-                return Attempt(outer, mode)
-            return UnitBlock(self, mode)
+                return Attempt(outer, mode, deadline)
+            return UnitBlock(self, mode, deadline=deadline)
 
         for _ in range(attempts - 1):
             try:
                 with block():
                     return function()
-            except (SerializationFailure, DeadlockDetected):
+            except (SerializationFailure, DeadlockDetected) as error:
                 # At random, so that those that collided do not meet again.
-                sleep(uniform(0, pause))
+                wait = uniform(0, pause)
+                if deadline is not None and deadline.left <= wait:
+                    raise deadline.exceeded("the transaction met others each time it was tried") from error
+                sleep(wait)
                 pause = min(2 * pause, longest)
         with block():
             return function()

@@ -82,7 +82,12 @@ class Guard(_Base):
         watcher: Watcher = state.get("watcher") or self.own_watcher()
         if watcher.pid != getpid():
             raise ForkedError(watcher.pid, getpid())
-        limit: float | None = state.get("command_timeout") if "deadline" not in state else limit_in(state)
+        try:
+            limit: float | None = state.get("command_timeout") if "deadline" not in state else limit_in(state)
+        except CommandTimeoutError as error:
+            if self.pgconn.transaction_status == _ACTIVE:  # in the middle of a COPY
+                self.after(error, gen)
+            raise
         prepared: Prepared | None = state.get("prepared")
         before = _IDLE
         if prepared is not None:  # None while it connects

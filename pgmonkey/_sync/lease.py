@@ -27,7 +27,7 @@ from .._pool.place import Label
 from .._telemetry.events import Listener, Loan, Return
 from ..errors import CommitUnknownError, ForkedError, GivenBackError
 from .connector import PooledConnection
-from .cursor import fast_cursor
+from .cursor import adopted, fast_cursor
 from .guard import after_error
 from .observed import observed_cursor
 from .pool import Pool
@@ -147,12 +147,7 @@ class Lease:
 
     def adopt(self, cursor: AnyCursor) -> AnyCursor:
         """Return *cursor*, which its class has made and not the connection, as the connection would have made it."""
-        state = self.connection.__dict__
-        if "tracer" in state:
-            traced: AnyCursor = state["tracer"].adopt(cursor, state["fast_cursor"])
-            return traced
-        cursor.__class__ = state["fast_cursor"](cursor.__class__)
-        return cursor
+        return adopted(cursor, self.connection)
 
     def set_values(self, values: Mapping[str, str | None]) -> None:
         """Have each transaction begin with these session values; one that is open has them already."""

@@ -10,12 +10,12 @@ from typing import Any, Protocol
 
 import psycopg
 from psycopg.errors import LockNotAvailable
-from psycopg.rows import tuple_row
 
 from .._driver.advisory import AdvisoryLock, milliseconds
 from .._driver.sql import Params, Plain
 from ..errors import LockNotAvailableError
 from .blocks import TransactionBlock
+from .cursor import own_cursor
 from .lease import Lease
 
 _WAIT_ON_SERVER = "SELECT set_config('lock_timeout', %s, true)"
@@ -38,7 +38,7 @@ class Locking(Protocol):
         """Lend a connection."""
         ...
 
-    def fetch_value(self, query: Plain, params: Params) -> Any:
+    def fetch_own(self, query: Plain, params: Params) -> Any:
         """Return the first column of the first row."""
         ...
 
@@ -56,7 +56,7 @@ def in_transaction(database: Locking, lock: AdvisoryLock, wait: bool | float) ->
 
 
 def _take_in_transaction(database: Locking, lock: AdvisoryLock, wait: bool | float) -> None:
-    value = database.fetch_value
+    value = database.fetch_own
 
     def within(seconds: float) -> None:
         with database.transaction():  # a savepoint: a wait in vain fails the statement
@@ -70,11 +70,10 @@ def _take_in_transaction(database: Locking, lock: AdvisoryLock, wait: bool | flo
 def in_session(database: Locking, lock: AdvisoryLock, wait: bool | float) -> Iterator[None]:
     """Take *lock* on a connection of its own until the end of the block."""
     lease = database.borrow(autocommit=True)
-    lease.row_factory = tuple_row
     connection = lease.connection
 
     def value(statement: Plain, params: Params) -> Any:
-        cursor = connection.execute(statement, params)
+        cursor = own_cursor(connection).execute(statement, params)
         row = cursor.fetchone()
         return None if row is None else row[0]
 
@@ -86,6 +85,8 @@ def in_session(database: Locking, lock: AdvisoryLock, wait: bool | float) -> Ite
         yield
         _release(lock, value)
     except BaseException as error:
+        if not lease.pool.blueprint.settings.clean_on_return:
+            lease.abandon()  # or the next borrower would hold it
         lease.finish(error)
         raise
     lease.finish()

@@ -43,6 +43,8 @@ class Source(Protocol):
 
     ask: Ask | None
     """Returns what is to be set for the transaction."""
+    timeout: float
+    """How long to wait for a connection, in seconds."""
 
     def borrow(self, *, timeout: float | None, label: Label | None, deadline: Deadline | None) -> Lease:
         """Lend a connection that is not in autocommit, and whose statements end by the *deadline*."""
@@ -188,7 +190,7 @@ class UnitOfWork(Generic[Row]):
         values = self._asked()
 
         def working() -> T:
-            lease = self._lease or self._borrow(None if deadline is None else deadline.left)
+            lease = self._lease or self._borrow(None, deadline)
             usual = lease.deadline
             if deadline is not None:
                 lease.limit(earlier(deadline, usual))
@@ -284,9 +286,17 @@ class UnitOfWork(Generic[Row]):
         if status in (_IDLE, _INTRANS):  # a transaction that has failed takes none
             lease.set_values(values)
 
-    def _borrow(self, timeout: float | None) -> Lease:
+    def _borrow(self, timeout: float | None, deadline: Deadline | None = None) -> Lease:
         if self.finished or self._refusal is not None:
             raise self._over()
+        limited = []
+        if self.blocks:
+            # Those that began before anything was borrowed.
+            limited = [block for reference in self.blocks if (block := reference()) is not None and block.deadline]
+            for block in limited:
+                deadline = earlier(deadline, block.deadline)
+        if deadline is not None:
+            timeout = deadline.wait(self.source.timeout if timeout is None else timeout)
         self._borrowing = True
         try:
             lease = self.source.borrow(timeout=timeout, label=self._label, deadline=self._deadline)
@@ -301,6 +311,8 @@ class UnitOfWork(Generic[Row]):
                     _set_mode(lease.connection, self.mode)
                 if self._values:
                     lease.set_values(self._values)
+                for block in limited:
+                    block.limit(lease)
             except BaseException as error:
                 lease.finish(error)
                 raise
@@ -363,10 +375,12 @@ class UnitOfWork(Generic[Row]):
                     return None
                 try:
                     self.busy = True
-                    block.lift_limit(self._lease)
+                    if error is not None:
+                        block.grant_grace(self._lease)
                     return end()
                 finally:
                     self.busy = False
+                    block.lift_limit(self._lease)
                     if self.blocks:
                         self.blocks.pop()
                     if self._lease is not None and (error is not None or block.force_rollback):

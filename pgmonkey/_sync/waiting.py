@@ -117,10 +117,10 @@ def done(result: T) -> T:
     return result
 
 
-def chunks(rows: Iterable[Any], size: int) -> Generator[list[Any], None, None]:
-    """Yield lists of at most *size* of *rows*."""
+def chunks(rows: Iterable[Any], size: Callable[[], int]) -> Generator[list[Any], None, None]:
+    """Yield lists of *rows*, each of at most as many as *size* returns then."""
     iterator = iter(rows)
-    while chunk := list(islice(iterator, size)):
+    while chunk := list(islice(iterator, size())):
         yield chunk
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
@@ -132,6 +133,43 @@ async def test_cursors_of_all_kinds_execute_many(
     returning: Any = f"{insert} RETURNING a"
     assert await database.execute_many(returning, [(5, "y"), (6, "z")], returning=True) == [(5,), (6,)]
     assert len(stored(observer)) == 7
+    await database.close()
+
+
+class Wrapping(psycopg.AsyncCursor[Any]):
+    """A class of the program's own, whose rows are others."""
+
+    async def fetchone(self) -> Any:
+        return "one", await super().fetchone()
+
+    async def fetchall(self) -> Any:
+        return ["all", await super().fetchall()]
+
+
+@pytest.mark.parametrize("cursor", [psycopg.AsyncClientCursor, psycopg.AsyncRawCursor, Wrapping])
+async def test_what_we_ask_ourselves_needs_no_certain_cursor(
+    cursor: type[psycopg.AsyncCursor[Any]], config: dict[str, Any], observer: Observer
+) -> None:
+    async def configure(connection: psycopg.AsyncConnection[Any]) -> None:
+        connection.cursor_factory, connection.row_factory = cursor, dict_row
+
+    observer.execute("CREATE TABLE t (a int, b text)")
+    heard: list[str] = []
+    observer.add_notify_handler(lambda note: heard.append(note.payload))
+    observer.execute("LISTEN orders")
+    database = AsyncDatabase(pools(config, configure=configure))
+    for number in range(3):
+        assert await database.copy_rows("t", [(number, "x")]) == 1
+        await database.notify("orders", str(number))
+        async with database.transaction(), database.lock(number, wait=5):
+            await database.notify("orders", f"{number} too")
+        for session in (False, True):
+            for wait in (True, False, 5):
+                async with database.lock((number, 1), session=session, wait=wait):
+                    pass
+    assert stored(observer) == [(number, "x") for number in range(3)]
+    observer.execute("SELECT 1")
+    assert heard == ["0", "0 too", "1", "1 too", "2", "2 too"]
     await database.close()
 
 
@@ -282,6 +320,46 @@ async def test_what_is_no_fault_of_a_row_is_raised_as_it_is(database: AsyncDatab
         with pytest.raises(TypeError, match="a row is a tuple, a list, a dictionary or a dataclass"):
             await database.copy_rows("t", [row])
     assert stored(observer) == []
+    await database.close()
+
+
+async def test_large_rows_are_not_in_memory_together(database: AsyncDatabase, observer: Observer) -> None:
+    class Row(list[Any]):
+        """A list that can be referred to weakly."""
+
+    alive: list[weakref.ref[Row]] = []
+    most = 0
+
+    def made() -> Iterator[Row]:
+        nonlocal most
+        for i in range(100):
+            row = Row([i, "x" * 100_000])
+            alive.append(weakref.ref(row))
+            most = max(most, sum(each() is not None for each in alive))
+            yield row
+
+    assert await database.copy_rows("t", made()) == 100
+    assert most < 40
+    assert observer.execute("SELECT count(*), min(length(b)) FROM t").fetchone() == (100, 100_000)
+    await database.close()
+
+
+async def test_what_the_rows_raise_is_raised_as_it_is(database: AsyncDatabase, observer: Observer) -> None:
+    """Also where it is what a server says about a row, but another one."""
+    observer.execute("CREATE TABLE u (a int)")
+
+    def failing() -> Iterator[tuple[int, str]]:
+        for i in range(600):  # by which COPY has begun
+            yield i, "x"
+        with observer.cursor().copy("COPY u FROM STDIN") as copy:
+            copy.write("1\n2\nthree\n")
+
+    for _ in range(2):
+        with pytest.raises(psycopg.errors.InvalidTextRepresentation, match=r"^invalid input") as caught:
+            await database.copy_rows("t", failing())
+        assert not isinstance(caught.value, BadRowError)
+    assert await database.copy_rows("t", [(1, "x")]) == 1
+    assert stored(observer) == [(1, "x")]
     await database.close()
 
 

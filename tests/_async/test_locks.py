@@ -164,6 +164,23 @@ async def test_a_lock_of_a_session_is_no_transaction(config: dict[str, Any], obs
     await database.close()
 
 
+async def test_a_lock_of_a_session_ends_with_its_block(config: dict[str, Any], observer: Observer) -> None:
+    """Also where it ends by an error, on a connection that nobody cleans."""
+    for clean in (True, False):
+        database = AsyncDatabase(pools(config, clean_on_return=clean))
+        with pytest.raises(ZeroDivisionError):
+            async with database.lock("a", session=True):
+                raise ZeroDivisionError
+        async with database.lock("a", session=True):
+            assert not free(observer, "a")
+        end = time.monotonic() + 30  # a server that is busy takes its time to end a session
+        while not free(observer, "a"):
+            assert time.monotonic() < end
+            await sleep(0.01)
+        assert database.stats()["pool_available"] == database.stats()["pool_size"]
+        await database.close()
+
+
 async def test_a_lock_of_a_session_is_refused_behind_pgbouncer(config: dict[str, Any], observer: Observer) -> None:
     config["connection_settings"]["pgbouncer"] = True
     database = AsyncDatabase(pools(config))

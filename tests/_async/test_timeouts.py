@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import psycopg
 import pytest
+from psycopg.errors import SerializationFailure
 from psycopg.rows import dict_row
 
 from pgmonkey import (
@@ -70,6 +73,8 @@ def calls(database: AsyncDatabase[Any], timeout: float) -> dict[str, Callable[[]
         "cursor": cursor,
         "connection": connection,
         "batch": batch,
+        "copy_to": lambda: database.copy_to(SLOW, io.BytesIO(), [LONG], timeout=timeout),
+        "retry": lambda: database.retry(lambda: database.execute(SLOW, [LONG]), timeout=timeout),
     }
 
 
@@ -93,6 +98,21 @@ async def expect_late(call: Callable[[], Awaitable[object]], observer: Observer)
     await expect(lambda: sleeping(observer) == 0)
 
 
+async def side_by_side(works: Iterable[Callable[[], Awaitable[object]]]) -> None:
+    """Do them all at the same time: most of what they take is waiting."""
+    for each in [Beside(work) for work in works]:
+        if isinstance(error := await each.end(), BaseException):
+            raise error
+
+
+async def wide(config: dict[str, Any], **settings: Any) -> AsyncDatabase:
+    """Return a database with a connection ready for each of the calls."""
+    database = AsyncDatabase(pools(config, min_size=16, max_size=16, **settings))
+    await database.connect()
+    await expect(lambda: database.stats()["pool_available"] == 16)
+    return database
+
+
 async def expect(what: Callable[[], bool]) -> None:
     """Wait until *what* is true, as it is to become."""
     deadline = time.monotonic() + LATE
@@ -101,9 +121,16 @@ async def expect(what: Callable[[], bool]) -> None:
         await sleep(0.01)
 
 
-@pytest.mark.parametrize("way", [pools, prepared])
-async def test_every_call_ends_in_time_and_is_cancelled(way: Any, config: dict[str, Any], observer: Observer) -> None:
-    database = AsyncDatabase(way(config))
+async def test_calls_side_by_side_end_in_time_and_are_cancelled(config: dict[str, Any], observer: Observer) -> None:
+    database = await wide(config)
+    await side_by_side(partial(expect_late, call, observer) for call in calls(database, 0.25).values())
+    assert await database.fetch_value("SELECT 1") == 1
+    await expect(lambda: database.stats()["pool_available"] == 16)  # of which upkeep has made some anew
+    await database.close()
+
+
+async def test_every_call_ends_in_time_and_is_cancelled(config: dict[str, Any], observer: Observer) -> None:
+    database = AsyncDatabase(prepared(config))
     for _ in range(3):
         assert await database.fetch_one(SLOW, [0], timeout=LONG) == ("",)
         await database.fetch_value(SLOW, [0])
@@ -141,11 +168,14 @@ async def test_a_timeout_that_is_not_reached_costs_no_round_trip(config: dict[st
 
 async def test_the_shorter_of_two_limits_counts(config: dict[str, Any]) -> None:
     config["connection_settings"]["command_timeout"] = 0.25
-    database = AsyncDatabase(pools(config))
-    for call in calls(database, LONG).values():
+    database = await wide(config)
+
+    async def expect_command_timeout(call: Callable[[], Awaitable[object]]) -> None:
         with suppress(DeadlineExceededError):  # what the machine makes late, else
             with pytest.raises(CommandTimeoutError, match=r"0\.25 s \(command_timeout\)"):
                 await call()
+
+    await side_by_side(partial(expect_command_timeout, call) for call in calls(database, LONG).values())
     await database.close()
 
 
@@ -171,12 +201,15 @@ async def test_a_wait_for_a_connection_raises_what_the_pool_raises(config: dict[
     database = AsyncDatabase(pools(config, max_size=1, timeout=60))
     for _ in range(3):
         await database.fetch_value(SLOW, [0])
+
+    async def expect_none(name: str, call: Callable[[], Awaitable[object]]) -> None:
+        started = time.monotonic()
+        with pytest.raises(PoolTimeoutError, match=r"\(timeout\)"):
+            await call()
+        assert time.monotonic() - started < LATE, name
+
     async with database.connection():
-        for name, call in calls(database, 0.25).items():
-            started = time.monotonic()
-            with pytest.raises(PoolTimeoutError, match=r"\(timeout\)"):
-                await call()
-            assert time.monotonic() - started < LATE, name
+        await side_by_side(partial(expect_none, *each) for each in calls(database, 0.25).items())
     await database.close()
 
 
@@ -230,6 +263,113 @@ async def test_a_block_in_a_transaction_has_a_time_of_its_own(config: dict[str, 
     await database.close()
 
 
+async def test_the_end_of_a_block_has_no_more_time_than_the_block(config: dict[str, Any]) -> None:
+    settings = config["connection_settings"]
+    with FaultProxy(settings["host"], int(settings["port"])) as proxy:
+        database = AsyncDatabase(proxied(config, proxy))
+        for late in (False, True):  # its savepoint is released, or rolled back
+            with pytest.raises(psycopg.OperationalError):  # the connection is lost
+                async with database.transaction():
+                    await database.execute("SELECT 1")
+                    started = time.monotonic()
+                    with pytest.raises(DeadlineExceededError):
+                        async with database.transaction(timeout=1.5):
+                            await database.execute("SELECT 1")
+                            proxy.silent = True
+                            await sleep(1.6 if late else 0)
+                    assert time.monotonic() - started < LATE
+            proxy.silent = False
+            proxy.reset_all()
+        assert await database.fetch_value("SELECT 1") == 1
+        await database.close()
+
+
+async def test_a_copy_whose_rows_take_too_long(config: dict[str, Any], observer: Observer) -> None:
+    observer.execute("CREATE TABLE t (a int)")
+    database = AsyncDatabase(pools(config))
+
+    async def rows() -> AsyncIterator[tuple[int]]:
+        for number in range(1000):
+            yield (number,)
+        await sleep(1.6)
+        yield (1000,)
+
+    with pytest.raises(DeadlineExceededError):
+        await database.copy_rows("t", rows(), timeout=1.5)
+    with pytest.raises(psycopg.OperationalError):  # the connection is lost, and so is the transaction
+        async with database.transaction():
+            await database.execute("INSERT INTO t VALUES (-1)")
+            with pytest.raises(DeadlineExceededError):
+                await database.copy_rows("t", rows(), timeout=1.5)
+            with pytest.raises(psycopg.OperationalError, match="closed"):
+                await database.execute("INSERT INTO t VALUES (-2)")
+    assert observer.execute("SELECT count(*) FROM t").fetchone() == (0,)
+    assert await database.fetch_value("SELECT 1") == 1
+    await database.close()
+
+
+async def test_all_attempts_of_a_transaction_have_one_limit(config: dict[str, Any], observer: Observer) -> None:
+    observer.execute("CREATE TABLE t (a int)")
+    database = AsyncDatabase(pools(config))
+    tried = 0
+
+    async def conflict() -> None:
+        nonlocal tried
+        tried += 1
+        await database.execute("INSERT INTO t VALUES (1)")
+        raise SerializationFailure("another transaction was first")
+
+    with pytest.raises(DeadlineExceededError, match=r"within 1 s \(timeout\)"):
+        await database.retry(conflict, attempts=10**6, timeout=1)
+    assert tried > 1
+    with pytest.raises(SerializationFailure):
+        await database.retry(conflict, attempts=2, timeout=LONG)
+    assert observer.execute("SELECT count(*) FROM t").fetchone() == (0,)
+    await database.close()
+
+
+async def test_the_attempts_in_a_unit_of_work_have_a_limit_of_their_own(
+    config: dict[str, Any], observer: Observer
+) -> None:
+    observer.execute("CREATE TABLE t (a int)")
+    database = AsyncDatabase(prepared(config))  # of one connection
+
+    async def insert() -> int:
+        return await database.execute("INSERT INTO t VALUES (1)")
+
+    async with database.unit_of_work():
+        assert await database.retry(insert, timeout=2) == 1
+        await sleep(2.1)
+        await insert()  # not limited any more
+    assert observer.execute("SELECT count(*) FROM t").fetchone() == (2,)
+    with pytest.raises(DeadlineExceededError):
+        async with database.unit_of_work():
+            await database.retry(lambda: database.execute(SLOW, [LONG]), timeout=0.25)
+    async with database.connection():
+        started = time.monotonic()
+        with pytest.raises(PoolTimeoutError):
+            async with database.unit_of_work():
+                await database.retry(insert, timeout=0.25)
+        assert time.monotonic() - started < LATE
+    assert observer.execute("SELECT count(*) FROM t").fetchone() == (2,)
+    await database.close()
+
+
+async def test_a_timeout_does_not_lengthen_the_wait_for_a_connection(config: dict[str, Any]) -> None:
+    database = AsyncDatabase(pools(config, max_size=1, timeout=0.25))
+    await database.fetch_value("SELECT 1")
+    async with database.connection():
+        started = time.monotonic()
+        with pytest.raises(PoolTimeoutError):
+            async with database.unit_of_work():
+                await database.fetch_value("SELECT 1", timeout=LONG)
+        with pytest.raises(PoolTimeoutError):
+            async with database.unit_of_work(), database.transaction(timeout=LONG):
+                pass
+        assert time.monotonic() - started < LATE
+    await database.close()
+
+
 async def test_a_wait_for_its_turn_ends_in_time(config: dict[str, Any]) -> None:
     database = AsyncDatabase(pools(config))
     async with database.transaction() as connection:
@@ -275,25 +415,29 @@ async def test_a_commit_that_does_not_end_in_time(config: dict[str, Any], observ
 
 
 async def test_the_deadline_of_a_request(config: dict[str, Any], observer: Observer) -> None:
-    database = AsyncDatabase(pools(config, max_size=2, timeout=60))
-    for _ in range(3):
-        await database.fetch_value(SLOW, [0])
+    database = await wide(config, timeout=60)
     deadline: list[Deadline | None] = [None]
     database.deadline = lambda: deadline[0]
-    for call in calls(database, LONG).values():
-        deadline[0] = Deadline.after(0.25, "PGMONKEY_DEADLINE")
-        with pytest.raises(DeadlineExceededError, match=r"within 0\.25 s \(PGMONKEY_DEADLINE\)"):
+    causes: list[type] = []
+
+    async def expect_late(call: Callable[[], Awaitable[object]]) -> None:
+        with pytest.raises(DeadlineExceededError, match=r"within 0\.25 s \(PGMONKEY_DEADLINE\)") as caught:
             await call()
+        causes.append(type(caught.value.__cause__))
+
+    async def ask_all() -> None:
+        deadline[0] = Deadline.after(0.25, "PGMONKEY_DEADLINE")
+        await side_by_side(partial(expect_late, call) for call in calls(database, LONG).values())
         await expect(lambda: sleeping(observer) == 0)
-    deadline[0] = None
-    async with database.connection(), database.connection():
-        causes = []
-        for call in calls(database, LONG).values():
-            deadline[0] = Deadline.after(0.25, "PGMONKEY_DEADLINE")
-            with pytest.raises(DeadlineExceededError, match=r"within 0\.25 s \(PGMONKEY_DEADLINE\)") as caught:
-                await call()
-            causes.append(type(caught.value.__cause__))
-        assert PoolTimeoutError in causes  # of all, on a machine that has time for them
-    deadline[0] = None
+        deadline[0] = None
+
+    await ask_all()
+    assert await database.fetch_value("SELECT 1") == 1
+    causes.clear()
+    leases = [await database.borrow() for _ in range(16)]
+    await ask_all()
+    assert PoolTimeoutError in causes  # of all, on a machine that has time for them
+    for lease in leases:
+        await lease.finish()
     assert await database.fetch_value("SELECT 1") == 1
     await database.close()

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
@@ -134,6 +135,43 @@ def test_cursors_of_all_kinds_execute_many(
     returning: Any = f"{insert} RETURNING a"
     assert database.execute_many(returning, [(5, "y"), (6, "z")], returning=True) == [(5,), (6,)]
     assert len(stored(observer)) == 7
+    database.close()
+
+
+class Wrapping(psycopg.Cursor[Any]):
+    """A class of the program's own, whose rows are others."""
+
+    def fetchone(self) -> Any:
+        return "one", super().fetchone()
+
+    def fetchall(self) -> Any:
+        return ["all", super().fetchall()]
+
+
+@pytest.mark.parametrize("cursor", [psycopg.ClientCursor, psycopg.RawCursor, Wrapping])
+def test_what_we_ask_ourselves_needs_no_certain_cursor(
+    cursor: type[psycopg.Cursor[Any]], config: dict[str, Any], observer: Observer
+) -> None:
+    def configure(connection: psycopg.Connection[Any]) -> None:
+        connection.cursor_factory, connection.row_factory = cursor, dict_row
+
+    observer.execute("CREATE TABLE t (a int, b text)")
+    heard: list[str] = []
+    observer.add_notify_handler(lambda note: heard.append(note.payload))
+    observer.execute("LISTEN orders")
+    database = Database(pools(config, configure=configure))
+    for number in range(3):
+        assert database.copy_rows("t", [(number, "x")]) == 1
+        database.notify("orders", str(number))
+        with database.transaction(), database.lock(number, wait=5):
+            database.notify("orders", f"{number} too")
+        for session in (False, True):
+            for wait in (True, False, 5):
+                with database.lock((number, 1), session=session, wait=wait):
+                    pass
+    assert stored(observer) == [(number, "x") for number in range(3)]
+    observer.execute("SELECT 1")
+    assert heard == ["0", "0 too", "1", "1 too", "2", "2 too"]
     database.close()
 
 
@@ -284,6 +322,46 @@ def test_what_is_no_fault_of_a_row_is_raised_as_it_is(database: Database, observ
         with pytest.raises(TypeError, match="a row is a tuple, a list, a dictionary or a dataclass"):
             database.copy_rows("t", [row])
     assert stored(observer) == []
+    database.close()
+
+
+def test_large_rows_are_not_in_memory_together(database: Database, observer: Observer) -> None:
+    class Row(list[Any]):
+        """A list that can be referred to weakly."""
+
+    alive: list[weakref.ref[Row]] = []
+    most = 0
+
+    def made() -> Iterator[Row]:
+        nonlocal most
+        for i in range(100):
+            row = Row([i, "x" * 100_000])
+            alive.append(weakref.ref(row))
+            most = max(most, sum(each() is not None for each in alive))
+            yield row
+
+    assert database.copy_rows("t", made()) == 100
+    assert most < 40
+    assert observer.execute("SELECT count(*), min(length(b)) FROM t").fetchone() == (100, 100_000)
+    database.close()
+
+
+def test_what_the_rows_raise_is_raised_as_it_is(database: Database, observer: Observer) -> None:
+    """Also where it is what a server says about a row, but another one."""
+    observer.execute("CREATE TABLE u (a int)")
+
+    def failing() -> Iterator[tuple[int, str]]:
+        for i in range(600):  # by which COPY has begun
+            yield i, "x"
+        with observer.cursor().copy("COPY u FROM STDIN") as copy:
+            copy.write("1\n2\nthree\n")
+
+    for _ in range(2):
+        with pytest.raises(psycopg.errors.InvalidTextRepresentation, match=r"^invalid input") as caught:
+            database.copy_rows("t", failing())
+        assert not isinstance(caught.value, BadRowError)
+    assert database.copy_rows("t", [(1, "x")]) == 1
+    assert stored(observer) == [(1, "x")]
     database.close()
 
 

@@ -4,13 +4,16 @@
 
 from __future__ import annotations
 
+import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import psycopg
 import pytest
+from psycopg.errors import SerializationFailure
 from psycopg.rows import dict_row
 
 from pgmonkey import (
@@ -72,6 +75,8 @@ def calls(database: Database[Any], timeout: float) -> dict[str, Callable[[], obj
         "cursor": cursor,
         "connection": connection,
         "batch": batch,
+        "copy_to": lambda: database.copy_to(SLOW, io.BytesIO(), [LONG], timeout=timeout),
+        "retry": lambda: database.retry(lambda: database.execute(SLOW, [LONG]), timeout=timeout),
     }
 
 
@@ -95,6 +100,21 @@ def expect_late(call: Callable[[], object], observer: Observer) -> None:
     expect(lambda: sleeping(observer) == 0)
 
 
+def side_by_side(works: Iterable[Callable[[], object]]) -> None:
+    """Do them all at the same time: most of what they take is waiting."""
+    for each in [Beside(work) for work in works]:
+        if isinstance(error := each.end(), BaseException):
+            raise error
+
+
+def wide(config: dict[str, Any], **settings: Any) -> Database:
+    """Return a database with a connection ready for each of the calls."""
+    database = Database(pools(config, min_size=16, max_size=16, **settings))
+    database.connect()
+    expect(lambda: database.stats()["pool_available"] == 16)
+    return database
+
+
 def expect(what: Callable[[], bool]) -> None:
     """Wait until *what* is true, as it is to become."""
     deadline = time.monotonic() + LATE
@@ -103,9 +123,16 @@ def expect(what: Callable[[], bool]) -> None:
         sleep(0.01)
 
 
-@pytest.mark.parametrize("way", [pools, prepared])
-def test_every_call_ends_in_time_and_is_cancelled(way: Any, config: dict[str, Any], observer: Observer) -> None:
-    database = Database(way(config))
+def test_calls_side_by_side_end_in_time_and_are_cancelled(config: dict[str, Any], observer: Observer) -> None:
+    database = wide(config)
+    side_by_side(partial(expect_late, call, observer) for call in calls(database, 0.25).values())
+    assert database.fetch_value("SELECT 1") == 1
+    expect(lambda: database.stats()["pool_available"] == 16)  # of which upkeep has made some anew
+    database.close()
+
+
+def test_every_call_ends_in_time_and_is_cancelled(config: dict[str, Any], observer: Observer) -> None:
+    database = Database(prepared(config))
     for _ in range(3):
         assert database.fetch_one(SLOW, [0], timeout=LONG) == ("",)
         database.fetch_value(SLOW, [0])
@@ -143,11 +170,14 @@ def test_a_timeout_that_is_not_reached_costs_no_round_trip(config: dict[str, Any
 
 def test_the_shorter_of_two_limits_counts(config: dict[str, Any]) -> None:
     config["connection_settings"]["command_timeout"] = 0.25
-    database = Database(pools(config))
-    for call in calls(database, LONG).values():
+    database = wide(config)
+
+    def expect_command_timeout(call: Callable[[], object]) -> None:
         with suppress(DeadlineExceededError):  # what the machine makes late, else
             with pytest.raises(CommandTimeoutError, match=r"0\.25 s \(command_timeout\)"):
                 call()
+
+    side_by_side(partial(expect_command_timeout, call) for call in calls(database, LONG).values())
     database.close()
 
 
@@ -171,12 +201,15 @@ def test_a_wait_for_a_connection_raises_what_the_pool_raises(config: dict[str, A
     database = Database(pools(config, max_size=1, timeout=60))
     for _ in range(3):
         database.fetch_value(SLOW, [0])
+
+    def expect_none(name: str, call: Callable[[], object]) -> None:
+        started = time.monotonic()
+        with pytest.raises(PoolTimeoutError, match=r"\(timeout\)"):
+            call()
+        assert time.monotonic() - started < LATE, name
+
     with database.connection():
-        for name, call in calls(database, 0.25).items():
-            started = time.monotonic()
-            with pytest.raises(PoolTimeoutError, match=r"\(timeout\)"):
-                call()
-            assert time.monotonic() - started < LATE, name
+        side_by_side(partial(expect_none, *each) for each in calls(database, 0.25).items())
     database.close()
 
 
@@ -230,6 +263,111 @@ def test_a_block_in_a_transaction_has_a_time_of_its_own(config: dict[str, Any], 
     database.close()
 
 
+def test_the_end_of_a_block_has_no_more_time_than_the_block(config: dict[str, Any]) -> None:
+    settings = config["connection_settings"]
+    with FaultProxy(settings["host"], int(settings["port"])) as proxy:
+        database = Database(proxied(config, proxy))
+        for late in (False, True):  # its savepoint is released, or rolled back
+            with pytest.raises(psycopg.OperationalError):  # the connection is lost
+                with database.transaction():
+                    database.execute("SELECT 1")
+                    started = time.monotonic()
+                    with pytest.raises(DeadlineExceededError):
+                        with database.transaction(timeout=1.5):
+                            database.execute("SELECT 1")
+                            proxy.silent = True
+                            sleep(1.6 if late else 0)
+                    assert time.monotonic() - started < LATE
+            proxy.silent = False
+            proxy.reset_all()
+        assert database.fetch_value("SELECT 1") == 1
+        database.close()
+
+
+def test_a_copy_whose_rows_take_too_long(config: dict[str, Any], observer: Observer) -> None:
+    observer.execute("CREATE TABLE t (a int)")
+    database = Database(pools(config))
+
+    def rows() -> Iterator[tuple[int]]:
+        for number in range(1000):
+            yield (number,)
+        sleep(1.6)
+        yield (1000,)
+
+    with pytest.raises(DeadlineExceededError):
+        database.copy_rows("t", rows(), timeout=1.5)
+    with pytest.raises(psycopg.OperationalError):  # the connection is lost, and so is the transaction
+        with database.transaction():
+            database.execute("INSERT INTO t VALUES (-1)")
+            with pytest.raises(DeadlineExceededError):
+                database.copy_rows("t", rows(), timeout=1.5)
+            with pytest.raises(psycopg.OperationalError, match="closed"):
+                database.execute("INSERT INTO t VALUES (-2)")
+    assert observer.execute("SELECT count(*) FROM t").fetchone() == (0,)
+    assert database.fetch_value("SELECT 1") == 1
+    database.close()
+
+
+def test_all_attempts_of_a_transaction_have_one_limit(config: dict[str, Any], observer: Observer) -> None:
+    observer.execute("CREATE TABLE t (a int)")
+    database = Database(pools(config))
+    tried = 0
+
+    def conflict() -> None:
+        nonlocal tried
+        tried += 1
+        database.execute("INSERT INTO t VALUES (1)")
+        raise SerializationFailure("another transaction was first")
+
+    with pytest.raises(DeadlineExceededError, match=r"within 1 s \(timeout\)"):
+        database.retry(conflict, attempts=10**6, timeout=1)
+    assert tried > 1
+    with pytest.raises(SerializationFailure):
+        database.retry(conflict, attempts=2, timeout=LONG)
+    assert observer.execute("SELECT count(*) FROM t").fetchone() == (0,)
+    database.close()
+
+
+def test_the_attempts_in_a_unit_of_work_have_a_limit_of_their_own(config: dict[str, Any], observer: Observer) -> None:
+    observer.execute("CREATE TABLE t (a int)")
+    database = Database(prepared(config))  # of one connection
+
+    def insert() -> int:
+        return database.execute("INSERT INTO t VALUES (1)")
+
+    with database.unit_of_work():
+        assert database.retry(insert, timeout=2) == 1
+        sleep(2.1)
+        insert()  # not limited any more
+    assert observer.execute("SELECT count(*) FROM t").fetchone() == (2,)
+    with pytest.raises(DeadlineExceededError):
+        with database.unit_of_work():
+            database.retry(lambda: database.execute(SLOW, [LONG]), timeout=0.25)
+    with database.connection():
+        started = time.monotonic()
+        with pytest.raises(PoolTimeoutError):
+            with database.unit_of_work():
+                database.retry(insert, timeout=0.25)
+        assert time.monotonic() - started < LATE
+    assert observer.execute("SELECT count(*) FROM t").fetchone() == (2,)
+    database.close()
+
+
+def test_a_timeout_does_not_lengthen_the_wait_for_a_connection(config: dict[str, Any]) -> None:
+    database = Database(pools(config, max_size=1, timeout=0.25))
+    database.fetch_value("SELECT 1")
+    with database.connection():
+        started = time.monotonic()
+        with pytest.raises(PoolTimeoutError):
+            with database.unit_of_work():
+                database.fetch_value("SELECT 1", timeout=LONG)
+        with pytest.raises(PoolTimeoutError):
+            with database.unit_of_work(), database.transaction(timeout=LONG):
+                pass
+        assert time.monotonic() - started < LATE
+    database.close()
+
+
 def test_a_wait_for_its_turn_ends_in_time(config: dict[str, Any]) -> None:
     database = Database(pools(config))
     with database.transaction() as connection:
@@ -275,25 +413,29 @@ def test_a_commit_that_does_not_end_in_time(config: dict[str, Any], observer: Ob
 
 
 def test_the_deadline_of_a_request(config: dict[str, Any], observer: Observer) -> None:
-    database = Database(pools(config, max_size=2, timeout=60))
-    for _ in range(3):
-        database.fetch_value(SLOW, [0])
+    database = wide(config, timeout=60)
     deadline: list[Deadline | None] = [None]
     database.deadline = lambda: deadline[0]
-    for call in calls(database, LONG).values():
-        deadline[0] = Deadline.after(0.25, "PGMONKEY_DEADLINE")
-        with pytest.raises(DeadlineExceededError, match=r"within 0\.25 s \(PGMONKEY_DEADLINE\)"):
+    causes: list[type] = []
+
+    def expect_late(call: Callable[[], object]) -> None:
+        with pytest.raises(DeadlineExceededError, match=r"within 0\.25 s \(PGMONKEY_DEADLINE\)") as caught:
             call()
+        causes.append(type(caught.value.__cause__))
+
+    def ask_all() -> None:
+        deadline[0] = Deadline.after(0.25, "PGMONKEY_DEADLINE")
+        side_by_side(partial(expect_late, call) for call in calls(database, LONG).values())
         expect(lambda: sleeping(observer) == 0)
-    deadline[0] = None
-    with database.connection(), database.connection():
-        causes = []
-        for call in calls(database, LONG).values():
-            deadline[0] = Deadline.after(0.25, "PGMONKEY_DEADLINE")
-            with pytest.raises(DeadlineExceededError, match=r"within 0\.25 s \(PGMONKEY_DEADLINE\)") as caught:
-                call()
-            causes.append(type(caught.value.__cause__))
-        assert PoolTimeoutError in causes  # of all, on a machine that has time for them
-    deadline[0] = None
+        deadline[0] = None
+
+    ask_all()
+    assert database.fetch_value("SELECT 1") == 1
+    causes.clear()
+    leases = [database.borrow() for _ in range(16)]
+    ask_all()
+    assert PoolTimeoutError in causes  # of all, on a machine that has time for them
+    for lease in leases:
+        lease.finish()
     assert database.fetch_value("SELECT 1") == 1
     database.close()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 import re
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ..faults.proxy import FaultProxy
 from .projects import ok, run
@@ -752,6 +754,41 @@ see("/writes", "/nothing", "/health/ready", "/health/live", "/middleware", "/ada
 
 
 # -- deadlines --------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_connection_of_a_process_has_the_time_of_its_request(project: Path) -> None:
+    code = """
+import time
+import django_pgmonkey
+from django.conf import settings
+from django.db import connection
+from django.http import HttpResponse
+from django.test import Client
+from django.urls import path
+settings.ROOT_URLCONF, settings.ALLOWED_HOSTS = __name__, ["testserver"]
+settings.MIDDLEWARE = ["django_pgmonkey.middleware.TransactionMiddleware"]
+settings.PGMONKEY_DEADLINE = 0.4
+def read(request):
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+async def read_async(request):
+    await django_pgmonkey.database().fetch_value("SELECT 1")
+urlpatterns = [path("read", read), path("read-async", read_async)]
+started = time.monotonic()
+for name in ("read", "read-async", "read"):
+    answer = Client(raise_request_exception=False).get(f"/{name}")
+    print(answer.status_code, answer.text)
+print(time.monotonic() - started < 30)
+"""
+    file = project / "config.yaml"
+    config = yaml.safe_load(file.read_text())
+    config["pool_settings"]["timeout"] = 60
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes connections, and answers nothing
+        config["connection_settings"] |= {"host": "127.0.0.1", "port": silent.getsockname()[1]}
+        file.write_text(yaml.safe_dump(config))
+        finished = run(project, code=code)
+    assert ok(finished).splitlines() == ["504 The request took too long."] * 3 + ["True"]
+    assert finished.stderr.count("no connection was to be had within 0.4 s (PGMONKEY_DEADLINE)") == 3
 
 
 def test_a_deadline_holds_for_its_own_request(project: Path) -> None:

@@ -45,7 +45,7 @@ def tuples() -> None:
         assert_type(connection, Connection[TupleRow])
     with db.connection() as connection:
         assert_type(connection, Connection[TupleRow])
-    assert_type(db.retry(lambda: 7, isolation="serializable"), int)
+    assert_type(db.retry(lambda: 7, isolation="serializable", timeout=1.5), int)
     assert_type(db.stats(), dict[str, int])
 
 

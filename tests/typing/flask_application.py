@@ -47,7 +47,7 @@ def view(id: int) -> dict[str, Any]:
     assert_type(dicts["reports"].fetch_all("SELECT 1"), list[DictRow])
     with dicts.transaction(read_only=True) as connection:
         assert_type(connection, Connection[DictRow])
-    assert_type(db.retry(lambda: id), int)
+    assert_type(db.retry(lambda: id, timeout=1), int)
     db.execute(f"SELECT {id}")  # pyright: ignore[reportArgumentType]  (mypy knows no LiteralString)
     return {}
 
