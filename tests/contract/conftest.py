@@ -43,6 +43,10 @@ STARTED = tuple(SERVERS) if os.environ.get("PGMONKEY_EVERY_SERVER") else FRAMEWO
 POOL = {"min_size": 1, "max_size": 24, "timeout": 10}
 SCHEMA = """
     CREATE TABLE t (a int UNIQUE DEFERRABLE INITIALLY DEFERRED);
+    CREATE TABLE sleepy (a float8);
+    CREATE FUNCTION sleep() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN PERFORM pg_sleep(NEW.a); RETURN NEW; END $$;
+    CREATE TRIGGER sleep BEFORE INSERT ON sleepy FOR EACH ROW EXECUTE FUNCTION sleep();
     CREATE TABLE late (a int);
     CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN RAISE EXCEPTION 'refused at COMMIT' USING ERRCODE = '40001'; END $$;

@@ -14,6 +14,7 @@ from pgmonkey.embedded import Server
 
 from ..faults.proxy import FaultProxy
 from .conftest import STARTED, App, running
+from .test_ways import WAYS
 
 HEADER = "X-Deadline"
 # Seconds that a machine with much to do may be late.
@@ -62,6 +63,24 @@ def test_a_slow_query_is_cancelled(app: App) -> None:
             app.release_frame()  # nothing of it runs any more
     assert app.rows() == []
     assert get(app, "/slow", 60, a=1, sleep=0)[0] == 200
+
+
+def test_every_way_of_writing_is_cancelled(app: App) -> None:
+    app.observer.execute("TRUNCATE t")
+    headers = {HEADER: "0.15"}
+    for path in ("/way", "/way-sync") if app.framework == "fastapi" else ("/way",):
+        for name in WAYS:
+            params: dict[str, Any] = {"name": name, "a": 1, "sleep": 60, "status": 201}
+            started = time.monotonic()
+            assert app.client.post(path, params=params, headers=headers).status_code == 504, name
+            assert time.monotonic() - started < LATE
+            app.release_frame()
+    assert app.rows() == []
+
+
+def test_a_body_that_is_streamed_has_the_time_that_it_needs(app: App) -> None:
+    answer = app.client.get("/stream", params={"rows": 3, "sleep": 0.2}, headers={HEADER: "0.5"})
+    assert (answer.status_code, answer.text) == (200, f"{'x' * 1023}\n" * 3)
 
 
 def test_a_silent_server(app: App) -> None:

@@ -8,11 +8,15 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import psycopg
 from django.conf import settings
 from django.core.wsgi import get_wsgi_application
 from django.db import DatabaseError, IntegrityError, connection, transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse, StreamingHttpResponse
 from django.urls import include, path
+from ways import async_way
+
+from django_pgmonkey import database
 
 settings.configure(
     SECRET_KEY="contract",
@@ -103,15 +107,42 @@ def slow(request: HttpRequest) -> HttpResponse:
 
 
 def stream(request: HttpRequest) -> StreamingHttpResponse:
-    rows = int(request.GET["rows"])
+    rows, sleep = int(request.GET["rows"]), float(request.GET.get("sleep", 0))
 
     def lines() -> Iterator[str]:
         with connection.chunked_cursor() as cursor:
-            cursor.execute("SELECT repeat('x', 1023) FROM generate_series(1, %s)", [rows])
-            for (text,) in cursor:
+            query = "SELECT repeat('x', 1023), pg_sleep(%s) FROM generate_series(1, %s)"
+            cursor.execute(query, [sleep, rows])
+            for text, _ in cursor:
                 yield f"{text}\n"
 
     return StreamingHttpResponse(lines())
+
+
+class Refused(Exception):
+    """The status is one that rolls back."""
+
+
+async def by_way(request: HttpRequest) -> HttpResponse:
+    """Write by query methods, which do not join the transaction of the request, but have one of their own."""
+    status = int(request.GET["status"])
+    with contextlib.suppress(Refused):
+        async with database().transaction():
+            await async_way(database(), request.GET["name"])(int(request.GET["a"]), float(request.GET["sleep"]))
+            if status >= 400:
+                raise Refused
+    return JsonResponse({}, status=status)
+
+
+async def refused(request: HttpRequest) -> HttpResponse:
+    async with database().transaction():
+        await database().execute("INSERT INTO t VALUES (%s)", [int(request.GET["a"])])
+        try:
+            await async_way(database(), request.GET["name"])()
+        except psycopg.Error:
+            if request.GET["caught"] == "no":
+                raise
+    return JsonResponse({}, status=201)
 
 
 def ignored(request: HttpRequest) -> HttpResponse:
@@ -139,9 +170,13 @@ def value(request: HttpRequest) -> HttpResponse:
     return JsonResponse({"value": run(json.loads(request.body))})
 
 
-VIEWS = (nothing, stats, write, refuse, crash, deferred, late, doomed, block, slow, stream, ignored, own, dirty, value)
+VIEWS: tuple[Any, ...] = (
+    *(nothing, stats, write, refuse, crash, deferred, late, doomed, block, slow, stream, ignored, own, dirty, value),
+    refused,
+)
 urlpatterns = [
     path("redirect", redirected),
+    path("way", by_way),
     path("health/", include("django_pgmonkey.health")),
     *(path(view.__name__, view) for view in VIEWS),
 ]

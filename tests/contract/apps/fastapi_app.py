@@ -11,6 +11,7 @@ import psycopg
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, RedirectResponse, StreamingResponse
 from psycopg import AsyncConnection, Connection
+from ways import async_way, way
 
 from fastapi_pgmonkey import PGMonkey
 from pgmonkey import AsyncDatabase, PGConnectionManager
@@ -109,9 +110,43 @@ def slow_sync(a: int, sleep: float, connection: Sync) -> dict[str, Any]:
 
 
 @app.get("/stream")
-async def stream(rows: int, database: Database) -> StreamingResponse:
-    stream = database.stream("SELECT repeat('x', 1023) FROM generate_series(1, %s)", [rows])
-    return StreamingResponse(f"{text}\n" async for (text,) in stream)
+async def stream(rows: int, database: Database, sleep: float = 0) -> StreamingResponse:
+    stream = database.stream("SELECT repeat('x', 1023), pg_sleep(%s) FROM generate_series(1, %s)", [sleep, rows])
+    return StreamingResponse(f"{text}\n" async for text, _ in stream)
+
+
+@app.post("/way")
+async def by_way(name: str, a: int, sleep: float, status: int, database: Database) -> JSONResponse:
+    await async_way(database, name)(a, sleep)
+    return JSONResponse({}, status)
+
+
+@app.post("/way-sync")
+def by_way_sync(name: str, a: int, sleep: float, status: int) -> JSONResponse:
+    way(db.sync_database, name)(a, sleep)
+    return JSONResponse({}, status)
+
+
+@app.post("/refused", status_code=201)
+async def refused(name: str, a: int, caught: str, database: Database) -> dict[str, Any]:
+    await database.execute(INSERT, [a])
+    try:
+        await async_way(database, name)()
+    except psycopg.Error:
+        if caught == "no":
+            raise
+    return {}
+
+
+@app.post("/refused-sync", status_code=201)
+def refused_sync(name: str, a: int, caught: str) -> dict[str, Any]:
+    db.sync_database.execute(INSERT, [a])
+    try:
+        way(db.sync_database, name)()
+    except psycopg.Error:
+        if caught == "no":
+            raise
+    return {}
 
 
 @app.post("/ignored", status_code=201)

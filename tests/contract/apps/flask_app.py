@@ -7,6 +7,7 @@ from typing import Any
 
 import psycopg
 from flask import Flask, Response, abort, redirect, request
+from ways import way
 
 from flask_pgmonkey import PGMonkey
 
@@ -97,8 +98,26 @@ def slow() -> dict[str, Any]:
 
 @app.get("/stream")
 def stream() -> Response:
-    rows = db.stream("SELECT repeat('x', 1023) FROM generate_series(1, %s)", [int(request.args["rows"])])
-    return Response(f"{text}\n" for (text,) in rows)
+    rows, sleep = int(request.args["rows"]), float(request.args.get("sleep", 0))
+    stream = db.stream("SELECT repeat('x', 1023), pg_sleep(%s) FROM generate_series(1, %s)", [sleep, rows])
+    return Response(f"{text}\n" for text, _ in stream)
+
+
+@app.post("/way")
+def by_way() -> tuple[dict[str, Any], int]:
+    way(db, request.args["name"])(int(request.args["a"]), float(request.args["sleep"]))
+    return {}, int(request.args["status"])
+
+
+@app.post("/refused")
+def refused() -> tuple[dict[str, Any], int]:
+    insert()
+    try:
+        way(db, request.args["name"])()
+    except psycopg.Error:
+        if request.args["caught"] == "no":
+            raise
+    return {}, 201
 
 
 @app.post("/ignored")
