@@ -189,6 +189,7 @@ with TestClient(app) as client:
 def test_the_document_on_many_rows(folder: Path, environ: dict[str, str]) -> None:
     assert run(folder, environ, program("bulk.md")).splitlines() == [
         *("2", "1", "1000", "1"),
+        *("1", "1", "1"),
         "1 amount many",
         "rows[1], column 'amount', value 'many': invalid input syntax for type integer: \"many\"; nothing was stored",
         *("997", "997"),
@@ -205,6 +206,8 @@ def test_the_document_on_queries(folder: Path, environ: dict[str, str]) -> None:
         "['Ann', 'Bob']",
         *("Ann", "Bob"),
         *("id=1 name='Ann' email='none'", "id=1 name='Ann' email='none'"),
+        "Person(id=1, name='ANN')",
+        '[{"name":"Ann","email":null},{"name":"Bob","email":null}]',
         "the statement returned 2 rows where exactly one was expected: DELETE FROM members RETURNING id",
         "2",
         "the statement did not end within 0.2 s (timeout)",
