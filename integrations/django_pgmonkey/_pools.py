@@ -99,6 +99,7 @@ class Pools:
                 if known is not None:
                     known[1].release()  # not closed: others in the process may use its pool
                 database = AsyncDatabase(literal(config), resolve_env=True)
+                database.framework = "django"
                 if read_deadline() is not None:
                     database.deadline = current_deadline.get
                 known = self._async[alias] = (config, database)

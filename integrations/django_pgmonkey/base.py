@@ -44,7 +44,13 @@ class DatabaseWrapper(PooledWrapper):
             self.lease.finish(ClosedError())
         route = self.request_transaction.route if self.request_transaction is not None else None
         # In autocommit, which Django turns off itself where it needs to.
-        lease = pool.borrow(autocommit=True, context=conn_params["context"], label=route, deadline=self.deadline)
+        lease = pool.borrow(
+            autocommit=True,
+            context=conn_params["context"],
+            label=route,
+            deadline=self.deadline,
+            framework="django",
+        )
         connection = lease.connection
         try:
             connection.cursor_factory = conn_params["cursor_factory"]

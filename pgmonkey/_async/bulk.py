@@ -71,7 +71,7 @@ async def execute_many(
 
 def _is_psycopgs(cursor: AsyncAnyCursor, returning: bool) -> bool:
     kind = type(cursor)  # not its `__class__`: a tracer's proxy gives that of the cursor inside
-    kind = vars(kind).get("observes", kind)
+    kind = vars(kind).get("over", kind)
     plain = kind.executemany in (AsyncCursor.executemany, fast_cursor(AsyncCursor).executemany)
     return plain and (not returning or kind.fetchall is AsyncCursor.fetchall)
 

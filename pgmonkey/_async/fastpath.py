@@ -159,6 +159,7 @@ class Borrowed(Protocol):
     pooled: AsyncPooledConnection | None
     begin: Begin
     loan: Loan | None
+    tag: bytes | None
 
     @property
     def connection(self) -> AsyncAnyConnection:
@@ -176,13 +177,14 @@ def read_found(found: tuple[Plan, PGresult], read: Read) -> Any:
 
 
 class AsyncFastPath:
-    """The fast path through one pool, for rows of one kind."""
+    """The fast path through one pool, for rows of one kind; a statement alone ends with the *tag*."""
 
-    def __init__(self, pool: AsyncPool, row_factory: RowFactory | None) -> None:
+    def __init__(self, pool: AsyncPool, row_factory: RowFactory | None, tag: bytes | None = None) -> None:
         blueprint = pool.blueprint
         settings = blueprint.settings
         self.pool = pool
         self._row_factory = row_factory
+        self._tag = tag
         self._alone = settings.clean_on_return != "always"  # a plan ends without cleaning
         # What identifies each statement, without and with parameters; its plan is kept with each connection.
         self._without: OrderedDict[object, object] = OrderedDict()
@@ -215,6 +217,8 @@ class AsyncFastPath:
             return  # as in `Plans.learn`
         if text is None:
             return
+        if "tag" in connection.__dict__:
+            text = (text, connection.__dict__["tag"])
         # An object of its own, not the text: a key is compared by identity on each call.
         keys = self._without if params is None else self._with
         key = keys.get(text) or object()
@@ -241,8 +245,9 @@ class AsyncFastPath:
         if statement.__class__ is Template:
             statement, params = spelled(statement, params)
         keys = self._without if params is None else self._with
+        tag = self._tag
         # What is not text is composed on the connection.
-        key = keys.get(statement) if statement.__class__ is str else None
+        key = keys.get(statement if tag is None else (statement, tag)) if statement.__class__ is str else None
         if (key is None and statement.__class__ not in _COMPOSED) or not self._alone:
             return _NO_PLAN
         pool, frame = self.pool, sys._getframe(1)
@@ -253,7 +258,9 @@ class AsyncFastPath:
         if pooled is None:
             return _NO_PLAN
         try:
-            key = key or keys.get(text_key(statement, pooled.connection))
+            if key is None:
+                text = text_key(statement, pooled.connection)
+                key = keys.get(text if tag is None else (text, tag))
             plan = None if key is None else pooled.plans.find(key, params)
             if plan is None or not (plan.has_rows or read is read_count):
                 return _NO_PLAN
@@ -294,8 +301,8 @@ class AsyncFastPath:
         pooled = lease.pooled
         if statement.__class__ is Template:
             statement, params = spelled(statement, params)
-        keys = self._without if params is None else self._with
-        key = keys.get(statement) if statement.__class__ is str else None
+        keys, tag = self._without if params is None else self._with, lease.tag
+        key = keys.get(statement if tag is None else (statement, tag)) if statement.__class__ is str else None
         if pooled is None or (key is None and statement.__class__ not in _COMPOSED):
             return _NO_PLAN
         lock = pooled.connection.lock
@@ -309,7 +316,9 @@ class AsyncFastPath:
             elif not self._is_usual(connection, pooled) or not is_plain(connection):
                 return _NO_PLAN
             idle = pooled.pgconn.transaction_status == _IDLE
-            key = key or keys.get(text_key(statement, connection or pooled.connection))
+            if key is None:
+                text = text_key(statement, connection or pooled.connection)
+                key = keys.get(text if tag is None else (text, tag))
             plan = None if key is None else pooled.plans.find(key, params, connection)
             if plan is None or not (plan.has_rows or read is read_count):
                 return _NO_PLAN

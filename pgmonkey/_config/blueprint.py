@@ -70,9 +70,11 @@ def blueprint(config: Config, kind: Kind) -> Blueprint:
     arguments = dict(config.arguments)
     behind_pgbouncer = arguments.pop("pgbouncer", None)
     command_timeout = arguments.pop("command_timeout", None)
-    telemetry = TelemetrySettings(**{key: arguments.pop(key) for key in KEYS if key in arguments})
     connect: dict[str, object] = dict(config.connect)
     elsewhere = said_elsewhere(config.connect)
+    application = config.connect.get("application_name") or elsewhere.get("application_name", "")
+    told = {key: arguments.pop(key) for key in KEYS if key in arguments}
+    telemetry = TelemetrySettings(**told, application=application)
     # An older libpq, or one for another system, refuses keywords that it does not know.
     for keyword in libpq_keywords().intersection(_TIMEOUTS):
         # Given also where it is libpq's to find: psycopg waits for a connection itself, and asks no service file.

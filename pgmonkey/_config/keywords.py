@@ -141,6 +141,11 @@ OURS = {
     ),
     "log_parameters": Key("Whether the log shows the parameters and constants of statements (false).", "boolean"),
     "telemetry": Key("Whether OpenTelemetry and Prometheus are told, where the program uses them (true).", "boolean"),
+    "trace_to_server": Key(
+        "Whether a transaction shows its trace to the server, as application_name (false).", "boolean"
+    ),
+    "live_view": Key("Whether 'pgmonkey top' can look at the pool while it is in use (false).", "boolean"),
+    "query_tags": Key("Whether statements end with a comment: application, framework, route (false).", "boolean"),
 }
 """pgmonkey's own keys, which psycopg does not know."""
 CONNINFO = Key("A URL or connection string, which the other keys override: '${DATABASE_URL}'.", hidden=True)

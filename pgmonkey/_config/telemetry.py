@@ -13,7 +13,12 @@ class TelemetrySettings:
     """Whether OpenTelemetry is told; None where that is for its providers to say."""
     slow_statement_threshold: float = 0.0
     log_parameters: bool = False
+    trace_to_server: bool = False
+    query_tags: bool = False
+    live_view: bool = False
+    application: str = ""
+    """The ``application_name``, for the tags."""
 
 
-KEYS = tuple(TelemetrySettings.__dataclass_fields__)
+KEYS = tuple(name for name in TelemetrySettings.__dataclass_fields__ if name != "application")
 """Their names."""

@@ -23,20 +23,30 @@ _LOOKED_AT = frozenset(name.decode().lower() for name in LOOKED_AT)
 
 
 Begin: TypeAlias = tuple[bytes, ...]
-"""The commands that begin a transaction: BEGIN, and what sets its session values.
+"""The commands that begin a transaction: BEGIN, and what sets its session values and names its trace.
 
 None of them where psycopg is to begin it: what is set then decides how the parameters of the first statement are sent.
 """
+
+
+Trace: TypeAlias = Callable[[], "bytes | None"]
+"""Returns the command that tells the server which trace the transaction is part of; None where that is none."""
 
 
 def begin_statement(connection: AnyConnection) -> Begin | None:
     """Return the commands that the next statement on *connection* needs before it; None where it needs none."""
     if connection.pgconn.transaction_status != _IDLE or connection._autocommit:
         return None
-    begin, values = connection._get_tx_start_command(), connection.__dict__.get("session_values")
-    if not values:
-        return (begin,)
-    return () if connection.__dict__["begins_alone"] else (begin, values)
+    state = connection.__dict__
+    begin, values = connection._get_tx_start_command(), state.get("session_values")
+    commands = (begin,) if not values else () if state["begins_alone"] else (begin, values)
+    return with_trace(commands, state["trace"]) if "trace" in state else commands
+
+
+def with_trace(begin: Begin, trace: Trace) -> Begin:
+    """Return *begin* with what *trace* returns now, unless psycopg is to begin the transaction, which asks itself."""
+    command = trace() if begin else None
+    return begin if command is None else (*begin, command)
 
 
 def begins_alone(values: Mapping[str, str | None]) -> bool:

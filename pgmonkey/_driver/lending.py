@@ -58,10 +58,12 @@ class LendableConnection(_Base):
     def _start_query(self) -> PQGen[None]:
         """Begin a transaction as psycopg does, in one message with what is to be set for it.
 
-        These are settings that no session keeps (PgBouncer), and session values.
+        These are settings that no session keeps (PgBouncer), session values, and the name of a trace.
         """
         state = self.__dict__
         settings = [state[name] for name in ("transaction_settings", "session_values") if state.get(name)]
+        if "trace" in state and (command := state["trace"]()) is not None:
+            settings.append(command)
         if not settings or self._autocommit or self.pgconn.transaction_status != TransactionStatus.IDLE:
             yield from super()._start_query()
         elif self.pgconn.pipeline_status != PipelineStatus.OFF:

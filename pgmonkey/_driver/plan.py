@@ -27,6 +27,7 @@ from .compat import FAST_PATH, PIPELINES, PostgresQuery
 from .prepared import Prepared
 from .psycopg_types import AnyConnection, AnyCursor, RowFactory
 from .sql import Effect, Statement, effect_of
+from .tags import tagged
 
 V = TypeVar("V")
 
@@ -296,6 +297,8 @@ class Plans:
         session = self._session()
         try:
             query.convert(statement, params)
+            if "tag" in cursor._conn.__dict__:
+                query.query = tagged(query.query, cursor._conn.__dict__["tag"])
             name = prepared.name_of((query.query, query.types))
             if name is None or effect_of(query.query) is Effect.LASTING:  # nothing is cleaned after a plan
                 return None

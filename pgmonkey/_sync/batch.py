@@ -195,7 +195,7 @@ class Batch(AbstractContextManager["Batch[Row]"], Generic[Row]):
             cursor = connection.cursor()
             sent.append((cursor, one.prepare(cursor)))
             kind = type(cursor)
-            if vars(kind).get("observes", kind) is not fast_cursor(Cursor):
+            if vars(kind).get("over", kind) is not fast_cursor(Cursor):
                 return False  # a class of the program's, or what a tracer has put in its place
             if not can_execute_many(cursor, one.query) or ends_transaction(one.query, connection.pgconn):
                 return False

@@ -73,7 +73,7 @@ def execute_many(
 
 def _is_psycopgs(cursor: AnyCursor, returning: bool) -> bool:
     kind = type(cursor)  # not its `__class__`: a tracer's proxy gives that of the cursor inside
-    kind = vars(kind).get("observes", kind)
+    kind = vars(kind).get("over", kind)
     plain = kind.executemany in (Cursor.executemany, fast_cursor(Cursor).executemany)
     return plain and (not returning or kind.fetchall is Cursor.fetchall)
 

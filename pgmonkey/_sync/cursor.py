@@ -49,6 +49,8 @@ def _execute(
             text = query if query.__class__ is str else text_key(query, self)
             # Without parameters psycopg does not look for placeholders, so the same text is another statement.
             key = text if text is None or params is not None else (text, None)
+            if key is not None and "tag" in connection.__dict__:
+                key = (key, connection.__dict__["tag"])
             plan = None if key is None else plan_for(self, pooled.plans, key, params)
             begin = begin_statement(connection)
             if plan is not None and begin != ():

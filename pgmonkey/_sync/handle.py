@@ -27,6 +27,7 @@ from .._driver.psycopg_types import RowFactory
 from .._pool.cache import Holder, Key, cache
 from .._pool.open_blocks import Exit, OpenBlocks, Runner, by_frame, current_exit, current_runner
 from .._pool.place import Label
+from .._telemetry.marks import query_tag, trace_command
 from ..errors import PgmonkeyError, PoolTimeoutError, ServerUnavailableError
 from .fastpath import FastPath
 from .lease import Lease
@@ -109,13 +110,14 @@ class ConnectionHandle:
         context: AdaptContext | None = None,
         label: Label | None = None,
         deadline: Deadline | None = None,
+        framework: str | None = None,
     ) -> Lease:
         """Lend a connection until the lease is finished, which is up to the caller.
 
         *timeout* is in seconds and defaults to the pool's; *autocommit* defaults to the configuration's; *context* is
         where the connection's type adapters come from, psycopg's own by default; *label* tells, when it is called,
-        for whom the connection is borrowed.  By the *deadline* of a request all must have ended, the wait as well:
-        `DeadlineExceededError` is raised then.
+        for whom the connection is borrowed, and *framework* by what, for `query_tags`.  By the *deadline* of a request
+        all must have ended, the wait as well: `DeadlineExceededError` is raised then.
         """
         if deadline is not None:
             timeout = deadline.wait(self._blueprint.settings.timeout if timeout is None else timeout)
@@ -130,6 +132,11 @@ class ConnectionHandle:
         lease = Lease(pool, pooled, autocommit, context)
         if pool.observer is not None:
             lease.observe(pool.observer, asked, label)
+        telemetry = self._blueprint.telemetry
+        if telemetry.query_tags:
+            lease.tag = query_tag(telemetry.application, framework, label)
+        if telemetry.trace_to_server:
+            lease.show_trace(trace_command)
         if deadline is not None:
             lease.limit(deadline)
         return lease
@@ -243,12 +250,14 @@ class ConnectionHandle:
         """Return counters named as in psycopg_pool: sizes in connections, times in milliseconds."""
         return self._pool.stats()
 
-    def fast_path(self, row_factory: RowFactory | None) -> FastPath | None:
+    def fast_path(self, row_factory: RowFactory | None, framework: str | None = None) -> FastPath | None:
         """Return the fast path for statements with rows as *row_factory*, or else the connection's own, makes them.
 
-        None where the configuration asks for psycopg's own way.
+        None where the configuration asks for psycopg's own way.  *framework* as for `borrow`.
         """
-        fast = FastPath(self._pool, row_factory)
+        telemetry = self._blueprint.telemetry
+        tag = query_tag(telemetry.application, framework, None) if telemetry.query_tags else None
+        fast = FastPath(self._pool, row_factory, tag)
         return fast if fast.possible else None
 
     def forget_plans(self) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from os import getpid
 from time import monotonic, perf_counter
 
@@ -15,13 +16,14 @@ from psycopg.errors import InFailedSqlTransaction
 from psycopg.pq import ConnStatus, ExecStatus, PipelineStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
 
-from .._driver.begin import Begin, begins_alone, set_command
+from .._driver.begin import Begin, Trace, begins_alone, set_command, with_trace
 from .._driver.cancel import hang_up, request_cancel, stop_at_exit
 from .._driver.deadlines import Deadline, limit_in
 from .._driver.failure import Failure, Refusal
 from .._driver.lending import begun, lend, route_notices, take_back
 from .._driver.psycopg_types import RowFactory
 from .._driver.sql import Effect
+from .._driver.tags import tagged_cursor
 from .._driver.wire import check_answered, check_commit, pass_on_notifications
 from .._pool.place import Label
 from .._telemetry.events import Listener, Loan, Return
@@ -63,6 +65,9 @@ class Lease:
     """When every statement must have ended, also a COMMIT; None is never."""
     loan: Loan | None = None
     """What is told of it; None when nobody listens."""
+    tag: bytes | None = None
+    """The comment that each statement ends with."""
+    _trace: Trace | None = None
 
     def __init__(
         self, pool: Pool, pooled: PooledConnection, autocommit: bool, context: AdaptContext | None = None
@@ -92,6 +97,11 @@ class Lease:
             now = perf_counter()
             self.loan = Loan(listeners, self.pool.subject, self.pooled.server, asked or now, label)
 
+    def show_trace(self, trace: Trace) -> None:
+        """Have each transaction begin with what *trace* returns then."""
+        self._trace = trace
+        self.begin = with_trace(self.begin, trace)
+
     @property
     def connection(self) -> AnyConnection:
         """The psycopg connection; unusable once the lease is finished."""
@@ -112,6 +122,10 @@ class Lease:
         state["fast_cursor"] = fast_cursor
         if self.loan is not None:
             state["fast_cursor"], state["loan"] = observed_cursor, self.loan
+        if self.tag is not None:
+            state["fast_cursor"], state["tag"] = partial(tagged_cursor, make_fast=state["fast_cursor"]), self.tag
+        if self._trace is not None:
+            state["trace"] = self._trace
         if self.row_factory is not None:
             state["row_factory"] = self.row_factory
         if self.unit is not None:
@@ -156,6 +170,8 @@ class Lease:
             command = set_command(values, self.pooled.connection)
         self.values, self._command = values, command
         self.begin = _BEGIN if command is None else () if begins_alone(values) else (*_BEGIN, command)
+        if self._trace is not None:
+            self.begin = with_trace(self.begin, self._trace)
         if self.lent is not None:
             state = self.lent.__dict__
             state["session_values"], state["begins_alone"] = command, not self.begin

@@ -66,6 +66,6 @@ def observed_cursor(cursor_class: type[AnyCursor]) -> type[AnyCursor]:
         finally:
             loan.tell()
 
-    methods = {"execute": execute, "executemany": executemany, "stream": stream, "copy": copy, "observes": fast}
+    methods = {"execute": execute, "executemany": executemany, "stream": stream, "copy": copy, "over": fast}
     # No slots of its own, so that psycopg's cursors can become of this class.
     return type(fast.__name__, (fast,), {"__module__": fast.__module__, "__slots__": (), **methods})
