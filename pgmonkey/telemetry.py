@@ -7,21 +7,31 @@ listener of the program's own is told of the same: see `Listener` and `add`.
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from collections.abc import Collection
 from typing import Any, TextIO
 
 from ._telemetry import listeners
-from ._telemetry.events import Borrow, Ending, Execution, Listener, Loan, Return
+from ._telemetry.events import Borrow, Connect, Ending, Execution, Listener, Loan, Return
+from ._telemetry.page import as_page
+from ._telemetry.sockets import ask_all
+from ._telemetry.view import PoolView, views
 
 __all__ = [
     "Borrow",
+    "Connect",
     "Ending",
     "Execution",
     "Listener",
     "Loan",
+    "PoolView",
     "Return",
     "add",
+    "counters",
     "echo",
+    "look",
+    "page",
     "prometheus",
     "refresh",
     "remove",
@@ -71,6 +81,26 @@ def prometheus(registry: Any = None) -> Listener:
         raise ModuleNotFoundError("prometheus_client is needed: pip install 'pgmonkey[prometheus]'") from None
     add(listener)
     return listener
+
+
+def look(pools: Collection[str] | None = None) -> list[PoolView]:
+    """Return the pools of all processes of this user that say ``live_view: true``, those of one name together.
+
+    *pools* are the names of those to return, as `pgmonkey.Database.pool_name` is; all by default.
+    """
+    return views(ask_all(), pools)
+
+
+def counters(pool: str) -> dict[int, dict[str, int]]:
+    """Return the counters of *pool* in each process but this one that `look` shows, by the number of the process."""
+    found = {pid: own for view in look({pool}) for pid, own in view.processes.items()}
+    found.pop(os.getpid(), None)
+    return found
+
+
+def page(pools: Collection[str] | None = None) -> str:
+    """Return what `look` returns as an HTML page, which loads itself again every two seconds."""
+    return as_page(look(pools))
 
 
 def refresh() -> None:

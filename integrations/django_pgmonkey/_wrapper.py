@@ -7,10 +7,10 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db.backends.base.base import NO_DB_ALIAS
 from psycopg import IsolationLevel
 
-from pgmonkey import ConfigError, ConnectionHandle
+from pgmonkey import ConfigError, ConnectionHandle, Database
 
 from ._pools import Pool, pools
-from ._settings import Config, ConnectionParams, DatabaseSettings, Settings
+from ._settings import Config, ConnectionParams, DatabaseSettings, Settings, literal
 from ._transaction import TransactionalWrapper
 
 
@@ -38,6 +38,11 @@ class PooledWrapper(TransactionalWrapper):
         self._check_max_age()
         config = self.settings.config(self.timezone_name)
         return pools.show(self.alias, config, self._pool_for(config))
+
+    @property
+    def pool_name(self) -> str:
+        """What logs, metrics and ``pgmonkey top`` call the pool."""
+        return Database(literal(self.settings.config(self.timezone_name)), resolve_env=True).pool_name
 
     def close_pool(self) -> None:
         """Close the pool of this alias; it stays open for others in the process with the same configuration."""

@@ -8,7 +8,7 @@ from typing import Generic, Literal, TypedDict, cast, overload
 
 import anyio
 import anyio.to_thread
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.responses import JSONResponse
 from psycopg import Error
 from psycopg.rows import BaseRowFactory, Row, TupleRow
@@ -18,6 +18,7 @@ from pgmonkey import AsyncDatabase, Database, Deadline, Origin, PGConnectionMana
 
 from ._compat import check
 from ._dependencies import dependencies_of
+from ._live import live_router
 from ._middleware import install
 from ._overload import RETRY_AFTER
 from ._request import RequestState, current_request
@@ -131,6 +132,7 @@ class PGMonkey(Generic[Row]):
             row_factory=factory,
         )
         """The database for threads.  In a ``def`` endpoint its query methods are part of the request's transaction."""
+        self.async_database.framework = self.sync_database.framework = "fastapi"
         self.transaction: Transaction = transaction
         self.cancel_on_disconnect = cancel_on_disconnect
         self.deadlines: RequestDeadline | None = None
@@ -197,6 +199,14 @@ class PGMonkey(Generic[Row]):
                 yield cast("Mapping[str, object]", state)  # or None: Starlette's types allow one of the two
 
         app.router.lifespan_context = lifespan
+
+    def live_router(self, require: Callable[..., object], *, path: str = "/pgmonkey") -> APIRouter:
+        """Return a router with a page that shows the pools of all worker processes, as ``pgmonkey top`` does.
+
+        *require* is a dependency that raises for whoever may not see it.  Pools are shown whose configuration says
+        ``live_view: true``.
+        """
+        return live_router(require, path, lambda: {self.async_database.pool_name, self.sync_database.pool_name})
 
     def _install(self, app: FastAPI) -> None:
         check(app)

@@ -11,7 +11,7 @@ from flask import current_app
 from flask.cli import AppGroup
 from psycopg.rows import tuple_row
 
-from pgmonkey import Database, PgmonkeyError
+from pgmonkey import Database, PgmonkeyError, telemetry
 
 from ._database import EXTENSION
 
@@ -41,13 +41,17 @@ def ping() -> None:
 
 @commands.command()
 def stats() -> None:
-    """Show the counters of each pool, and how many connections its server has."""
+    """Show the counters of each pool of the running application, and how many connections its server has."""
     for name, database in _databases():
         with _reported(name):
             *_, allowed, used = _ask(database)
             click.echo(f"{name}: {used} of {allowed} connections of the server are in use")
+            running = telemetry.counters(database.pool_name)
+            if running:
+                click.echo(f"  the processes that run ({', '.join(map(str, sorted(running)))}) together:")
             for counter, value in database.stats().items():
-                click.echo(f"  {counter:<20} {value}")
+                total = sum(own[counter] for own in running.values()) if running else value
+                click.echo(f"  {counter:<20} {total}")
 
 
 @commands.command()

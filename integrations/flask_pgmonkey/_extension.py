@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import cast, overload
 
 import click
 from flask import Blueprint, Flask
+from flask.typing import ResponseReturnValue
 from psycopg.rows import Row, RowFactory, TupleRow
 
 from pgmonkey import ConfigError, Database
@@ -14,6 +16,7 @@ from pgmonkey import ConfigError, Database
 from ._commands import commands
 from ._compat import check, has_error_handler
 from ._database import EXTENSION, BoundDatabase
+from ._live import live_blueprint
 from ._middleware import TransactionMiddleware, current_deadline, current_units
 from ._sandboxes import find_sandbox
 from ._settings import Settings, read, read_deadline, where
@@ -74,6 +77,8 @@ class PGMonkey(BoundDatabase[Row]):
                 raise
             raise click.ClickException(str(error)) from None  # the flask command shows it without a traceback
         app.extensions[EXTENSION] = databases
+        for database in databases.values():
+            database.framework = "flask"
         if deadlines is not None:
             for database in databases.values():
                 database.deadline = current_deadline
@@ -95,6 +100,16 @@ class PGMonkey(BoundDatabase[Row]):
         answers within two seconds.
         """
         return health_blueprint()
+
+    def live_blueprint(
+        self, require: Callable[[], ResponseReturnValue | None], *, url_prefix: str = "/pgmonkey"
+    ) -> Blueprint:
+        """Return a blueprint with a page that shows the pools of all worker processes, as ``pgmonkey top`` does.
+
+        *require* is called before it, as `flask.Blueprint.before_request` says: it aborts, or returns a response, for
+        whoever may not see it.  Pools are shown whose configuration says ``live_view: true``.
+        """
+        return live_blueprint(require, url_prefix)
 
     # -- requests ---------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from operator import itemgetter
 from os import getpid
 from time import monotonic
 from types import FrameType
@@ -61,6 +62,11 @@ _COUNTS = (
     *("usage_ms", "requests_num", "requests_queued", "requests_wait_ms", "requests_errors", "returns_bad"),
     *("connections_num", "connections_ms", "connections_errors", "connections_lost", "connections_leaked"),
 )
+
+
+def name_of(blueprint: Blueprint) -> str:
+    """Return what the pool that is made from *blueprint* is called."""
+    return f"pool {blueprint.name!r}"
 
 
 class Waiter(Protocol[P]):
@@ -105,7 +111,7 @@ class Ledger(ABC, Generic[P, W]):
 
     def __init__(self, blueprint: Blueprint, new_queue: Callable[[], deque[W]], connections: type[Any]) -> None:
         self.blueprint = blueprint
-        self.name = f"pool {blueprint.name!r}"
+        self.name = name_of(blueprint)
         self.close_reason = ""
         self.opened = False
         """Whether there ever was a connection."""
@@ -513,6 +519,22 @@ class Ledger(ABC, Generic[P, W]):
         sizes.update(pool_available=len(idle), requests_waiting=len(self._waiters))
         sizes.update({name: int(count) for name, count in self._counters.items()})
         return sizes
+
+    @property
+    def last_error(self) -> str | None:
+        """Why no connection could be made the last time; None when one was made since."""
+        return self._last_error
+
+    def held_longest(self, most: int) -> list[tuple[float, str]]:
+        """Return since how many seconds connections are lent, and where they were borrowed: *most* of them at most."""
+        lent = [(pooled.borrowed_at, place) for pooled in self.lent if (place := pooled.place) is not None]
+        now, found = monotonic(), []
+        for since, place in sorted(lent, key=itemgetter(0))[:most]:
+            try:
+                found.append((now - since, str(place)))
+            except Exception as error:  # of the program's label
+                found.append((now - since, repr(error)))
+        return found
 
     def _load(self) -> str:
         """Return how busy the pool is, with what, and why it may not grow."""

@@ -45,6 +45,7 @@ from .._driver.psycopg_types import RowFactory as AnyRowFactory
 from .._driver.sql import Params, Plain, Statement, returns_rows, text_of
 from .._driver.transaction_mode import DEFAULT, TransactionMode
 from .._pool.cache import Holder, cache
+from .._pool.ledger import name_of
 from .._pool.place import Label
 from .._pool.schedule import uniform
 from .._pool.scopes import Ask, OnDemand, SessionValues, Shared, ask, enter, find, inside, is_asking
@@ -145,6 +146,8 @@ class Database(Generic[Row]):
         """The function that returns the session values."""
         self.deadline: Callable[[], Deadline | None] | None = None
         """What returns when all statements of the present request must have ended."""
+        self.framework: str | None = None
+        """The framework that uses it, for `query_tags`; set before the first use."""
         self._handle: ConnectionHandle | None = None
         self._fast: FastPath | None = None
         self._returning: OrderedDict[str, None] = OrderedDict()
@@ -185,6 +188,11 @@ class Database(Generic[Row]):
             handle.ping(timeout - (perf_counter() - started))
         return perf_counter() - started
 
+    @property
+    def pool_name(self) -> str:
+        """What logs, metrics and ``pgmonkey top`` call its pool."""
+        return name_of(blueprint(self._sources.config(*self._origin), POOL_KIND))
+
     def stats(self) -> dict[str, int]:
         """Return the pool's counters, named as in psycopg_pool; empty before the first use."""
         return {} if self._handle is None else self._handle.stats()
@@ -196,7 +204,7 @@ class Database(Generic[Row]):
             with suppress(PoolClosedError):  # by another thread or task, while it opened
                 config = self._sources.config(*self._origin)
                 handle = open_handle(config, POOL_KIND, self._holder, timeout=timeout)
-                self._fast = handle.fast_path(self._row_factory)
+                self._fast = handle.fast_path(self._row_factory, self.framework)
                 self._handle = handle
         return handle
 
@@ -226,7 +234,7 @@ class Database(Generic[Row]):
                     if timeout == AT_ONCE:
                         raise PoolTimeoutError("no connection is idle: the pool is not open")
                     handle = self._pool(None if deadline is None else deadline.left)
-                lease = handle.borrow(timeout=timeout, autocommit=autocommit, label=label)
+                lease = handle.borrow(timeout=timeout, autocommit=autocommit, label=label, framework=self.framework)
             except PoolClosedError:
                 continue  # another thread or task has closed it at this moment: as a later use, this one opens it again
             except (PoolTimeoutError, ConnectionTimeout) as error:

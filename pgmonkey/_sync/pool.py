@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections import deque
 from time import monotonic
 from types import FrameType
 from weakref import ref
@@ -34,6 +35,8 @@ logger = logging.getLogger("pgmonkey")
 
 AT_ONCE = -1.0
 """The timeout of a borrow that takes an idle connection and waits for nothing."""
+# How many new connections are remembered until somebody is told of them.
+_MOST_CONNECTS = 100
 # Seconds between new connections that are refused, doubled each time up to the second.
 _PAUSE = (0.1, 2.0)
 
@@ -43,7 +46,7 @@ class Pool(Ledger[PooledConnection, Waiter[PooledConnection]]):
 
     def __init__(self, blueprint: Blueprint) -> None:
         super().__init__(blueprint, Queue, Connection)
-        self.subject = Subject(self.name, blueprint.telemetry)
+        self.subject = Subject(self.name, blueprint.telemetry, deque(maxlen=_MOST_CONNECTS))
         self.observer: tuple[Listener, ...] | None = None
         """Who is told of statements, transactions and connections; None when nobody listens."""
         listeners.pools.add(self)
@@ -191,7 +194,9 @@ class Pool(Ledger[PooledConnection, Waiter[PooledConnection]]):
         except BaseException as error:
             self._note_failure(pooled, error)
             raise
-        self._add(monotonic() - started)
+        seconds = monotonic() - started
+        self._add(seconds)
+        self.subject.connects.append(seconds)
         if self.connector.shared:
             for other in self._connected():  # those that were made before it was noticed
                 other.prepared.prepare_nothing()

@@ -32,10 +32,15 @@ class Subject(NamedTuple):
 
     name: str
     settings: TelemetrySettings
+    connects: deque[float]
+    """How long it took to make the latest connections, in seconds, that nobody was told of yet."""
 
 
 class Listener:
     """Is told of what has happened; each method is given what its event says."""
+
+    def connected(self, event: Connect) -> None:
+        """Take note of a connection that was made; told when the next one is lent."""
 
     def borrowed(self, event: Borrow) -> None:
         """Take note of a connection that was lent."""
@@ -72,7 +77,11 @@ class Loan:
         """What a listener keeps about the open transaction."""
         self.unit: Callable[[], object] | None = None
         """Returns the unit of work that has borrowed it."""
-        self._news: deque[Event] = deque([Borrow(self, self.began - asked)])
+        self._news: deque[Event] = deque()
+        while subject.connects:
+            with suppress(IndexError):  # another borrower tells it
+                self.note(Connect(self, subject.connects.popleft()))
+        self.note(Borrow(self, self.began - asked))
 
     @property
     def route(self) -> str | None:
@@ -194,6 +203,18 @@ class Execution:
         return Place.above(_getframe(1), None, None)
 
 
+class Connect:
+    """A connection that was made, by whomever: *loan* is the next one."""
+
+    kind: ClassVar = "connected"
+    __slots__ = ("loan", "seconds")
+
+    def __init__(self, loan: Loan, seconds: float) -> None:
+        self.loan = loan
+        self.seconds = seconds
+        """How long that took."""
+
+
 class Borrow:
     """A connection that was lent."""
 
@@ -241,7 +262,7 @@ class Return:
         """How long it was lent."""
 
 
-Event: TypeAlias = "Borrow | Execution | Ending | Return"
+Event: TypeAlias = "Connect | Borrow | Execution | Ending | Return"
 
 
 def reason_of(error: BaseException) -> str:

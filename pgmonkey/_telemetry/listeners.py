@@ -8,26 +8,16 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from .events import Listener, Subject
+from .live import Live, Looked
 from .log import SqlLog, logger, pool_logger
 from .otel import OpenTelemetry, providers_set
 
 
-class Counted(Protocol):
-    """A pool, as far as its counters are concerned."""
-
-    subject: Subject
-
-    @property
-    def closed(self) -> bool:
-        """Whether the pool was closed."""
-        ...
+class Counted(Looked, Protocol):
+    """A pool, as far as telemetry is concerned."""
 
     def listen(self) -> None:
         """Find out who listens from now on."""
-        ...
-
-    def stats(self) -> dict[str, int]:
-        """Return the pool's counters, named as in psycopg_pool."""
         ...
 
 
@@ -38,6 +28,7 @@ added: list[Listener] = []
 
 _log = SqlLog()
 _otel: list[OpenTelemetry] = []
+_live: list[Live] = []
 
 
 def statistics() -> Iterator[tuple[str, dict[str, int]]]:
@@ -57,6 +48,11 @@ def find(subject: Subject, *, traced: bool) -> tuple[Listener, ...] | None:
     logged = logger.isEnabledFor(logging.DEBUG), pool_logger.isEnabledFor(logging.DEBUG)
     if any(logged) or settings.slow_statement_threshold:
         found.append(_log)
+    if settings.live_view:
+        if not _live:
+            _live.append(Live(pools))
+        if _live[0].start():
+            found.append(_live[0])
     if settings.telemetry is not False:
         found += added
         traces, measures = providers_set()

@@ -78,6 +78,11 @@ def build() -> Parser:
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     pgconfig = parser.add("pgconfig", "create, check, test and use configuration files")
     _add_transfers(parser)
+    top = parser.add("top", "show the pools of running applications", "_top:run")
+    top.add_argument("--pool", action="append", metavar="NAME", help="only this pool; may be repeated")
+    top.add_argument("--once", action="store_true", help="show them once, and exit")
+    top.add_argument("--every", type=_interval, default=1.0, metavar="SECONDS", help="how often (default: 1)")
+    top.add_argument("--folder", metavar="FOLDER", help="where they answer (default: as the applications find it)")
     completion = parser.add("completion", "print a script for a shell that completes commands", "_completion:run")
     completion.add_argument("shell", choices=SHELLS, help="the shell that the script is for")
 
@@ -197,6 +202,10 @@ def _seconds(text: str) -> float:
         if (seconds := float(text)) >= 0:  # which "nan" is not
             return seconds
     raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds of at least 0")
+
+
+def _interval(text: str) -> float:
+    return max(_seconds(text), 0.1)
 
 
 def _add_file(parser: Parser) -> None:

@@ -13,7 +13,7 @@ from django.db import connections
 from django.db.utils import Error
 
 from django_pgmonkey._wrapper import PooledWrapper
-from pgmonkey import redact_config
+from pgmonkey import redact_config, telemetry
 
 _SERVER = (
     "SELECT current_setting('server_version'), current_database(), current_user,"
@@ -64,11 +64,16 @@ class Command(BaseCommand):
     def _stats(self, wrapper: PooledWrapper) -> None:
         *_, allowed, used = self._ask(wrapper)
         self.stdout.write(f"{wrapper.alias}: {used} of {allowed} connections of the server are in use")
-        self.stdout.write(
-            "  the pool of this command, which it has opened just now; each process of the server has its own:"
-        )
+        running = telemetry.counters(wrapper.pool_name)
+        if running:
+            self.stdout.write(f"  the processes that run ({', '.join(map(str, sorted(running)))}) together:")
+        else:
+            self.stdout.write(
+                "  the pool of this command, which it has opened just now; each process of the server has its own:"
+            )
         for counter, value in (wrapper.pool.stats() if wrapper.pool is not None else {}).items():
-            self.stdout.write(f"  {counter:<20} {value}")
+            total = sum(own[counter] for own in running.values()) if running else value
+            self.stdout.write(f"  {counter:<20} {total}")
 
     def _config(self, wrapper: PooledWrapper) -> None:
         self.stdout.write(f"# {wrapper.alias}")
