@@ -23,6 +23,7 @@ from .._pool import forks
 from .._pool.mailbox import Gap, Mailbox, Note
 from .._pool.schedule import uniform
 from .connector import AsyncConnector
+from .cursor import fast_cursor
 from .guard import AsyncGuard
 from .psycopg_types import AsyncAnyConnection
 from .waiting import LOOK_EVERY, Bell, TurnLock, process_ends, sleep, try_acquire
@@ -157,6 +158,7 @@ class AsyncListener:
     async def _connect(self) -> AsyncAnyConnection:
         connection = await self._connector.connect_alone(Deadline(monotonic() + self._timeout, self._timeout))
         self._arriving.attach(connection.pgconn)
+        connection.__dict__["fast_cursor"] = fast_cursor  # by which a tracer sees what is executed
         self._channels = set()
         self._connection = connection
         return connection

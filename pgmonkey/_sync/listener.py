@@ -25,6 +25,7 @@ from .._pool import forks
 from .._pool.mailbox import Gap, Mailbox, Note
 from .._pool.schedule import uniform
 from .connector import Connector
+from .cursor import fast_cursor
 from .guard import Guard
 from .psycopg_types import AnyConnection
 from .waiting import LOOK_EVERY, Bell, TurnLock, process_ends, sleep, try_acquire
@@ -159,6 +160,7 @@ class Listener:
     def _connect(self) -> AnyConnection:
         connection = self._connector.connect_alone(Deadline(monotonic() + self._timeout, self._timeout))
         self._arriving.attach(connection.pgconn)
+        connection.__dict__["fast_cursor"] = fast_cursor  # by which a tracer sees what is executed
         self._channels = set()
         self._connection = connection
         return connection

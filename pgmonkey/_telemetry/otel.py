@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from .events import Borrow, Ending, Execution, Listener, Loan, Return
+from .events import Borrow, Connect, Ending, Execution, Listener, Loan, Return
 from .statements import Shown, shown
 
 if TYPE_CHECKING:
@@ -46,6 +46,11 @@ class OpenTelemetry(Listener):
             unit="s",
             description="Duration of database client operations.",
             explicit_bucket_boundaries_advisory=DURATION_BUCKETS,
+        )
+        self._created = meter.create_histogram(
+            "db.client.connection.create_time",
+            unit="s",
+            description="The time it took to create a new connection.",
         )
         self._waited = meter.create_histogram(
             "db.client.connection.wait_time",
@@ -106,6 +111,10 @@ class OpenTelemetry(Listener):
             if event.reason is not None:
                 span.set_attribute("pgmonkey.transaction.reason", event.reason)
             span.end()
+
+    def connected(self, event: Connect) -> None:
+        """Measure how long a connection took to make."""
+        self._created.record(event.seconds, {"db.client.connection.pool.name": event.loan.subject.name})
 
     def borrowed(self, event: Borrow) -> None:
         """Measure the wait for a connection, and make a span of it where it was long."""
@@ -169,6 +178,7 @@ class _MetricsOnly(Listener):
     def __init__(self, whole: OpenTelemetry) -> None:
         self._whole = whole
         self.returned = whole.returned  # type: ignore[method-assign]  # as it is
+        self.connected = whole.connected  # type: ignore[method-assign]
         self.borrowed = whole.count_wait  # type: ignore[method-assign]
         self.ended = whole.count_end  # type: ignore[method-assign]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 
-from .events import Borrow, Ending, Execution, Listener, Return
+from .events import Borrow, Connect, Ending, Execution, Listener, Return
 from .otel import DURATION_BUCKETS, Statistics
 from .statements import shown
 
@@ -46,6 +46,13 @@ class Prometheus(Listener):
             buckets=DURATION_BUCKETS,
             **options,
         )
+        self._created = client.Histogram(
+            "db_client_connection_create_time_seconds",
+            "How long new connections took to make.",
+            ("pool",),
+            buckets=DURATION_BUCKETS,
+            **options,
+        )
         self._waited = client.Histogram(
             "db_client_connection_wait_time_seconds",
             "How long borrowers waited for a connection.",
@@ -74,6 +81,10 @@ class Prometheus(Listener):
         """Measure a statement."""
         operation = shown(event.query).operation
         self._duration.labels(event.loan.subject.name, operation, _kind(event.error)).observe(event.seconds)
+
+    def connected(self, event: Connect) -> None:
+        """Measure how long a connection took to make."""
+        self._created.labels(event.loan.subject.name).observe(event.seconds)
 
     def borrowed(self, event: Borrow) -> None:
         """Measure the wait for a connection."""

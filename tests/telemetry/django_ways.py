@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -12,12 +13,20 @@ ROUNDS = 8
 
 
 def run(tracer: Any, when: str) -> dict[str, list[int]]:
-    """Return spans and statements by way."""
-    if when == "before":
+    """Return spans and statements by way; with *when* "stock", on Django's own backend."""
+    if when != "after":
         tracer.install()
     import django
     from django.conf import settings
 
+    settings.INSTALLED_APPS += getattr(tracer, "APPS", ())
+    default = settings.DATABASES["default"]
+    default["ENGINE"] = getattr(tracer, "ENGINE", default["ENGINE"])
+    if when == "stock":
+        given: dict[str, Any] = json.loads(os.environ["CONFIG"])["connection_settings"]
+        names = {"host": "HOST", "port": "PORT", "user": "USER", "password": "PASSWORD", "dbname": "NAME"}
+        default.update({name: given[key] for key, name in names.items()}, OPTIONS={})
+        default["ENGINE"] = getattr(tracer, "STOCK_ENGINE", "django.db.backends.postgresql")
     django.setup()
     from django.contrib.auth.models import User
     from django.db import connection, transaction
@@ -73,6 +82,8 @@ def run(tracer: Any, when: str) -> dict[str, list[int]]:
         tracer.install()
     found = {}
     for name, (statements, work) in ways.items():
+        if name not in getattr(tracer, "ONLY", ways):
+            continue
         seen: list[str] = []
         for _ in range(ROUNDS):
             seen += tracer.seen(work)

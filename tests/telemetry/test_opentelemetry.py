@@ -166,6 +166,8 @@ def test_the_metrics(config: dict[str, Any]) -> None:
         assert [point.value for point in points(f"db.client.connection.{name}") if mine == dict(point.attributes)] == [
             value
         ], name
+    (created,) = [point for point in points("db.client.connection.create_time") if mine == dict(point.attributes)]
+    assert created.count == 1
     for name in ("wait_time", "use_time"):
         (point,) = [point for point in points(f"db.client.connection.{name}") if mine == dict(point.attributes)]
         assert point.count == 11
@@ -208,7 +210,7 @@ def test_every_name_is_one_of_the_semantic_conventions(config: dict[str, Any], s
         if scope.scope.name == "pgmonkey"
     }
     standard = {name: what for name, what in found.items() if name.startswith("db.")}
-    assert len(standard) >= 9
+    assert len(standard) >= 10
     assert standard == {name: declared[name] for name in standard}
     assert all(re.fullmatch(r"pgmonkey\.[a-z.]+", name) for name in found.keys() - standard.keys())
     database.close()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +18,7 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
+import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -23,6 +27,8 @@ from pgmonkey import Database, telemetry
 from ..configs import pools
 from ..contract.conftest import free_port
 
+HERE = Path(__file__).parent
+FILES = HERE.parents[1] / "docs" / "prometheus"
 APP = """
 import os
 from flask import Flask, Response
@@ -80,7 +86,29 @@ def test_one_process(config: dict[str, Any]) -> None:
     assert found["db_client_connection_max",] == 3
     assert found["pgmonkey_connections_created_total",] == 1
     assert found["db_client_connection_wait_time_seconds_count",] == 13
+    assert found["db_client_connection_create_time_seconds_count",] == 1
     database.close()
+
+
+def test_the_rules_and_the_dashboard_ask_for_metrics_that_there_are() -> None:
+    registry = CollectorRegistry()
+    telemetry.remove(telemetry.prometheus(registry))
+    suffixes = {"histogram": ("_bucket", "_count", "_sum"), "counter": ("_total",)}
+    known = {metric.name + suffix for metric in registry.collect() for suffix in suffixes.get(metric.type, ("",))}
+    board = json.loads((FILES / "grafana-dashboard.json").read_text())
+    rules = yaml.safe_load((FILES / "alerts.yaml").read_text())
+    expressions = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    expressions += [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
+    asked = {name for expression in expressions for name in re.findall(r"(?:db_client|pgmonkey)_\w+", expression)}
+    assert asked <= known
+    assert len(asked) >= 12
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool comes with Prometheus")
+def test_the_alert_rules_by_promtool() -> None:
+    for arguments in (("check", "rules", FILES / "alerts.yaml"), ("test", "rules", HERE / "alerts_test.yaml")):
+        finished = subprocess.run(["promtool", *arguments], capture_output=True, text=True, check=False)
+        assert finished.returncode == 0, finished.stdout + finished.stderr
 
 
 @pytest.fixture

@@ -97,6 +97,24 @@ def run(tracer: Any, when: str) -> dict[str, list[int]]:
     def _() -> None:
         loop.run_until_complete(in_tasks())
 
+    @way("batch", 3)
+    def _() -> None:
+        with database.batch() as batch:
+            batch.fetch_all("SELECT a FROM t WHERE a = %s", (1,))
+            batch.execute("INSERT INTO t VALUES (%s)", (1,))
+        with database.unit_of_work(), database.batch() as batch:
+            batch.fetch_value("SELECT count(*) FROM t")
+
+    @way("listen", 2)  # LISTEN, and pg_notify()
+    def _() -> None:
+        with database.listen("orders") as notes:
+            database.notify("orders", "1")
+            assert next(iter(notes)).payload == "1"
+
+    @way("copy_rows", 2)  # the columns of the table, and COPY
+    def _() -> None:
+        database.copy_rows("t", [(1,), (2,)])
+
     @way("stream", 1)
     def _() -> None:
         list(database.stream("SELECT a FROM t"))

@@ -1,0 +1,27 @@
+"""django-prometheus, whose backends are made from those of others: ours is in the folder beside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+APPS = ("django_prometheus",)
+ENGINE = "tests.telemetry.counting_backend"
+STOCK_ENGINE = "django_prometheus.db.backends.postgresql"
+AS_STOCK = True
+
+
+def install() -> None:
+    """Do nothing: the ENGINE does."""
+
+
+def seen(work: Callable[[], object]) -> list[str]:
+    from django_prometheus.db import execute_total
+
+    def count() -> float:
+        return sum(
+            sample.value for metric in execute_total.collect() for sample in metric.samples if "_total" in sample.name
+        )
+
+    before = count()
+    work()
+    return ["statement"] * int(count() - before)
