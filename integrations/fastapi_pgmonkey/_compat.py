@@ -6,7 +6,7 @@ transaction could lose its end unnoticed.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from functools import lru_cache, wraps
 from importlib import import_module
@@ -14,10 +14,11 @@ from importlib.abc import InspectLoader
 from importlib.util import find_spec
 from inspect import CO_GENERATOR, isasyncgenfunction
 from types import FrameType
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import fastapi
 import starlette
+from fastapi import routing
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.errors import ServerErrorMiddleware
@@ -36,12 +37,15 @@ _EXCEPTION_HANDLERS = "starlette.exception_handlers"
 _HANDLE_EXCEPTIONS = "wrap_app_handling_exceptions"
 _HANDLING = ("starlette.middleware.exceptions", "starlette.routing", "fastapi.routing")
 
+# What makes the function that calls an endpoint, with its dependencies.
+_MAKE_CALL = "get_request_handler"
+
 # What enters the generator of a dependency, and what is nested in it.
 _ENTERING = ("__enter__", "enter_context")
 
 # What their sources contain as long as they use what the functions below replace and read.
 _SOURCES = {
-    "fastapi.routing": (f'"{_FUNCTION_STACK}"', f"{_HANDLE_EXCEPTIONS}(app, request)("),
+    "fastapi.routing": (f'"{_FUNCTION_STACK}"', f"{_HANDLE_EXCEPTIONS}(app, request)(", f"return {_MAKE_CALL}("),
     "starlette.routing": (f"{_HANDLE_EXCEPTIONS}(app, request)(",),
     "starlette.middleware.exceptions": (f'"{_EXCEPTION_HANDLERS}"', f"{_HANDLE_EXCEPTIONS}(self.app, conn)("),
     "starlette._exception_handler": (f'"{_EXCEPTION_HANDLERS}"',),
@@ -55,6 +59,9 @@ Handler = Callable[[HTTPConnection, Exception], object]
 
 HandleExceptions = Callable[["ASGIApp", HTTPConnection], "ASGIApp"]
 """Puts the exception handlers in the scope of the connection around the application."""
+
+
+_Call = Callable[[Request], Coroutine[Any, Any, "Response"]]
 
 
 class Guarding(Protocol):
@@ -137,6 +144,32 @@ def guard_exceptions(guarding: Guarding) -> None:
             setattr(module, _HANDLE_EXCEPTIONS, guarded)
 
 
+def watch_endpoints(note: Callable[[Scope, Exception], Awaitable[None]]) -> None:
+    """Let *note* hear what the endpoints of routes that are made from now on raise, before anybody can answer that.
+
+    A class of routes may answer it, or a dependency that yields: neither leads to the exception handlers.
+    """
+    make_call: Callable[..., _Call] | None = getattr(routing, _MAKE_CALL, None)
+    if make_call is None or hasattr(make_call, "watches"):
+        return  # `check` refuses a FastAPI without it
+
+    @wraps(make_call)
+    def make_watched(*arguments: Any, **options: Any) -> _Call:
+        call = make_call(*arguments, **options)
+
+        async def watched(request: Request) -> Response:
+            try:
+                return await call(request)
+            except Exception as error:
+                await note(request.scope, error)
+                raise
+
+        return watched
+
+    make_watched.__dict__["watches"] = True
+    setattr(routing, _MAKE_CALL, make_watched)
+
+
 def handlers_by_class(scope: Scope) -> Mapping[object, Handler]:
     """Return the exception handlers of the application that serves *scope*, but for those by status."""
     # Those are for HTTPException, which neither a COMMIT raises nor a pool.
@@ -184,6 +217,8 @@ def check(app: Starlette) -> None:
     for name in _HANDLING:
         if not callable(getattr(import_module(name), _HANDLE_EXCEPTIONS, None)):
             raise unsupported(f"{name} has no {_HANDLE_EXCEPTIONS}()")
+    if not callable(getattr(routing, _MAKE_CALL, None)):
+        raise unsupported(f"fastapi.routing has no {_MAKE_CALL}()")
     # That the attributes exist does not say that the frameworks use them.
     _check_sources()
 

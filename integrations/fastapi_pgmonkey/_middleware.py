@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from ._compat import guard_exceptions, server_errors
-from ._request import REQUEST, RequestState, current_request, guarding
+from ._compat import guard_exceptions, server_errors, watch_endpoints
+from ._request import REQUEST, RequestState, current_request, guarding, undo_raised
 from ._sandboxes import find_sandbox
 from ._types import RequestDatabases
 
@@ -105,3 +105,7 @@ def install(app: Starlette, databases: RequestDatabases) -> None:
     # Built already when it is a lifespan that sets the application up: a second time would make each middleware twice.
     if app.middleware_stack is not None:
         stack.surround(app.middleware_stack)
+
+
+# When this is imported, as routes that use a database are made later.
+watch_endpoints(undo_raised)

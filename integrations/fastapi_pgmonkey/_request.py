@@ -68,6 +68,8 @@ class RequestState:
         self.answered: Exception | None = None
         """A COMMIT that failed, when a handler has answered it: nothing is sent of the response that it replaces."""
         self._raised_afterwards: Exception | None = None
+        self.unfinished = False
+        """Whether an endpoint has begun and not answered: a middleware may answer before it, or cancel it."""
         # Whether the answer to a COMMIT was lost: nobody may be told to try again.
         self._may_be_stored = False
         self._several = False
@@ -193,9 +195,13 @@ class RequestState:
         """Roll back after *error*, unless it is an answer whose status commits; return the answer if it is overload."""
         if self._ended or error is self._failure:
             return None
-        if not is_answer(error):
-            await self._roll_back(error)
+        await self.undo(error)
         return self._answer_overload(error, handlers_by_class(connection.scope))
+
+    async def undo(self, error: Exception) -> None:
+        """Roll back after *error*, unless it is an answer whose status commits."""
+        if not self._ended and not is_answer(error):
+            await self._roll_back(error)
 
     def _answer_overload(
         self, error: BaseException, handlers: Mapping[object, object] | None = None
@@ -250,6 +256,8 @@ class RequestState:
         After that, new ones are open, for whoever answers the failure.
         """
         self._ended = True
+        if error is None and self.unfinished:
+            error = RefusedError("the endpoint had not ended")
         interruption: BaseException | None = None
         if self._keep is not None:
             try:
@@ -355,6 +363,12 @@ class RequestState:
                 await units.cancel(reason)
 
 
+async def undo_raised(scope: Scope, error: Exception) -> None:
+    """Roll back what the request of *scope* did, whose endpoint has raised *error*."""
+    if REQUEST in scope:
+        await scope[REQUEST].undo(error)
+
+
 def guarding(handle: HandleExceptions, *, at_endpoint: bool) -> HandleExceptions:
     """Return *handle*, which puts exception handlers around an application, with a guard on both sides of them.
 
@@ -379,13 +393,16 @@ def guarding(handle: HandleExceptions, *, at_endpoint: bool) -> HandleExceptions
 
         async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
             async def send_unless_replaced(message: Message) -> None:
+                request.unfinished = False
                 await send(message)
                 if request.answered is not None:
                     raise request.answered  # before the background tasks of the response that was replaced
 
+            request.unfinished = at_endpoint
             try:
                 await app(scope, receive, send_unless_replaced if at_endpoint else send)
             except Exception as error:
+                request.unfinished = False
                 if request.answered is not None:
                     return
                 response = await request.refuse(error, conn)

@@ -2,14 +2,17 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
+import anyio
+import httpx
 import psycopg
 import pytest
-from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, Request
+from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from starlette.endpoints import HTTPEndpoint
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -90,6 +93,129 @@ def test_a_lifespan_makes_each_middleware_once(app: FastAPI, observer: Observer)
         assert http.post("/").status_code == 409
     assert rows(observer) == []
     assert len(made) == 1
+
+
+class AnsweringRoute(APIRoute):
+    """Answers what its endpoint raises, so that no exception handler sees it."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def answer(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except Exception:
+                return PlainTextResponse("answered")
+
+        return answer
+
+
+RAISING = ["endpoint", "def endpoint", "dependency", "parameter", "result", "status", "success"]
+
+
+@pytest.mark.parametrize("raising", RAISING)
+def test_what_a_class_of_routes_answers_was_rolled_back(app: FastAPI, observer: Observer, raising: str) -> None:
+    async def insert(database: RequestDatabase) -> None:
+        await database.execute(INSERT, [1])
+        if raising == "dependency":
+            raise ZeroDivisionError
+
+    async def endpoint(number: int) -> Any:
+        if raising == "result":
+            return "not a number"
+        if raising in ("status", "success"):
+            raise HTTPException(409 if raising == "status" else 202)
+        raise ZeroDivisionError
+
+    def plain_endpoint() -> None:
+        raise ZeroDivisionError
+
+    app.router.route_class = AnsweringRoute
+    call = plain_endpoint if raising == "def endpoint" else endpoint
+    app.add_api_route("/", call, dependencies=[Depends(insert)], response_model=int)
+    with client(app) as http:
+        assert http.get("/", params={"number": "none" if raising == "parameter" else 1}).text == "answered"
+    assert rows(observer) == ([1] if raising == "success" else [])
+
+
+@pytest.mark.parametrize("scope", ["function", "request"])
+def test_what_a_dependency_answers_was_rolled_back(app: FastAPI, observer: Observer, scope: Any) -> None:
+    async def redirecting(database: RequestDatabase) -> AsyncIterator[None]:
+        try:
+            yield
+        except ZeroDivisionError:
+            await database.execute(INSERT, [9])
+            raise HTTPException(303, headers={"Location": "/log-in"}) from None
+
+    @app.get("/", dependencies=[Depends(redirecting, scope=scope)])
+    async def endpoint(database: RequestDatabase) -> None:
+        await database.execute(INSERT, [1])
+        raise ZeroDivisionError
+
+    with client(app) as http:
+        assert http.get("/", follow_redirects=False).status_code == 303
+    assert rows(observer) == [9]
+
+
+class Hurrying(BaseHTTPMiddleware):
+    """Answers in the place of an endpoint that takes long, and cancels that afterwards."""
+
+    async def dispatch(self, request: Request, call_next: Any) -> Response:
+        with anyio.move_on_after(0.2):
+            response: Response = await call_next(request)
+            return response
+        return PlainTextResponse("late")
+
+
+class Cancelling:
+    """Cancels an endpoint that takes long, and answers in its place."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        with anyio.move_on_after(0.2 if scope["type"] == "http" else None) as waiting:
+            await self.app(scope, receive, send)
+        if waiting.cancelled_caught:
+            await PlainTextResponse("late")(scope, receive, send)
+
+
+@pytest.mark.parametrize("middleware", [Hurrying, Cancelling])
+@pytest.mark.parametrize("of_starlette", [False, True])
+def test_an_endpoint_that_is_not_waited_for_is_rolled_back(
+    app: FastAPI, db: PGMonkey, observer: Observer, middleware: Any, of_starlette: bool
+) -> None:
+    async def endpoint(request: Request) -> PlainTextResponse:
+        await db.async_database.execute(INSERT, [1])
+        await anyio.sleep(60)
+        return PlainTextResponse("in time")
+
+    app.add_middleware(middleware)
+    if of_starlette:
+        app.router.routes.append(Route("/", endpoint))
+    else:
+        app.add_api_route("/", endpoint)
+    with client(app) as http:
+        assert http.get("/").text == "late"
+    assert rows(observer) == []
+
+
+def test_the_endpoint_of_another_application_rolls_nothing_back(app: FastAPI, observer: Observer) -> None:
+    other = FastAPI()
+
+    @other.get("/")
+    async def raising() -> None:
+        raise ZeroDivisionError
+
+    @app.get("/")
+    async def endpoint(database: RequestDatabase) -> int:
+        await database.execute(INSERT, [1])
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(other, False), base_url="http://other") as http:
+            return (await http.get("/")).status_code
+
+    with client(app) as http:
+        assert http.get("/").json() == 500
+    assert rows(observer) == [1]
 
 
 @pytest.mark.parametrize("key", [Exception, 500])

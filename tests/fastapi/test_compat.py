@@ -103,6 +103,13 @@ def test_another_way_to_handle_exceptions_is_refused(
     assert refused(db, app) == f"{module.__name__} has no wrap_app_handling_exceptions()"
 
 
+def test_another_way_to_call_endpoints_is_refused(
+    db: PGMonkey[Any], app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(fastapi.routing, "get_request_handler")
+    assert refused(db, app) == "fastapi.routing has no get_request_handler()"
+
+
 def test_middlewares_without_the_outermost_of_starlette_are_refused(db: PGMonkey[Any], app: FastAPI) -> None:
     app.build_middleware_stack = lambda: app.router  # type: ignore[method-assign]
     db.init_app(app)
