@@ -6,12 +6,14 @@ import sys
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar
+from functools import partial
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.core.signals import got_request_exception
 from django.db import connections
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
+from django.template.response import SimpleTemplateResponse
 
 from pgmonkey import Deadline
 
@@ -47,10 +49,11 @@ class RequestTransactions:
             self._begin(self._wrappers)
             try:
                 response = answer()
+                refusal = self._refusal(response)
             except BaseException as error:
                 self._end(f"{type(error).__name__} was raised", decided=isinstance(error, Exception))
                 raise
-            self._end(self._refusal(response))
+            self._end(refusal)
         finally:
             _current.reset(token)
         return response
@@ -113,6 +116,15 @@ class RequestTransactions:
                 self._begin(apart)
 
         return watched
+
+    def render(self, response: SimpleTemplateResponse) -> SimpleTemplateResponse:
+        """Render *response*; what is raised there rolls back at once."""
+        del vars(response)["render"]  # its class's own again
+        try:
+            return response.render()
+        except Exception as error:
+            self._undo(error)
+            raise
 
     def note_answered(self, error: Exception) -> None:
         """Roll back what an operation of django-ninja did that raised *error*, which its API is about to answer."""
@@ -212,6 +224,13 @@ def _watch(view: View, wrapped: View) -> View:
         return wrapped
     watch_ninja(_note_answered)  # here, because it is imported by then, if at all
     return transactions.watch(view, wrapped)
+
+
+def watch_rendering(response: SimpleTemplateResponse) -> None:
+    """Let what rendering *response* raises roll back the request: it is rendered behind the view."""
+    transactions = _current.get()
+    if transactions is not None and not iscoroutinefunction(response.render):
+        vars(response)["render"] = partial(transactions.render, response)
 
 
 def _note_answered(error: Exception) -> None:

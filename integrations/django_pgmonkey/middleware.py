@@ -10,6 +10,7 @@ from django.core.handlers.exception import response_for_exception
 from django.db.utils import OperationalError
 from django.http import HttpRequest, HttpResponse, HttpResponseServerError
 from django.http.response import HttpResponseBase
+from django.template.response import SimpleTemplateResponse
 from psycopg.errors import ConnectionTimeout
 
 from pgmonkey import (
@@ -22,7 +23,7 @@ from pgmonkey import (
 )
 
 from ._deadline import read_deadline
-from ._requests import RequestTransactions
+from ._requests import RequestTransactions, watch_rendering
 from ._unavailable import answered, unavailable
 
 logger = logging.getLogger("pgmonkey")
@@ -59,6 +60,13 @@ class TransactionMiddleware:
         if response.status_code == 500:
             answers = (self.process_exception(request, error) for error in transactions.errors)
             return next(filter(None, answers), response)
+        return response
+
+    def process_template_response(
+        self, request: HttpRequest, response: SimpleTemplateResponse
+    ) -> SimpleTemplateResponse:
+        """Let what rendering *response* raises roll back, whoever answers it: that comes behind the view."""
+        watch_rendering(response)
         return response
 
     def process_exception(self, request: HttpRequest, exception: BaseException) -> HttpResponse | None:

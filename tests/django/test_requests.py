@@ -108,6 +108,74 @@ ask()
     assert told(project, code) == [f"{kind}{name} {expected[name]}" for kind, name in views]
 
 
+def test_what_rendering_raises_rolls_back_whoever_answers(project: Path) -> None:
+    code = """
+from django.template import engines
+class Answering:
+    def __init__(self, get_response):
+        self.get_response = get_response
+    def __call__(self, request):
+        return self.get_response(request)
+    def process_exception(self, request, exception):
+        write("by process_exception")
+        return HttpResponse(status=302)
+settings.MIDDLEWARE += [f"{__name__}.Answering"]
+settings.TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates"}]
+template = engines["django"].from_string("{{ value }}")
+class Value:
+    def __init__(self, error):
+        self.error = error
+    def __str__(self):
+        write("by the template")
+        if self.error:
+            raise self.error
+        return "rendered"
+@view
+def raises(request):
+    write("by the view")
+    return TemplateResponse(request, template, {"value": Value(ValueError())})
+@view
+async def araises(request):
+    from asgiref.sync import sync_to_async
+    await sync_to_async(write)("by the view")
+    return TemplateResponse(request, template, {"value": Value(ValueError())})
+@view
+def renders(request):
+    write("by the view")
+    return TemplateResponse(request, template, {"value": Value(None)})
+@view
+def refuses(request):
+    write("by the view")
+    return TemplateResponse(request, template, {"value": Value(None)}, status=409)
+ask()
+"""
+    assert told(project, code) == [
+        "raises 302 by process_exception",
+        "araises 302 by process_exception",
+        "renders 200 by the template by the view",
+        "refuses 409",
+    ]
+
+
+def test_what_is_no_response_ends_the_request(project: Path) -> None:
+    """Otherwise all later requests of the thread would find it going on."""
+    code = """
+@view
+def returns_a_number(request):
+    write("by the view")
+    return 5
+@view
+def returns_nothing(request):
+    write("by the view")
+@view
+def responds(request):
+    write("by the view")
+    return HttpResponse()
+ask()
+"""
+    assert told(project, code) == ["returns_a_number 500", "returns_nothing 500", "responds 200 by the view"]
+
+
 def test_what_handler500_writes_follows_its_status(project: Path) -> None:
     code = """
 called = []
