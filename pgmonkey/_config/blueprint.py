@@ -54,7 +54,7 @@ class Blueprint(Unpicklable):
     # Whether the configuration does not tell, so that a pooler is to be noticed.
     notice_pooler: bool
     # SQL for the beginning of each transaction: behind PgBouncer a SET would reach other clients.
-    transaction_settings: bytes
+    transaction_settings: bytes = field(repr=False)
     telemetry: TelemetrySettings
 
 
@@ -70,11 +70,12 @@ def blueprint(config: Config, kind: Kind) -> Blueprint:
     arguments = dict(config.arguments)
     behind_pgbouncer = arguments.pop("pgbouncer", None)
     command_timeout = arguments.pop("command_timeout", None)
-    connect: dict[str, object] = dict(config.connect)
-    elsewhere = said_elsewhere(config.connect)
-    application = config.connect.get("application_name") or elsewhere.get("application_name", "")
     told = {key: arguments.pop(key) for key in KEYS if key in arguments}
-    telemetry = TelemetrySettings(**told, application=application)
+    # What is in kwargs comes before the same in connection_settings, as in psycopg_pool.
+    connect: dict[str, object] = {**config.connect, **arguments, **settings.kwargs}
+    elsewhere = said_elsewhere(config.connect)
+    application = connect.get("application_name") or elsewhere.get("application_name", "")
+    telemetry = TelemetrySettings(**told, application=str(application))
     # An older libpq, or one for another system, refuses keywords that it does not know.
     for keyword in libpq_keywords().intersection(_TIMEOUTS):
         # Given also where it is libpq's to find: psycopg waits for a connection itself, and asks no service file.
@@ -87,10 +88,8 @@ def blueprint(config: Config, kind: Kind) -> Blueprint:
         connect.setdefault("prepare_threshold", None)
     elif parameters:
         # Given to libpq, they replace those that it would find.
-        options = config.connect.get("options") or elsewhere.get("options", "")
-        connect["options"] = startup_options(options, parameters)
-    connect.update(arguments)
-    connect.update(settings.kwargs)
+        options = connect.get("options") or elsewhere.get("options", "")
+        connect["options"] = startup_options(str(options), parameters)
     # Not for connect(): the pool keeps its connections in autocommit, and lends them in the mode that is asked for.
     autocommit = bool(connect.pop("autocommit", False))
     reload = config.reload
@@ -101,8 +100,8 @@ def blueprint(config: Config, kind: Kind) -> Blueprint:
         settings=settings,
         max_size=settings.min_size if settings.max_size is None else settings.max_size,
         single=single,
-        credentials=_credentials(config),
-        refresh=None if reload is None else lambda: _credentials(reload()),
+        credentials=_credentials(config, settings),
+        refresh=None if reload is None else lambda: _credentials(reload(), settings),
         command_timeout=command_timeout,
         pgbouncer=bool(behind_pgbouncer),
         notice_pooler=behind_pgbouncer is None,
@@ -135,8 +134,8 @@ def said_elsewhere(connect: Mapping[str, str]) -> dict[str, str]:
     return {option.keyword.decode(): option.val.decode() for option in options if option.val and not option.compiled}
 
 
-def _credentials(config: Config) -> dict[str, object]:
-    everything = {**config.connect, **config.arguments}
+def _credentials(config: Config, settings: PoolSettings) -> dict[str, object]:
+    everything = {**config.connect, **config.arguments, **settings.kwargs}
     return {key: everything[key] for key in CREDENTIALS if key in everything}
 
 

@@ -88,7 +88,7 @@ class PoolSettings:
     reset: Hook | None = None
     reconnect_failed: Callable[..., object] | None = None
     connection_class: type[Any] | None = None
-    kwargs: Mapping[str, object] = field(default_factory=dict)
+    kwargs: Mapping[str, object] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ class Config(Unpicklable):
     kind: Kind
     connect: Mapping[str, str] = field(repr=False)
     arguments: Mapping[str, Any] = field(repr=False)
-    sync_settings: Mapping[str, str]
-    async_settings: Mapping[str, str]
+    sync_settings: Mapping[str, str] = field(repr=False)
+    async_settings: Mapping[str, str] = field(repr=False)
     pool_settings: PoolSettings = field(repr=False)
     async_pool_settings: PoolSettings = field(repr=False)
     digest: str = field(repr=False)
@@ -176,6 +176,8 @@ def _normal(section: str, name: str, value: object) -> object:
 def _problem(name: str, key: Key, value: object) -> str | None:
     """Return what is wrong with *value*, which is no mapping or list, and the cure; None when nothing is."""
     text = str(value)
+    if key.holds in ("text", "host", "path") and not key.hidden and is_url(text):
+        return "is a URL; give it as 'conninfo'"  # as a name, the server would say it again, with its password
     if key.holds in ("boolean", "switch"):
         if isinstance(value, bool) or value in key.choices or (key.holds == "switch" and is_written(NUMBER, text)):
             return None

@@ -1089,6 +1089,34 @@ KEYS: list[Row] = [
 # What depends on more than one key, on references, or on what a connection string holds.
 BEYOND: list[Row] = [
     (
+        "connection_settings: {dbname: 'postgresql://u:hunter2@h/d'}\n",
+        1,
+        "connection_settings.dbname",
+        "'postgresql://***REDACTED***@h/d' is a URL",
+        "give it as 'conninfo'",
+    ),
+    (
+        "connection_settings:\n  host: a\n  user: postgres+psycopg://u:hunter2@h/d\n",
+        3,
+        "connection_settings.user",
+        "'postgres+psycopg://***REDACTED***@h/d' is a URL",
+        "give it as 'conninfo'",
+    ),
+    (
+        "connection_settings:\n  host: postgresql://db.example\n",
+        2,
+        "connection_settings.host",
+        "the value is a URL",
+        "give it as 'conninfo'",
+    ),
+    (
+        GOOD + "pool_settings: {name: 'postgresql://u:hunter2@h/d'}\n",
+        4,
+        "pool_settings.name",
+        "'postgresql://***REDACTED***@h/d' is a URL",
+        "give it as 'conninfo'",
+    ),
+    (
         "profiles:\n  test:\n    connection_settings: {}\n",
         1,
         "profiles",

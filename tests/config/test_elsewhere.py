@@ -74,3 +74,20 @@ def test_options_are_joined(
         database = Database({**config, **sections, "connection_settings": {**settings, **more}})
         assert database.fetch_one(shown) == expected
         database.close()
+
+
+def test_kwargs_come_first_and_their_options_are_joined() -> None:
+    kwargs = {"options": "-c geqo=off", "password": "new", "connect_timeout": 7, "prepare_threshold": 1}
+    document = {
+        "connection_settings": {
+            "options": "-c jit=on",
+            "password": "old",
+            "connect_timeout": 5,
+            "prepare_threshold": 9,
+        },
+        "sync_settings": {"jit": "off"},
+        "pool_settings": {"kwargs": kwargs},
+    }
+    made = blueprint(PGConnectionManager().load(document), "pool")
+    assert {key: made.connect[key] for key in kwargs} == {**kwargs, "options": "-c geqo=off -c jit=off"}
+    assert made.credentials == {"password": "new"}, "which each new connection is made with"

@@ -8,7 +8,8 @@ import pydantic
 import pytest
 from psycopg import pq
 
-from pgmonkey import redact_config
+from pgmonkey import PGConnectionManager, redact_config
+from pgmonkey._config.blueprint import blueprint
 from pgmonkey._config.keywords import KEYWORDS
 from pgmonkey._config.redaction import REDACTED, is_sensitive, redact_text
 from pgmonkey._config.schema import libpq_keywords
@@ -97,3 +98,17 @@ NEW = {
 def test_a_url_that_is_an_object_is_masked() -> None:
     url = pydantic.PostgresDsn("postgresql://user:hunter2@host/db")
     assert "hunter2" not in repr(redact_config({"url": url, "urls": [url], "key": pydantic.SecretStr("hunter2")}))
+
+
+@pytest.mark.parametrize("pgbouncer", [False, True])
+def test_what_is_made_of_a_configuration_shows_no_value_of_it(pgbouncer: bool) -> None:
+    settings = {"app.signing_key": "hunter2"}
+    document: dict[str, Any] = {
+        "connection_settings": {"host": "h", "password": "hunter2", "pgbouncer": pgbouncer},
+        "sync_settings": settings,
+        "async_settings": settings,
+        "pool_settings": {"kwargs": {"sslpassword": "hunter2"}},
+    }
+    config = PGConnectionManager().load(document)
+    for made in (config, blueprint(config, "pool"), blueprint(config, "async_pool")):
+        assert "hunter2" not in repr(made)
