@@ -16,6 +16,9 @@ from .sql import Statement
 
 K = TypeVar("K", bound=AnyCursor)
 
+# Of one statement in the protocol.  libpq refuses more when they are to be sent, which is too late behind a BEGIN.
+_MOST_PARAMETERS = 65535
+
 
 def fast_class(
     cursor_class: type[K], usual: type[AnyCursor], execute: object, execute_merged: object, others: Mapping[str, object]
@@ -55,7 +58,7 @@ def convert(cursor: AnyCursor, statement: Statement, params: Params | None) -> P
         cursor._query = query = cursor._convert_query(statement, params)
     except Exception:
         return None  # psycopg raises it again, when it has begun the transaction
-    return query
+    return query if len(query.params or ()) <= _MOST_PARAMETERS else None
 
 
 def prepare(cursor: AnyCursor, query: PostgresQuery) -> tuple[Prepare, bytes]:

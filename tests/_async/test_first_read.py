@@ -283,7 +283,11 @@ async def test_a_transaction_that_begins_with_an_error(
 
 @pytest.mark.parametrize("threshold", [0, 5])
 @pytest.mark.parametrize(
-    ("query", "params"), [("SELECT $1", None), ("SELECT 1", (1,)), ("SELECT %s", (object(),)), ("SELECT 1 / 0", None)]
+    ("query", "params"),
+    [
+        *[("SELECT $1", None), ("SELECT 1", (1,)), ("SELECT %s", (object(),)), ("SELECT 1 / 0", None)],
+        pytest.param(f"SELECT {', '.join(['%s'] * 65_536)}", [1] * 65_536, id="more parameters than there can be"),
+    ],
 )
 async def test_what_fails_first_fails_as_with_psycopg(
     threshold: int, query: Any, params: Any, config: dict[str, Any], server: Server, dbname: str
