@@ -166,7 +166,12 @@ def ask(source: Source) -> tuple[dict[str, str | None], bool]:
     before = inside.set((*inside.get(), weakref.ref(asking)))
     try:
         values = source.ask() or {}
-        return {name: None if value is None else str(value) for name, value in values.items()}, not asking.others
+        try:
+            items = values.items()
+        except AttributeError:
+            found = type(values).__name__
+            raise TypeError(f"session_values is a function that returns a mapping, and this one a {found}") from None
+        return {name: None if value is None else str(value) for name, value in items}, not asking.others
     finally:
         inside.reset(before)
 

@@ -245,6 +245,17 @@ async def test_an_error_of_theirs_leaves_nothing(config: dict[str, Any], observe
     assert database.stats() == {}
 
 
+@pytest.mark.parametrize("found", [5, [("app.tenant", "1")]])
+async def test_what_is_no_mapping_is_an_error_that_says_so(found: Any, config: dict[str, Any]) -> None:
+    database = AsyncDatabase(pools(config, max_size=1, timeout=2), session_values=lambda: found)
+    with pytest.raises(TypeError, match=f"returns a mapping, and this one a {type(found).__name__}"):
+        await database.fetch_value("SELECT 1")
+    with pytest.raises(TypeError, match="returns a mapping"):
+        async with database.transaction():
+            pass
+    await database.close()
+
+
 async def test_a_value_that_the_server_refuses_is_the_error_of_the_statement(
     database: AsyncDatabase, values: dict[str, Any], observer: Observer
 ) -> None:

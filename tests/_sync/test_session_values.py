@@ -239,6 +239,17 @@ def test_an_error_of_theirs_leaves_nothing(config: dict[str, Any], observer: Obs
     assert database.stats() == {}
 
 
+@pytest.mark.parametrize("found", [5, [("app.tenant", "1")]])
+def test_what_is_no_mapping_is_an_error_that_says_so(found: Any, config: dict[str, Any]) -> None:
+    database = Database(pools(config, max_size=1, timeout=2), session_values=lambda: found)
+    with pytest.raises(TypeError, match=f"returns a mapping, and this one a {type(found).__name__}"):
+        database.fetch_value("SELECT 1")
+    with pytest.raises(TypeError, match="returns a mapping"):
+        with database.transaction():
+            pass
+    database.close()
+
+
 def test_a_value_that_the_server_refuses_is_the_error_of_the_statement(
     database: Database, values: dict[str, Any], observer: Observer
 ) -> None:
