@@ -40,7 +40,8 @@ async def _execute(
     try:
         if prepare is not None or binary is not None or self.format != Format.TEXT:
             return await _execute_as_psycopg(self, query, params, prepare=prepare, binary=binary)
-        async with connection.lock:
+        lock = connection.lock  # named so for `held_by_caller`
+        async with lock:
             unit = connection.__dict__["unit"]() if "unit" in connection.__dict__ else None
             if unit is not None and unit.blocks:
                 unit.check_statement()
@@ -100,7 +101,8 @@ async def _execute_merged(
     plain = prepare is None and binary is None and self.format == Format.TEXT
     # BEGIN and the statement travel by the extended protocol, which takes one statement a message.
     if pooled is not None and plain and query.__class__ is str and isinstance(query, str) and is_one_plain(query):
-        async with connection.lock:
+        lock = connection.lock  # named so for `held_by_caller`
+        async with lock:
             unit = connection.__dict__["unit"]() if "unit" in connection.__dict__ else None
             if unit is not None and unit.blocks:
                 unit.check_statement()

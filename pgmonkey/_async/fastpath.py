@@ -32,10 +32,10 @@ from .._driver.wire import check_results
 from .._telemetry.events import Loan
 from ..errors import ForkedError
 from .connector import AsyncPooledConnection
-from .guard import after_error
+from .guard import after_error, in_itself
 from .pool import AsyncPool
 from .psycopg_types import AsyncAnyConnection, AsyncAnyCursor
-from .waiting import current_loop, try_acquire
+from .waiting import current_loop, held_by_caller, try_acquire
 
 _NO_PLAN, _REFUSED = Declined.NO_PLAN, Declined.REFUSED
 # As plain numbers, which are faster to compare than members of an enumeration.
@@ -307,6 +307,8 @@ class AsyncFastPath:
             return _NO_PLAN
         lock = pooled.connection.lock
         if not try_acquire(lock):
+            if held_by_caller(lock):
+                raise in_itself()
             await lock.acquire()
         try:
             connection = lease.lent  # another task may have made it a moment ago

@@ -24,12 +24,12 @@ from .._pool.scopes import Ask
 from .._telemetry.events import Loan
 from ..errors import CancelledUnitError, GivenBackError, PoolTimeoutError
 from .fastpath import AsyncFastPath, read_found
-from .guard import AsyncGuard
+from .guard import AsyncGuard, in_itself
 from .lease import AsyncLease
 from .nested import AsyncNested
 from .pool import AT_ONCE
 from .psycopg_types import AsyncAnyConnection
-from .waiting import TurnLock, cannot_wait, try_acquire, wait_for_turn
+from .waiting import TurnLock, cannot_wait, held_by_caller, try_acquire, wait_for_turn
 
 T = TypeVar("T")
 
@@ -107,7 +107,7 @@ class AsyncUnitOfWork(Generic[Row]):
         if lease is None or (values is not None and values != lease.values):
             async with self._turn:
                 if self.busy:
-                    raise _in_itself()
+                    raise in_itself()
                 try:
                     self.busy = True
                     lease = self._lease or await self._borrow(timeout)
@@ -210,6 +210,8 @@ class AsyncUnitOfWork(Generic[Row]):
         try:
             async with self._turn:
                 self._check(block)
+                if self._lease is not None and held_by_caller(self._lease.connection.lock):
+                    raise in_itself()  # a statement on the connection itself, which does not wait for a turn
                 try:
                     self.busy = True
                     return await work()
@@ -224,7 +226,7 @@ class AsyncUnitOfWork(Generic[Row]):
         if self.finished or self._refusal is not None:
             raise self._over()
         if self.busy:
-            raise _in_itself()
+            raise in_itself()
         inner = self._innermost()
         if inner is block:
             return
@@ -491,7 +493,7 @@ class AsyncUnitOfWork(Generic[Row]):
                     # In the middle of a statement of its own thread, which an interruption may have ended.
                     lease.abandon()
                     if error is None:
-                        raise _in_itself()
+                        raise in_itself()
                     return
                 if self._cancelling is not None:
                     async with self._cancelling:
@@ -524,13 +526,6 @@ def current_unit(source: AsyncSource) -> AsyncUnitOfWork[Any] | None:
 def unit_of(scope: AsyncUnitOfWork[Any] | AsyncNested) -> AsyncUnitOfWork[Any]:
     """Return *scope*, or the unit of work that it is a block of."""
     return cast("AsyncUnitOfWork[Any]", scope.unit) if isinstance(scope, AsyncNested) else scope
-
-
-def _in_itself() -> psycopg.Error:
-    return psycopg.ProgrammingError(
-        "this transaction is executing a statement in this very thread: type adapters and signal handlers cannot use "
-        "it meanwhile"
-    )
 
 
 async def _set_mode(connection: AsyncAnyConnection, mode: TransactionMode) -> None:

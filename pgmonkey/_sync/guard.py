@@ -73,6 +73,7 @@ class Guard(_Base):
     def wait(self, gen: PQGen[T], interval: float | None = None, timeout: float | None = _NOT_GIVEN) -> T:
         """Run one of psycopg's generators to its end."""
         state = self.__dict__
+        lock = self.lock  # noqa: F841  # which psycopg holds: `held_by_caller` looks for it
         # A cancelled unit of work refuses every statement, also those of cursors made before.
         if "refusal" in state:
             raise state["refusal"]()
@@ -356,6 +357,14 @@ class Guard(_Base):
         if watcher is None:
             watcher = state["watcher"] = Watcher(self.pgconn)
         return watcher
+
+
+def in_itself() -> psycopg.Error:
+    """Return the error for a statement that would wait for the end of one in the midst of which it is called."""
+    return psycopg.ProgrammingError(
+        "this transaction is executing a statement in this very thread: type adapters, notice handlers and signal "
+        "handlers cannot use it meanwhile"
+    )
 
 
 def after_error(connection: AnyConnection, error: BaseException) -> None:

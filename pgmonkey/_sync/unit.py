@@ -26,12 +26,12 @@ from .._pool.scopes import Ask
 from .._telemetry.events import Loan
 from ..errors import CancelledUnitError, GivenBackError, PoolTimeoutError
 from .fastpath import FastPath, read_found
-from .guard import Guard
+from .guard import Guard, in_itself
 from .lease import Lease
 from .nested import Nested
 from .pool import AT_ONCE
 from .psycopg_types import AnyConnection
-from .waiting import TurnLock, cannot_wait, try_acquire, wait_for_turn
+from .waiting import TurnLock, cannot_wait, held_by_caller, try_acquire, wait_for_turn
 
 T = TypeVar("T")
 
@@ -109,7 +109,7 @@ class UnitOfWork(Generic[Row]):
         if lease is None or (values is not None and values != lease.values):
             with self._turn:
                 if self.busy:
-                    raise _in_itself()
+                    raise in_itself()
                 try:
                     self.busy = True
                     lease = self._lease or self._borrow(timeout)
@@ -210,6 +210,8 @@ class UnitOfWork(Generic[Row]):
         try:
             with self._turn:
                 self._check(block)
+                if self._lease is not None and held_by_caller(self._lease.connection.lock):
+                    raise in_itself()  # a statement on the connection itself, which does not wait for a turn
                 try:
                     self.busy = True
                     return work()
@@ -224,7 +226,7 @@ class UnitOfWork(Generic[Row]):
         if self.finished or self._refusal is not None:
             raise self._over()
         if self.busy:
-            raise _in_itself()
+            raise in_itself()
         inner = self._innermost()
         if inner is block:
             return
@@ -489,7 +491,7 @@ class UnitOfWork(Generic[Row]):
                     # In the middle of a statement of its own thread, which an interruption may have ended.
                     lease.abandon()
                     if error is None:
-                        raise _in_itself()
+                        raise in_itself()
                     return
                 if self._cancelling is not None:
                     with self._cancelling:
@@ -522,13 +524,6 @@ def current_unit(source: Source) -> UnitOfWork[Any] | None:
 def unit_of(scope: UnitOfWork[Any] | Nested) -> UnitOfWork[Any]:
     """Return *scope*, or the unit of work that it is a block of."""
     return cast("UnitOfWork[Any]", scope.unit) if isinstance(scope, Nested) else scope
-
-
-def _in_itself() -> psycopg.Error:
-    return psycopg.ProgrammingError(
-        "this transaction is executing a statement in this very thread: type adapters and signal handlers cannot use "
-        "it meanwhile"
-    )
 
 
 def _set_mode(connection: AnyConnection, mode: TransactionMode) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 import weakref
@@ -51,6 +52,17 @@ def is_over(loop: object | None) -> bool:
 def cannot_wait(error: BaseException | None) -> bool:
     """Return False: a thread may always wait."""
     return False
+
+
+def held_by_caller(lock: Lock) -> bool:
+    """Tell whether the caller waits for itself: whether one of the frames above it has *lock* in a variable so named.
+
+    Those that hold the lock of a connection have.
+    """
+    frame = sys._getframe(2) if lock.locked() else None
+    while frame is not None and frame.f_locals.get("lock") is not lock:
+        frame = frame.f_back
+    return frame is not None
 
 
 class Caller:
@@ -236,7 +248,10 @@ class Ticker:
             method = self._method()
             if self._paused:
                 return  # with the method still due
-            delay = None if method is None or self._stopped else method()
+            try:
+                delay = None if method is None or self._stopped else method()
+            except SystemExit:  # of `reconnect_failed`: in a thread, it would end nothing but that
+                delay = _AFTER_EXIT
             if delay is None:
                 self._stopped = True
                 return
@@ -270,6 +285,8 @@ class Ticker:
 
 # Seconds that a fork waits for a thread that is at work.
 _PAUSE = 0.05
+# Seconds until upkeep goes on that the program's own function has told to exit.
+_AFTER_EXIT = 0.25
 _tickers: weakref.WeakSet[Ticker] = weakref.WeakSet()
 
 

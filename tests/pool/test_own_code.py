@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextvars import copy_context
@@ -13,6 +14,7 @@ from psycopg.adapt import Dumper, Loader
 from psycopg.rows import class_row
 
 from pgmonkey import Database
+from pgmonkey.embedded import Server
 
 from ..configs import pools
 
@@ -133,12 +135,39 @@ def test_a_dumper_that_uses_its_own_transaction_is_an_error_at_once(
         def dump(self, obj: Money) -> bytes:
             return str(database.execute("INSERT INTO t VALUES (1)")).encode()
 
-    for _ in range(4):
+    for direct in (False, False, False, False, True, True):
         with pytest.raises(psycopg.ProgrammingError, match="in this very thread"):
             with database.transaction() as connection:
                 connection.adapters.register_dumper(Money, MoneyDumper)
-                database.execute("INSERT INTO t VALUES (%s)", [Money()])
+                (connection if direct else database).execute("INSERT INTO t VALUES (%s)", [Money()])
     assert observer.execute("SELECT count(*) FROM t").fetchone() == (0,)
+    database.close()
+
+
+@pytest.mark.parametrize("way", ["connection", "transaction"])
+@pytest.mark.parametrize("does", ["fetch_value", "transaction"])
+def test_a_notice_handler_never_waits_for_its_own_statement(way: str, does: str, config_of_one: dict[str, Any]) -> None:
+    config_of_one["pool_settings"]["max_size"] = 2
+    database = Database(config_of_one)
+    heard: list[object] = []
+
+    def hear(notice: object) -> None:
+        try:
+            if does == "fetch_value":
+                heard.append(database.fetch_value("SELECT 5"))
+            else:
+                with database.transaction():
+                    heard.append(5)
+        except psycopg.ProgrammingError as error:
+            heard.append(str(error)[:16])
+
+    for warm in range(4):
+        with getattr(database, way)() as connection:
+            connection.add_notice_handler(hear)
+            connection.execute("DO $$ BEGIN RAISE NOTICE 'x'; END $$")
+            assert database.fetch_value("SELECT %s::int", [warm]) == warm
+    # Outside of a transaction that is executing, it has a connection of its own.
+    assert heard == ([5] if way == "connection" else ["this transaction"]) * 4
     database.close()
 
 
@@ -154,4 +183,23 @@ def test_parameters_may_be_made_by_queries(config_of_one: dict[str, Any], observ
     with database.transaction():
         database.execute_many("INSERT INTO t VALUES (%s)", numbers())
     assert observer.execute("SELECT array_agg(a) FROM t").fetchone() == ([1, 2, 3, 1, 2, 3],)
+    database.close()
+
+
+def test_sys_exit_in_reconnect_failed_does_not_end_upkeep(config: dict[str, Any], server: Server, dbname: str) -> None:
+    told = threading.Semaphore(0)
+
+    def reconnect_failed(pool: object) -> None:
+        told.release()
+        sys.exit(1)
+
+    database = Database(pools(config, min_size=2, reconnect_timeout=0.1, reconnect_failed=reconnect_failed))
+    allow = f"ALTER DATABASE {dbname} ALLOW_CONNECTIONS"
+    with psycopg.connect(server.dsn(), autocommit=True) as admin, database.connection() as connection:
+        admin.execute(f"{allow} false".encode())
+        connection.close()
+    with psycopg.connect(server.dsn(), autocommit=True) as admin:
+        for _ in range(3):
+            assert told.acquire(timeout=30)
+        admin.execute(f"{allow} true".encode())
     database.close()
