@@ -133,6 +133,4 @@ def test_lighthouse(path: str, shop: str, demo: Demo, node_modules: Path, tmp_pa
     scores = {name: round(each["score"] * 100) for name, each in found["categories"].items()}
     failed = [name for name, audit in found["audits"].items() if audit["score"] == 0]
     print(shop, path or "/", scores)
-    # The status of a page that says 404 is an error in the browser's console.
-    expected = {"errors-in-console"} if path == "nowhere" else set()
-    assert min(scores.values()) >= 95 or set(failed) <= expected, (scores, failed)
+    assert min(scores.values()) >= 95, failed

@@ -29,5 +29,5 @@ def test_a_task_that_comes_twice_is_done_once(
     for name, task in (("Ann", "one"), ("Ann", "one"), ("Bob", "two")):
         programs.run("-c", SEND.format(name=name, task=task))
     programs.start(*WORKER, f"--pool={pool}", "--concurrency=2")
-    programs.wait_for("SELECT task, name FROM visitor ORDER BY task", [("one", "Ann"), ("two", "Bob")])
+    programs.wait_for("SELECT task, name FROM visitor ORDER BY task", [("one", "Ann"), ("two", "Bob")], seconds=90)
     programs.wait_until_idle()
