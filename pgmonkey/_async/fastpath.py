@@ -29,6 +29,7 @@ from .._driver.psycopg_types import RowFactory
 from .._driver.sql import Statement
 from .._driver.templates import Template, spelled
 from .._driver.wire import check_results
+from .._pool import detour
 from .._telemetry.events import Loan
 from ..errors import ForkedError
 from .connector import AsyncPooledConnection
@@ -160,6 +161,7 @@ class Borrowed(Protocol):
     begin: Begin
     loan: Loan | None
     tag: bytes | None
+    pool: AsyncPool
 
     @property
     def connection(self) -> AsyncAnyConnection:
@@ -250,7 +252,8 @@ class AsyncFastPath:
         key = keys.get(statement if tag is None else (statement, tag)) if statement.__class__ is str else None
         if (key is None and statement.__class__ not in _COMPOSED) or not self._alone:
             return _NO_PLAN
-        pool, frame = self.pool, sys._getframe(1)
+        pool = self.pool if (find := detour.find) is None else find(self.pool)
+        frame = sys._getframe(1)
         asked = 0.0 if pool.observer is None else perf_counter()
         execution = None
         limit = None if deadline is None else deadline.limit(None)
@@ -338,7 +341,7 @@ class AsyncFastPath:
                 plan.busy = True
                 return plan, result
             except BaseException as error:
-                if isinstance(error, psycopg.Error) and may_repeat(self.pool.weak, pooled, error):
+                if isinstance(error, psycopg.Error) and may_repeat(lease.pool.weak, pooled, error):
                     execution = None
                 else:
                     if execution is not None:

@@ -24,6 +24,7 @@ from .._config.blueprint import blueprint
 from .._config.schema import Config, Kind
 from .._driver.deadlines import Deadline, check_wait
 from .._driver.psycopg_types import RowFactory
+from .._pool import detour
 from .._pool.cache import Holder, Key, cache
 from .._pool.open_blocks import Exit, OpenBlocks, Runner, by_frame, current_exit, current_runner
 from .._pool.place import Label
@@ -67,10 +68,15 @@ class ConnectionHandle:
     @property
     def listener(self) -> Listener:
         """The connection on which the process listens for notifications; none of the pool."""
-        pool = self._pool
+        pool = self._in_force
         made = Listener(pool.connector, pool.name, self._blueprint.settings.timeout)
-        listener: Listener = self.__dict__.setdefault("_listener", made)
+        listener: Listener = made if pool is not self._pool else self.__dict__.setdefault("_listener", made)
         return listener
+
+    @property
+    def _in_force(self) -> Pool:
+        """The pool, or the one that tests have in its place."""
+        return self._pool if (find := detour.find) is None else find(self._pool)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "open"
@@ -81,22 +87,22 @@ class ConnectionHandle:
 
         It retries for ``open_timeout`` seconds; with a *timeout*, in seconds, it tries once.
         """
-        settings = self._blueprint.settings
-        if self._pool.opened or settings.open is False:
+        settings, pool = self._blueprint.settings, self._in_force
+        if pool.opened or settings.open is False:
             return  # a pool that was open once heals by itself
         give_up = monotonic() + (settings.open_timeout if timeout is None else 0.0)
         pause, longest = _PAUSE
         self._opening.append(None)
         try:
-            while not self._pool.opened:
+            while not pool.opened:
                 try:
-                    self._pool.open(timeout)
+                    pool.open(timeout)
                 except psycopg.OperationalError as error:
                     # A pool that is exhausted or closed: trying again does not help.
                     own = isinstance(error, PgmonkeyError) and not isinstance(error, ServerUnavailableError)
                     if own or monotonic() + pause >= give_up:
                         raise
-                    logger.warning("%s: cannot connect, trying again: %s", self._pool.name, error)
+                    logger.warning("%s: cannot connect, trying again: %s", pool.name, error)
                     sleep(pause)
                     pause = min(2 * pause, longest)
         finally:
@@ -121,7 +127,7 @@ class ConnectionHandle:
         """
         if deadline is not None:
             timeout = deadline.wait(self._blueprint.settings.timeout if timeout is None else timeout)
-        pool = self._pool
+        pool = self._pool if (find := detour.find) is None else find(self._pool)  # without a call
         asked = 0.0 if pool.observer is None else perf_counter()
         try:
             pooled = pool.borrow(timeout, label)
@@ -154,7 +160,7 @@ class ConnectionHandle:
 
     def ping(self, timeout: float) -> None:
         """Run ``SELECT 1``; raise psycopg's error, at the latest after *timeout* seconds."""
-        self._pool.ping(timeout)
+        self._in_force.ping(timeout)
 
     @by_frame
     def __enter__(self, frame: FrameType) -> _Entering:
@@ -190,7 +196,8 @@ class ConnectionHandle:
         return entry.connection
 
     def _outer(self) -> Lease | None:
-        return next((lease for lease in _leases() if lease.pool is self._pool), None)
+        pool = self._in_force
+        return next((lease for lease in _leases() if lease.pool is pool), None)
 
     def _take_back_forgotten(self) -> None:
         """Take back what was entered by hand in a thread or task that has ended, when nothing refers to it any more."""
@@ -248,7 +255,7 @@ class ConnectionHandle:
 
     def stats(self) -> dict[str, int]:
         """Return counters named as in psycopg_pool: sizes in connections, times in milliseconds."""
-        return self._pool.stats()
+        return self._in_force.stats()
 
     def fast_path(self, row_factory: RowFactory | None, framework: str | None = None) -> FastPath | None:
         """Return the fast path for statements with rows as *row_factory*, or else the connection's own, makes them.
@@ -262,7 +269,7 @@ class ConnectionHandle:
 
     def forget_plans(self) -> None:
         """Make every connection prepare its statements again."""
-        self._pool.forget_plans()
+        self._in_force.forget_plans()
 
     @property
     def shares_sessions(self) -> bool:
@@ -327,7 +334,8 @@ def open_handle(
     """
     handle = handle_for(config, kind, holder, fresh=fresh)
     try:
-        if not handle._pool.opened:
+        pool = handle._pool if (find := detour.find) is None else find(handle._pool)
+        if not pool.opened:
             handle.open(timeout)
     except BaseException:
         if handle.unused:  # another caller may have succeeded

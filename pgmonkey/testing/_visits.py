@@ -10,7 +10,7 @@ import secrets
 import threading
 from collections import OrderedDict
 
-from ._redirection import Redirection, SandboxError, in_context, install
+from ._redirection import Redirection, SandboxError, in_context, look_always
 
 HEADER = "X-Pgmonkey-Sandbox"
 """The request header that names the sandbox, for an application in another process."""
@@ -44,7 +44,7 @@ def visit(told: str | None) -> None:
         with _lock:
             sandbox = _visited.get(told)
             if sandbox is None:
-                install(for_good=True)
+                look_always()
                 sandbox = _visited[told] = Redirection(int(port), secret)
             _visited.move_to_end(told)
             gone = _visited.popitem(last=False)[1] if len(_visited) > _MANY else None

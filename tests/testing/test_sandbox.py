@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import threading
 import time
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from pgmonkey import AsyncDatabase, Database, PGConnectionManager, ServerUnavailableError
+from pgmonkey import AsyncDatabase, Database, PGConnectionManager, PoolClosedError, ServerUnavailableError
+from pgmonkey._pool import detour
 from pgmonkey.testing import SandboxError, sandbox, statements
 
 from .conftest import NOWHERE
@@ -89,7 +91,26 @@ def test_a_database_that_was_used_before_is_itself_again(pgmonkey_database: Test
         with handle as connection:
             assert len(connection.execute(ROWS).fetchall()) == a + 1
     database.close()
-    assert not vars(Database).keys() & {"_handle", "_fast", "_holder"}, "nothing is looked up where there is no sandbox"
+    assert detour.find is None, "nothing is looked up where there is no sandbox"
+
+
+def test_handles_nest_and_end_as_outside(box: Sandbox, database: Database[Any]) -> None:
+    manager = PGConnectionManager()
+    config = {"connection_settings": {"host": "nowhere"}}
+    single, pool = (manager.get_database_connection_from_dict(config, kind) for kind in ("normal", "pool"))
+    for handle in (single, pool):
+        with handle as outer:
+            outer.execute("INSERT INTO t VALUES (1)")
+            if handle is single:
+                with contextlib.suppress(ZeroDivisionError), handle as inner:
+                    inner.execute("INSERT INTO t VALUES (2)")
+                    raise ZeroDivisionError
+            assert outer.execute(ROWS).fetchall() == [(1,)]
+            outer.rollback()
+        handle.close()
+        with pytest.raises(PoolClosedError), handle:
+            pass
+    manager.clear_cache()
 
 
 def test_sandboxes_side_by_side_see_nothing_of_each_other(
@@ -190,20 +211,6 @@ def test_a_turn_that_does_not_come_is_an_error_that_says_so(
                 assert "pgmonkey_database" in str(caught.value.diag.message_hint)
         assert other.fetch_value("SELECT count(*) FROM t") == 1
         other.close()
-
-
-@pytest.mark.parametrize(
-    "statement",
-    ["VACUUM", "CREATE DATABASE x", "CREATE INDEX CONCURRENTLY ON t (a)", "LISTEN x", "PREPARE TRANSACTION 'x'"],
-)
-def test_what_cannot_be_had_names_the_fixture_to_use(statement: str, box: Sandbox, database: Database[Any]) -> None:
-    query: Any = statement
-    for prepare in (False, True):
-        with psycopg.connect(box.dsn, autocommit=True) as connection:
-            with pytest.raises(psycopg.Error) as caught:
-                connection.execute(query, prepare=prepare)
-            assert "pgmonkey_database" in str(caught.value.diag.message_hint), caught.value
-            assert connection.execute("SELECT 1").fetchone() == (1,)
 
 
 def test_the_settings_of_a_configuration_are_those_of_its_connections(box: Sandbox) -> None:
