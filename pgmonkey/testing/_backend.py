@@ -23,8 +23,11 @@ _REPORTED = (
     *("session_authorization", "IntervalStyle", "TimeZone", "integer_datetimes", "standard_conforming_strings"),
     *("default_transaction_read_only", "in_hot_standby", "scram_iterations", "search_path"),
 )
-# With these, the server would end a sandbox that waits for its test.
-_LIMITS = ("idle_in_transaction_session_timeout", "idle_session_timeout", "transaction_timeout")
+LIMITS = frozenset({"idle_in_transaction_session_timeout", "idle_session_timeout", "transaction_timeout"})
+"""Parameters with which the server would end a sandbox that waits for its test."""
+_NAMES = ", ".join(f"'{name}'" for name in sorted(LIMITS))
+# Of those that this version of the server has.
+_LIFT = f"SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name IN ({_NAMES})"  # noqa: S608
 
 
 @dataclass
@@ -52,12 +55,6 @@ class Backend:
             raise psycopg.OperationalError(
                 "a sandbox cannot use an encrypted connection: add sslmode=disable to the address of the test server"
             )
-        self._connection.execute(
-            # Those that this version of the server has.
-            "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = ANY(%s)",
-            [list(_LIMITS)],
-            prepare=False,
-        )
         self.user = self._connection.info.user
         self.pid = pgconn.backend_pid
         self.parameters = {
@@ -73,7 +70,10 @@ class Backend:
         connected = socket.socket(fileno=os.dup(pgconn.socket))
         connected.setblocking(True)  # for libpq, too, which only closes it
         self._stream = Stream(connected)
+        self.changes_user = self.parameters.get("is_superuser") == "on"
+        """Whether it may be another user for a client."""
         self.query("BEGIN ISOLATION LEVEL READ COMMITTED")
+        self.lift_limits()
 
     def close(self) -> None:
         """Roll everything back, and close the connection."""
@@ -153,6 +153,10 @@ class Backend:
         if reply.error is not None:
             self.query(f"ROLLBACK TO SAVEPOINT {_OWN_SAVEPOINT}; RELEASE SAVEPOINT {_OWN_SAVEPOINT}")
         return reply
+
+    def lift_limits(self) -> None:
+        """Let the transaction be idle for as long as a test takes."""
+        self.query(_LIFT)
 
     def apply(self, wanted: Mapping[str, str]) -> bytes | None:
         """Set the parameters of a client, and those of the last one back; return the body of the server's error."""

@@ -162,7 +162,7 @@ class Branch:
                 base = dict(asked)
                 # The configuration's user counts where the server has it: row-level security looks at it.
                 user = base["session_authorization"]
-                if user == self.backend.user or not self._is_user(user):
+                if user == self.backend.user or not self.backend.changes_user or not self._is_user(user):
                     del base["session_authorization"]
                 error = self.backend.apply(base)
                 if error is not None:
@@ -183,7 +183,7 @@ class Branch:
             counts.texts.append(session.running)
             counts.used.add(session.number)
 
-    def count_round_trip(self, session: Client) -> None:
+    def count_round_trip(self) -> None:
         """Note that a client waits for the server."""
         for counts in list(self._counting):
             counts.round_trips += 1

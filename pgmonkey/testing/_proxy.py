@@ -12,12 +12,12 @@ from contextlib import suppress
 import psycopg
 
 from . import _messages
+from ._backend import LIMITS
 from ._branch import Branch, Counts, Faults, RefusedError
 from ._messages import ClosedError, Stream, message, problem, take_text
 from ._session import Session
+from ._transactions import Transactions
 
-# Parameters that are not the sandbox's clients' to set: with these, the server would end a sandbox that waits.
-_NOT_TAKEN = {"idle_in_transaction_session_timeout", "idle_session_timeout", "transaction_timeout"}
 _NOT_SETTINGS = {"user", "database", "options", "replication"}
 _RESET = struct.pack("ii", 1, 0)
 
@@ -35,7 +35,7 @@ class Proxy:
         self._patience = patience
         self._branches: dict[str, Branch] = {}
         self._lock = threading.Lock()
-        self._sessions: dict[int, Session] = {}
+        self._clients: dict[int, Transactions] = {}
         """By the key with which a client cancels."""
         self._streams: set[Stream] = set()
         self._threads: set[threading.Thread] = set()
@@ -128,28 +128,29 @@ class Proxy:
     def _serve(self, connected: socket.socket) -> None:
         stream = Stream(connected)
         self._streams.add(stream)
-        session: Session | None = None
+        client: Transactions | None = None
         key = 0
         try:
             parameters = self._greet(stream)
             if parameters is None:
                 return
             key = secrets.randbits(31)
-            session = self._enter(stream, parameters)
-            self._sessions[key] = session
+            client = self._enter(parameters)
+            self._clients[key] = client
+            session = Session(client, stream)
             session.start(key)
             session.serve()
         except ClosedError:
-            if session is not None and session.backend.lost:
-                _tell(stream, "57P01", f"the transaction of the sandbox is over: {session.backend.lost}")
+            if client is not None and client.backend.lost:
+                _tell(stream, "57P01", f"the transaction of the sandbox is over: {client.backend.lost}")
         except RefusedError as error:
             _tell(stream, *error.args)
         except psycopg.Error as error:
             _tell(stream, "08006", str(error))
         finally:
-            if session is not None:
-                session.leave()
-                self._sessions.pop(key, None)
+            if client is not None:
+                client.leave()
+                self._clients.pop(key, None)
             self._streams.discard(stream)
             stream.close()
             self._threads.discard(threading.current_thread())
@@ -183,26 +184,24 @@ class Proxy:
         stream.write(message(b"R", struct.pack("!I", 0)))
         return parameters
 
-    def _enter(self, stream: Stream, parameters: dict[str, str]) -> Session:
+    def _enter(self, parameters: dict[str, str]) -> Transactions:
         if parameters.get("replication"):
             raise RefusedError("0A000", "a sandbox cannot have replication", "")
         dsn = self._databases.get(parameters.get("database", ""), self._dsn)
         base = {name.lower(): value for name, value in parameters.items() if name not in _NOT_SETTINGS}
         base |= _settings_in(parameters.get("options", ""))
-        base = {name: value for name, value in base.items() if name not in _NOT_TAKEN and not name.startswith("_pq_.")}
+        base = {name: value for name, value in base.items() if name not in LIMITS and not name.startswith("_pq_.")}
         base.setdefault("application_name", "")  # the sandbox's own has another one
         base["session_authorization"] = parameters.get("user", "")
         with self._lock:
             self._number += 1
             number = self._number
-        return Session(self._branch(dsn), stream, number, base)
+        return Transactions(self._branch(dsn), number, base)
 
     def _cancel(self, key: int) -> None:
-        session = self._sessions.get(key)
-        if session is not None:
-            if session.branch.turn.holder is session:
-                session.backend.cancel()
-            session.branch.turn.wake(session)
+        client = self._clients.get(key)
+        if client is not None:
+            client.cancel()
 
 
 def _tell(stream: Stream, sqlstate: str, words: str, hint: str = "") -> None:

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-Kind = Literal["plain", "begin", "commit", "rollback", "in block", "refused", "discard all"]
+Kind = Literal["plain", "begin", "commit", "rollback", "set transaction", "discard all", "deallocate all", "refused"]
 
 _TOKEN = re.compile(
     rb"""
@@ -54,13 +54,20 @@ class Part:
     """Where each of the words is in `text`."""
     kind: Kind = "plain"
     why: str = ""
-    """Why it is refused, with the cure; or what a statement "in block" is called in the error."""
+    """What it is that a sandbox refuses."""
+    block: str = ""
+    """What it is called where it is outside of a transaction block and does not belong there."""
     lasting: list[str] = field(default_factory=list)
     """The parameters that it sets for the session."""
     local: list[str] = field(default_factory=list)
     """The parameters that it sets until the end of the transaction."""
     resets: bool = False
     """Whether it sets parameters back to what the session began with."""
+
+    @property
+    def special(self) -> bool:
+        """Whether a sandbox answers it itself."""
+        return self.kind != "plain"
 
     @property
     def counts(self) -> bool:
@@ -149,16 +156,17 @@ def _classified(part: Part) -> Part:
         elif "to" not in part.words[1:3]:
             part.kind = "rollback"
         else:
-            part.kind, part.why = "in block", "ROLLBACK TO SAVEPOINT"
+            part.block = "ROLLBACK TO SAVEPOINT"
     elif first in ("savepoint", "release", "lock"):
-        part.kind = "in block"
-        part.why = {"release": "RELEASE SAVEPOINT", "lock": "LOCK TABLE"}.get(first, first.upper())
+        part.block = {"release": "RELEASE SAVEPOINT", "lock": "LOCK TABLE"}.get(first, first.upper())
     elif first == "prepare" and second == "transaction":
         part.kind, part.why = "refused", "two-phase commit"
     elif first == "listen":
         part.kind, part.why = "refused", "LISTEN, as notifications come with a COMMIT and a sandbox never commits"
     elif first == "discard" and second == "all":
         part.kind = "discard all"
+    elif first == "deallocate" and "all" in part.words[1:3]:
+        part.kind = "deallocate all"
     elif first == "set":
         _read_set(part)
     elif first == "reset":
@@ -172,11 +180,15 @@ def _classified(part: Part) -> Part:
 def _read_set(part: Part) -> None:
     words = part.words[1:]
     names = part.local if words[:1] == ["local"] else part.lasting
+    if words[:1] in (["local"], ["constraints"]):
+        part.block = f"SET {words[0].upper()}"
     if words[:1] in (["local"], ["session"]) and words[1:2] not in (["authorization"], ["characteristics"]):
         words = words[1:]
     first, second = (*words, "", "")[:2]
     if first == "transaction":
-        part.kind, part.why = ("refused", "SET TRANSACTION SNAPSHOT") if second == "snapshot" else ("in block", "SET")
+        part.kind, part.why, part.block = "set transaction", "SET TRANSACTION SNAPSHOT", "SET TRANSACTION"
+        if second == "snapshot":
+            part.kind = "refused"
     elif first == "session":
         part.lasting.append("session_authorization" if second == "authorization" else "default_transaction_read_only")
     elif first not in ("constraints", "seed", ""):
