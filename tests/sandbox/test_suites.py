@@ -16,12 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 
-from pgmonkey.testing import TestServer
-
 from ..contract.conftest import APPS, SCHEMA
-from ..testing.test_plugin import run_without_server
 
 if TYPE_CHECKING:
     from pgmonkey.embedded import Server
@@ -74,7 +72,7 @@ def run(tmp_path: Path, server: str, way: str, workers: int) -> dict[str, Any]:
 
 
 def databases(server: Server) -> set[str]:
-    with TestServer(server.dsn()).connect() as connection:
+    with psycopg.connect(server.dsn()) as connection:
         names = {row[0] for row in connection.execute("SELECT datname FROM pg_database").fetchall()}
     return {name for name in names if not name.startswith("pgmonkey_template_")}
 
@@ -89,7 +87,3 @@ def test_the_same_as_with_other_ways(application: str, workers: int, tmp_path: P
     for way in ways:
         assert run(tmp_path, application, way, workers) == found, way
     assert databases(server) == before
-
-
-def test_workers_share_a_server_that_is_started_for_them(tmp_path: Path) -> None:
-    assert "5 passed" in run_without_server(tmp_path, "-n2")

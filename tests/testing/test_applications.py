@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -41,22 +41,26 @@ def application(
     return request.param, module
 
 
-def requester(application: tuple[str, ModuleType]) -> Request:
+@pytest.fixture
+def ask(application: tuple[str, ModuleType]) -> Iterator[Request]:
     name, module = application
     if name == "flask":
 
         def ask(method: str, path: str, body: Any, params: dict[str, Any]) -> tuple[int, Any]:
             answer = module.app.test_client().open(path, method=method, json=body, query_string=params)
             return answer.status_code, answer.get_json(silent=True)
-    else:
-        client = TestClient(module.app, raise_server_exceptions=False, follow_redirects=False)
+
+        yield ask
+        return
+    # One event loop for all requests, which is a pool, and the same one in a sandbox and outside.
+    with TestClient(module.app, raise_server_exceptions=False, follow_redirects=False) as client:
 
         def ask(method: str, path: str, body: Any, params: dict[str, Any]) -> tuple[int, Any]:
             answer = client.request(method, path, json=body, params=params)
             json = answer.headers.get("content-type") == "application/json"
             return answer.status_code, answer.json() if json else None
 
-    return ask
+        yield ask
 
 
 def program(seed: int) -> list[tuple[str, str, Any, dict[str, Any]]]:
@@ -84,10 +88,7 @@ def without_process(answer: tuple[int, Any]) -> tuple[int, Any]:
     return status, {key: value for key, value in body.items() if key != "pids"} if isinstance(body, dict) else body
 
 
-def test_p1_p2_the_same_answers_and_the_same_rows(
-    application: tuple[str, ModuleType], pgmonkey_database: TestDatabase
-) -> None:
-    ask = requester(application)
+def test_p1_p2_the_same_answers_and_the_same_rows(ask: Request, pgmonkey_database: TestDatabase) -> None:
     requests = program(seed=2)
     with sandbox(pgmonkey_database.dsn, patience=60):
         inside = [without_process(ask(*each)) for each in requests]
@@ -98,8 +99,7 @@ def test_p1_p2_the_same_answers_and_the_same_rows(
     assert {status for status, _ in inside} >= {200, 302, 409, 500}
 
 
-def test_p1_p2_side_by_side(application: tuple[str, ModuleType], pgmonkey_database: TestDatabase) -> None:
-    ask = requester(application)
+def test_p1_p2_side_by_side(ask: Request, pgmonkey_database: TestDatabase) -> None:
     rng = random.Random(1)
 
     def write(a: int) -> int | None:
@@ -116,8 +116,7 @@ def test_p1_p2_side_by_side(application: tuple[str, ModuleType], pgmonkey_databa
         assert connection.execute("SELECT count(*) FROM t").fetchone() == (0,)
 
 
-def test_a_test_of_ones_own_error_handling(application: tuple[str, ModuleType], box: Sandbox) -> None:
-    ask = requester(application)
+def test_a_test_of_ones_own_error_handling(ask: Request, box: Sandbox) -> None:
     with statements() as counted:
         assert ask("POST", "/write", None, {"a": 1, "status": 201})[0] == 201
     assert counted.texts == ["INSERT INTO t VALUES ($1)"]

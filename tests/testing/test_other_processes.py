@@ -67,12 +67,3 @@ def test_each_request_finds_its_sandbox(client: httpx.Client, pgmonkey_database:
     # The server that the header names is gone, and its database is not used in its place.
     assert client.post("/write", params={"a": 1, "status": 201}, headers=headers).status_code >= 500
     assert rows(client, {}) == []
-
-
-def test_the_header_means_nothing_elsewhere(
-    pgmonkey_database: TestDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    started = Started("fastapi", tmp_path, pgmonkey_database.config)
-    with started.client() as client, sandbox(pgmonkey_database.dsn) as opened:
-        assert client.post("/write", params={"a": 1, "status": 201}, headers=opened.headers).status_code == 201
-        assert rows(client, {}) == [1]
