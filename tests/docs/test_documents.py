@@ -216,19 +216,29 @@ def test_the_document_on_queries(folder: Path, environ: dict[str, str]) -> None:
     ]
 
 
+def tested(folder: Path, text: str) -> str:
+    """Write the files that a page names, and run its tests; return what pytest prints."""
+    for name, code in re.findall(r"^`([\w./]+)`:\n\n```\w+\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(code)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "pgmonkey.testing.plugin"]
+    finished = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return finished.stdout
+
+
 def test_the_testing_document(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "testing.md").read_text(encoding="utf-8")
-    for name, code in re.findall(r"^`([\w.]+)`:\n\n```\w+\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
-        (tmp_path / name).write_text(code)
-    with open(tmp_path / "pytest.ini", "a") as settings:
-        settings.write("asyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "pgmonkey.testing.plugin"]
-    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    assert "7 passed" in finished.stdout
+    before, django, behind = re.split(r"^## (?:Django|Anything else)\n", text, flags=re.MULTILINE)
+    assert "7 passed" in tested(tmp_path, before + behind)
     # What the schema is made from is typed as it stands, too.
     (schema,) = blocks(text.partition("## The schema")[2].partition("\n## ")[0], "python")
     compile(schema, "conftest.py", "exec")
+    project = tmp_path / "project"
+    for folder in re.findall(r"`(visits[\w/]*)/__init__.py`", django):
+        (project / folder).mkdir(parents=True, exist_ok=True)
+        (project / folder / "__init__.py").touch()
+    assert "3 passed" in tested(project, django)
 
 
 def test_the_telemetry_document(folder: Path, environ: dict[str, str]) -> None:

@@ -1,0 +1,95 @@
+"""A hundred tests of Django's live server find what its migrations made, in databases from the template; and the time.
+
+Asked for with ``--sandbox``: ``nox -s sandbox``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ..conftest import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pgmonkey.embedded import Server
+
+APPS = ["admin", "auth", "contenttypes", "messages", "sessions", "staticfiles"]
+# As on the page, but for the class of which a test is.
+TESTS = """
+import json
+from urllib.request import urlopen
+
+import pytest
+from django.test import LiveServerTestCase
+from visits.models import Visit
+
+class Tests(LiveServerTestCase):
+    serialized_rollback = WAY == "truncate"
+
+class InDatabasesOfTheirOwn(LiveServerTestCase):
+    def _fixture_teardown(self):
+        pass
+
+def make(number):
+    def test(self):
+        for i in range(3):
+            with urlopen(f"{self.live_server_url}/visit/{number}-{i}") as response:
+                found = json.load(response)["visits"]
+        assert found == ["first", *(f"{number}-{i}" for i in range(3))]
+        assert Visit.objects.count() == 4
+    return test
+
+kind = Tests if WAY == "truncate" else InDatabasesOfTheirOwn
+Live = type("Live", (kind,), {f"test_{number}": make(number) for number in range(100)})
+Live.__module__ = __name__
+if WAY == "clone":
+    Live = pytest.mark.usefixtures("own_database")(Live)
+del Tests, InDatabasesOfTheirOwn, LiveServerTestCase, kind
+"""
+
+
+def project(folder: Path, way: str) -> None:
+    """Make the project of the page on testing, with Django's own applications in it."""
+    page = (ROOT / "docs" / "testing.md").read_text(encoding="utf-8").partition("\n## Django\n")[2]
+    page = page.partition("\n## ")[0]
+    for name, code in re.findall(r"^`([\w./]+)`:\n\n```\w+\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(code)
+    for part in ("visits", "visits/migrations"):
+        (folder / part / "__init__.py").touch()
+    with open(folder / "settings.py", "a") as settings:
+        settings.write(f"INSTALLED_APPS += {[f'django.contrib.{name}' for name in APPS]!r}\n")
+    (folder / "test_visits.py").write_text(f"WAY = {way!r}\n" + TESTS)
+    if way == "truncate":
+        (folder / "conftest.py").unlink()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_live_servers(tmp_path: Path, server: Server, workers: int) -> None:
+    seconds = {}
+    for way in ("truncate", "clone"):
+        (tmp_path / way).mkdir()
+        project(tmp_path / way, way)
+        names = {"PGHOST": server.host, "PGPORT": server.port, "PGUSER": server.user, "PGPASSWORD": server.password}
+        environ = {name: str(value) for name, value in names.items()}
+        plugins = ("-p", "no:cacheprovider", "-p", "pgmonkey.testing.plugin")
+        started = time.perf_counter()
+        finished = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", *plugins, f"-n{workers}", "--dist=load"],
+            cwd=tmp_path / way,
+            env={**os.environ, **environ, "PGDATABASE": "live"},
+            capture_output=True,
+            text=True,
+        )
+        seconds[way] = time.perf_counter() - started
+        assert finished.returncode == 0, finished.stdout[-5000:] + finished.stderr[-2000:]
+        assert re.search(r"\b100 passed", finished.stdout)
+    print(f"\n\nseconds for 100 tests of Django's live server, {workers} workers: {seconds}")
