@@ -16,7 +16,6 @@ import psycopg
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
-from example_apps import shop
 from pgmonkey.embedded import die_with_parent
 from pgmonkey.testing import environ, function, sandbox, template
 
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
 
 
 def load_shop(dsn: str) -> None:
+    from example_apps import shop
+
     with psycopg.connect(dsn, autocommit=True) as connection:
         for text in (shop.SCHEMA, shop.SEED):
             connection.execute(text.encode())
@@ -61,8 +62,9 @@ def shop_server(database: TestDatabase, folder: Path) -> Iterator[str]:
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 def test_a_browser_drives_a_shop_in_a_sandbox_and_another_test_sees_none_of_it(
-    pgmonkey_server: TestServer, examples: Path
+    pgmonkey_server: TestServer, examples: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.syspath_prepend(examples)
     made = template(pgmonkey_server, function(load_shop))
     with made.clone() as database, shop_server(database, examples) as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)

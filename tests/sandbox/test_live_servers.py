@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from pgmonkey.embedded import Server
 
-APPS = ["admin", "auth", "contenttypes", "messages", "sessions", "staticfiles"]
+APPS = ["auth", "contenttypes", "sessions", "staticfiles"]
 # As on the page, but for the class of which a test is.
 TESTS = """
 import json
