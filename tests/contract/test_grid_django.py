@@ -23,8 +23,23 @@ from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpRespons
 from django.http.response import HttpResponseBase
 from django.urls import path
 from hypothesis import assume, given
+from hypothesis import settings as settings_of_examples
 
-from .grid import ENDS, EVERY_EXAMPLE, EXAMPLES, GROUP, Account, Crash, Part, Program, programs
+from pgmonkey.testing import sandbox
+
+from .grid import (
+    ENDS,
+    EVERY_EXAMPLE,
+    EXAMPLES,
+    GROUP,
+    TOUCHES,
+    Account,
+    Crash,
+    Part,
+    Program,
+    number_rows_anew,
+    programs,
+)
 
 if TYPE_CHECKING:
     from pgmonkey.embedded import Server
@@ -229,7 +244,10 @@ def asgi(observer: object) -> Iterator[httpx.Client]:
         thread.join()
 
 
-def check(drawn: Program, server: str, client: httpx.Client, url: str, observer: psycopg.Connection[Any]) -> None:
+def check(
+    drawn: Program, server: str, client: httpx.Client, url: str, observer: psycopg.Connection[Any]
+) -> tuple[int, list[int]]:
+    """Serve a program, and compare what is stored with the account; return the status and the rows."""
     # A handler500 that raises is called again, which ends what keep_request() decided.
     raising = drawn.parts.get("handler500", drawn.parts["endpoint"]).end not in ("return", "stream")
     keeps = any("keep" in part.touches for part in drawn.parts.values())
@@ -238,7 +256,9 @@ def check(drawn: Program, server: str, client: httpx.Client, url: str, observer:
     set_up(drawn, server)
     status = client.get(url).status_code
     query = "SELECT row FROM t UNION ALL SELECT row FROM elsewhere UNION ALL SELECT row FROM late ORDER BY 1"
-    assert [row[0] for row in observer.execute(query).fetchall()] == sorted(account.stored(status)), status
+    stored: list[int] = [row[0] for row in observer.execute(query).fetchall()]
+    assert stored == sorted(account.stored(status)), status
+    return status, stored
 
 
 @EVERY_EXAMPLE
@@ -256,3 +276,27 @@ def test_p1_p2_what_is_stored_is_what_the_status_says_under_asgi(
 ) -> None:
     for url in ("/sync", "/async"):
         check(drawn, "asgi", asgi, url, observer)
+
+
+# One database: there are two aliases for it, and a request that writes by both waits for itself in a sandbox.
+@settings_of_examples(EVERY_EXAMPLE, max_examples=max(EXAMPLES // 5, 10))
+@given(
+    programs(
+        (*HANDLERS, "process_exception"),
+        ("turning",),
+        ("Answering", "turning"),
+        touches=[touch for touch in TOUCHES if touch != "write elsewhere"],
+        ends=ENDINGS,
+    )
+)
+def test_p1_p2_a_program_is_answered_in_a_sandbox_as_outside(
+    wsgi: httpx.Client, observer: psycopg.Connection[Any], server: Server, drawn: Program
+) -> None:
+    number_rows_anew()
+    outside = check(drawn, "wsgi", wsgi, "/sync", observer)
+    observer.execute("TRUNCATE t, elsewhere, late")
+    number_rows_anew()
+    with sandbox(server.dsn(observer.info.dbname), patience=60) as opened:
+        with psycopg.connect(opened.dsn, autocommit=True) as inside:
+            assert check(drawn, "wsgi", wsgi, "/sync", inside) == outside
+    assert observer.execute("SELECT count(*) FROM t").fetchone() == (0,), "nothing is left"

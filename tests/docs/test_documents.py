@@ -216,21 +216,25 @@ def test_the_document_on_queries(folder: Path, environ: dict[str, str]) -> None:
     ]
 
 
-def tested(folder: Path, text: str) -> str:
-    """Write the files that a page names, and run its tests; return what pytest prints."""
+def tested(folder: Path, text: str, plugin: str) -> str:
+    """Write the files that a page names, and run its tests with one more *plugin*; return what pytest prints."""
     for name, code in re.findall(r"^`([\w./]+)`:\n\n```\w+\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(code)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "pgmonkey.testing.plugin"]
-    finished = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    plugins = ("-p", "no:cacheprovider", "-p", "pgmonkey.testing.plugin", "-p", plugin)
+    # Without everybody else's, which take a second to load.
+    environ = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", *plugins]
+    finished = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return finished.stdout
 
 
+@pytest.mark.timeout(500)  # it starts several processes, which import much
 def test_the_testing_document(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "testing.md").read_text(encoding="utf-8")
     before, django, behind = re.split(r"^## (?:Django|Anything else)\n", text, flags=re.MULTILINE)
-    assert "7 passed" in tested(tmp_path, before + behind)
+    assert "7 passed" in tested(tmp_path, before + behind, "pytest_asyncio.plugin")
     # What the schema is made from is typed as it stands, too.
     (schema,) = blocks(text.partition("## The schema")[2].partition("\n## ")[0], "python")
     compile(schema, "conftest.py", "exec")
@@ -238,7 +242,9 @@ def test_the_testing_document(tmp_path: Path) -> None:
     for folder in re.findall(r"`(visits[\w/]*)/__init__.py`", django):
         (project / folder).mkdir(parents=True, exist_ok=True)
         (project / folder / "__init__.py").touch()
-    assert "3 passed" in tested(project, django)
+    assert "3 passed" in tested(project, django, "pytest_django.plugin")
+    # The other fixture for a live server is in a block of its own.
+    compile(blocks(django, "python")[-1], "conftest.py", "exec")
 
 
 def test_the_telemetry_document(folder: Path, environ: dict[str, str]) -> None:
