@@ -33,6 +33,7 @@ def application(
     config = {**pgmonkey_database.config, "pool_settings": pool, "async_pool_settings": pool}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     monkeypatch.setenv("CONTRACT_CONFIG", str(tmp_path / "config.yaml"))
+    monkeypatch.syspath_prepend(APPS)
     spec = importlib.util.spec_from_file_location(f"{request.param}_app", APPS / f"{request.param}_app.py")
     assert spec is not None
     assert spec.loader is not None

@@ -25,6 +25,7 @@ APPS = Path(os.environ["SUITE_APPS"])
 WAY, SERVER = os.environ["SUITE_WAY"], os.environ["SUITE_SERVER"]
 FRAMEWORK = {"gunicorn": "flask", "uvicorn": "fastapi"}.get(SERVER, SERVER)
 POOL = {"min_size": 1, "max_size": 4, "timeout": 30}
+sys.path.insert(0, str(APPS))
 
 
 def pytest_collection_modifyitems(items):
