@@ -23,6 +23,9 @@ _shown: set[str] = set()
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with *arguments*, by default those of the process; return the exit status."""
+    # Python has none where the descriptor is closed, as by a shell's ">&-".
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     options = build().parse(arguments)
     if options.version:
         print(f"pgmonkey {__version__}")

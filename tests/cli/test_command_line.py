@@ -155,6 +155,14 @@ def test_create_asks_in_a_terminal(tmp_path: Path) -> None:
     assert not (tmp_path / "no.yaml").exists()
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_descriptor_is_no_traceback(closed: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("connection_settings: {host: a}\n")
+    command = f'"{sys.executable}" -m pgmonkey pgconfig show {closed}'
+    finished = subprocess.run(["/bin/sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (finished.returncode, finished.stderr) == (0, "")
+
+
 def test_a_reader_that_is_gone_is_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("connection_settings: {}\n")
     command = f"{sys.executable} -m pgmonkey pgconfig show | true"
