@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from copy import copy
+from dis import opmap
 from enum import Enum
+from functools import cached_property
 from operator import itemgetter
 from typing import Any, TypeAlias, TypeVar
 
@@ -40,6 +42,10 @@ class Declined(Enum):
 
 
 _AUTO = PyFormat.AUTO
+# The instruction that sets an attribute.
+_STORE = opmap["STORE_ATTR"]
+# Packages of classes that adapters are derived from, beside psycopg's.
+_STANDARD = ("abc", "builtins", "typing")
 # Of one statement: plans for other session parameters and for parameters of other types.
 _MAX_VARIANTS = 32
 # The session parameters that psycopg's dumpers and loaders look at when they are made.
@@ -73,12 +79,18 @@ def is_psycopgs(row_factory: RowFactory) -> bool:
 
 
 def _keeps_something(adapter: type | str) -> bool:
-    """Tell whether an adapter class of the program's own has an ``__init__``, which may look at anything.
+    """Tell whether an adapter class of the program's own may keep something: in ``__init__``, or in an attribute.
 
     psycopg makes one for each cursor, and a plan keeps it.
     """
-    module = getattr(getattr(adapter, "__init__", None), "__module__", None) or "psycopg"
-    return not module.startswith("psycopg")
+    for owner in getattr(adapter, "__mro__", ()):
+        package = owner.__module__.partition(".")[0]
+        if not package.startswith("psycopg") and package not in _STANDARD:
+            for name, member in vars(owner).items():
+                code = getattr(member, "__code__", None)
+                if name == "__init__" or isinstance(member, cached_property) or (code and _STORE in code.co_code[::2]):
+                    return True
+    return False
 
 
 def text_key(query: Statement, context: AnyConnection | AnyCursor) -> object | None:

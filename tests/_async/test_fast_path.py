@@ -7,7 +7,7 @@ import itertools
 import json
 import threading
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import cached_property, partial, wraps
 from typing import Any
 
 import psycopg
@@ -355,17 +355,48 @@ async def test_json_functions_that_are_set_for_all_later(config: dict[str, Any],
     await database.close()
 
 
-async def test_an_adapter_that_looks_at_the_session_when_it_is_made(config: dict[str, Any]) -> None:
-    class Named(Loader):
-        def __init__(self, oid: int, context: Any = None) -> None:
-            super().__init__(oid, context)
-            self._prefix = context.connection.info.parameter_status("application_name")
+class AtOnce(Loader):
+    """Looks at the session when it is made."""
 
-        def load(self, data: Any) -> str:
-            return f"{self._prefix} {bytes(data).decode()}"
+    def __init__(self, oid: int, context: Any = None) -> None:
+        super().__init__(oid, context)
+        self._prefix = context.connection.info.parameter_status("application_name")
 
+    def load(self, data: Any) -> str:
+        return f"{self._prefix} {bytes(data).decode()}"
+
+
+class AtFirst(Loader):
+    """Looks at the session when it is first used."""
+
+    _prefix = ""
+
+    def load(self, data: Any) -> str:
+        assert self.connection is not None
+        self._prefix = self._prefix or self.connection.info.parameter_status("application_name") or ""
+        return f"{self._prefix} {bytes(data).decode()}"
+
+
+class AtFirstAsked(Loader):
+    """Looks at the session when it is first asked for what it finds there."""
+
+    @cached_property
+    def _prefix(self) -> str:
+        assert self.connection is not None
+        return self.connection.info.parameter_status("application_name") or ""
+
+    def load(self, data: Any) -> str:
+        return f"{self._prefix} {bytes(data).decode()}"
+
+
+class Derived(AtFirst):
+    """Does so, too."""
+
+
+@pytest.mark.parametrize("loader", [AtOnce, AtFirst, AtFirstAsked, Derived])
+async def test_an_adapter_that_keeps_what_it_finds_in_the_session(loader: type[Loader], config: dict[str, Any]) -> None:
     async def configure(connection: Any) -> None:
-        connection.adapters.register_loader("text", Named)
+        connection.adapters.register_loader("text", loader)
 
     settings = prepared(config)
     settings["pool_settings"]["configure"] = settings["async_pool_settings"]["configure"] = configure
