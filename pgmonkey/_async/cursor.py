@@ -178,4 +178,8 @@ def adopted(cursor: AsyncAnyCursor, connection: AsyncAnyConnection) -> AsyncAnyC
 
 def own_cursor(connection: AsyncAnyConnection) -> AsyncAnyCursor:
     """Return a cursor for a statement of ours: psycopg's own, whatever class and rows `configure` has chosen."""
+    state = connection.__dict__
+    if "tracer" in state:
+        traced: AsyncAnyCursor = state["tracer"].make(AsyncCursor, state["fast_cursor"], connection, tuple_row)
+        return traced
     return adopted(AsyncCursor(connection, row_factory=tuple_row), connection)

@@ -69,6 +69,11 @@ class Tracer:
         traced, fast = self._class, make_fast(cursor_class)
         return _traced(traced, fast)  # type: ignore[arg-type]  # classes are hashable
 
+    def make(self, cursor_class: type[Any], make_fast: MakeFast, connection: AnyConnection, row_factory: Any) -> Any:
+        """Return a new cursor of a class of psycopg's on *connection*, as the tracer's."""
+        # psycopg's own objects cannot become of a class that the tracer has given an instance dictionary.
+        return self.show(self._wanted(cursor_class, make_fast)(connection, row_factory=row_factory))
+
     def adopt(self, cursor: AnyCursor, make_fast: MakeFast) -> Any:
         """Return *cursor*, which the connection has not made, as a cursor of the tracer's."""
         cursor.__class__ = self._wanted(cursor.__class__, make_fast)

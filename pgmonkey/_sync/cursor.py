@@ -176,4 +176,8 @@ def adopted(cursor: AnyCursor, connection: AnyConnection) -> AnyCursor:
 
 def own_cursor(connection: AnyConnection) -> AnyCursor:
     """Return a cursor for a statement of ours: psycopg's own, whatever class and rows `configure` has chosen."""
+    state = connection.__dict__
+    if "tracer" in state:
+        traced: AnyCursor = state["tracer"].make(Cursor, state["fast_cursor"], connection, tuple_row)
+        return traced
     return adopted(Cursor(connection, row_factory=tuple_row), connection)
