@@ -76,7 +76,10 @@ def views(answers: Iterable[dict[str, Any]], names: Collection[str] | None = Non
     for view in found.values():
         view.waits.sort()
         view.held = sorted(view.held, key=lambda held: -held.seconds)[:MOST]
-        view.slow = sorted(view.slow, key=lambda told: -(told.seconds or 0))[:MOST]
+        slowest: dict[str, Told] = {}
+        for told in sorted(view.slow, key=lambda told: -(told.seconds or 0)):
+            slowest.setdefault(told.statement, told)  # several processes execute the same one
+        view.slow = list(slowest.values())[:MOST]
         view.errors = sorted(view.errors, key=lambda told: told.ago)[:MOST]
     return [found[name] for name in sorted(found)]
 

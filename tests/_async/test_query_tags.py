@@ -95,7 +95,7 @@ async def test_no_ending_hides_it_or_changes_with_it(end: str, database: AsyncDa
     "query", ["SELECT 'a", "SELECT E'a\\", 'SELECT "a', "SELECT $$a", "SELECT 1 /* a", "SELECT U&'a"]
 )
 async def test_what_does_not_end_is_an_error_as_without(
-    query: str, database: AsyncDatabase[Any], observer: psycopg.Connection[Any]
+    query: Any, database: AsyncDatabase[Any], observer: psycopg.Connection[Any]
 ) -> None:
     with pytest.raises(psycopg.errors.SyntaxError):
         observer.execute(query)

@@ -97,7 +97,7 @@ def test_no_ending_hides_it_or_changes_with_it(end: str, database: Database[Any]
     "query", ["SELECT 'a", "SELECT E'a\\", 'SELECT "a', "SELECT $$a", "SELECT 1 /* a", "SELECT U&'a"]
 )
 def test_what_does_not_end_is_an_error_as_without(
-    query: str, database: Database[Any], observer: psycopg.Connection[Any]
+    query: Any, database: Database[Any], observer: psycopg.Connection[Any]
 ) -> None:
     with pytest.raises(psycopg.errors.SyntaxError):
         observer.execute(query)

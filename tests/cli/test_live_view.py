@@ -359,6 +359,22 @@ def test_a_forked_child_does_not_keep_the_socket_of_its_parent(folder: Path) -> 
             os.killpg(parent.pid, signal.SIGKILL)
 
 
+def test_processes_are_added_up() -> None:
+    def answer(pid: int, seconds: float, waits: list[float]) -> dict[str, Any]:
+        told = {"at": time.time(), "statement": "SELECT 1", "route": None, "place": "a.py:1 (f)", "seconds": seconds}
+        stats = {"pool_size": 3, "pool_available": 1, "pool_max": 5, "requests_waiting": 2}
+        pool = {"name": "p", "server": "", "stats": stats, "waits": waits, "held": [(seconds, "at b.py:2 (g)")]}
+        return {"pid": pid, "pools": [{**pool, "slow": [told], "errors": [], "last_error": None}]}
+
+    numbers = [number / 1000 for number in range(100)]
+    (view,) = views([answer(1, 0.5, numbers[50:]), answer(2, 2.0, numbers[:50])])
+    assert (view.size, view.used, view.stats["requests_waiting"], view.stats["pool_max"]) == (6, 4, 4, 10)
+    assert [view.wait(share) for share in (0.5, 0.95, 0.99)] == [0.05, 0.095, 0.099]
+    assert [(told.pid, told.seconds) for told in view.slow] == [(2, 2.0)]
+    assert [held.pid for held in view.held] == [2, 1]
+    assert view.held[0].where == "at b.py:2 (g)"
+
+
 def test_nothing_of_a_program_reaches_the_terminal_or_the_page_as_code() -> None:
     name = "pool '<b>\x1b[2J'"
     told = {"at": time.time(), "statement": 'SELECT "<script>\x1b"', "route": "GET /\n<i>", "place": "a.py:1 (f)"}

@@ -16,12 +16,12 @@ ROOT = Path(__file__).resolve().parents[2]
 TRACERS = ("opentelemetry_psycopg", "datadog", "elastic", "new_relic")
 PAIRS = [
     *((program, tracer) for program in ("ways", "request_ways", "django_ways") for tracer in TRACERS),
-    *(("django_ways", tracer) for tracer in ("sentry", "opentelemetry_django")),
+    *(("django_ways", tracer) for tracer in ("sentry", "opentelemetry_django", "django_prometheus")),
 ]
 # With Django's own backend they do not see everything either.
-OF_DJANGO = ("debug_toolbar", "silk", "django_prometheus")
-# newrelic has to come first.
-ONLY_BEFORE = ("new_relic",)
+OF_DJANGO = ("debug_toolbar", "silk")
+# They have to come first.
+ONLY_BEFORE = ("new_relic", "opentelemetry_django", "django_prometheus")
 # What these packages do not trace on psycopg itself either: ``copy()`` and ``stream()`` of cursors.
 NOT_TRACED = ("stream of a cursor", "COPY", "copy_rows")
 SETTINGS = """
@@ -30,6 +30,7 @@ SECRET_KEY = "x"
 DATABASES = {"default": {"ENGINE": "django_pgmonkey", "OPTIONS": {"config": os.environ["CONFIG_FILE"]}}}
 INSTALLED_APPS = ["django.contrib.auth", "django.contrib.contenttypes"]
 USE_TZ = True
+STATIC_URL = "static/"
 """
 
 table: dict[str, dict[str, str]] = {}

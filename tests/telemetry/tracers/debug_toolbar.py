@@ -6,7 +6,6 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 APPS = ("debug_toolbar",)
-AS_STOCK = True
 
 
 def install() -> None:

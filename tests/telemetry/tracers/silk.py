@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 APPS = ("django.contrib.sessions", "silk")
-AS_STOCK = True
 
 
 def install() -> None:
