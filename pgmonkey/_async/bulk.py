@@ -15,6 +15,7 @@ from .._driver.copying import (
     RowEncoder,
     TableName,
     Values,
+    columns_of,
     copy_in,
     copy_out,
     identifier,
@@ -166,7 +167,7 @@ async def copy_rows(
 async def _columns_of(connection: AsyncAnyConnection, table: TableName) -> dict[str, int]:
     cursor = own_cursor(connection)
     await cursor.execute(COLUMNS, [identifier(table).as_string(connection)])
-    return dict(await cursor.fetchall())
+    return columns_of(await cursor.fetchall())
 
 
 async def copy_to(

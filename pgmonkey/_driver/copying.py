@@ -33,6 +33,13 @@ COLUMNS = (
 )
 """Asks for the columns that COPY fills, and their types, of the table whose quoted name is the parameter."""
 
+
+def columns_of(rows: Sequence[Sequence[Any]]) -> dict[str, int]:
+    """Return the types of the columns that `COLUMNS` has found, by name."""
+    # In a database whose encoding is SQL_ASCII, psycopg returns bytes.
+    return {name.decode(errors="surrogateescape") if isinstance(name, bytes) else name: kind for name, kind in rows}
+
+
 # Where the server was: "COPY orders, line 3, column total: "x"".  The words are translated, so only their order counts.
 _CONTEXT = re.compile(r"^COPY [^\n]*?, \D*(\d+)(?:, \S+ ([^:\n]+))?(?:: .(.*).)?$", re.MULTILINE)
 # The longest part of a value that a message shows, in characters.
@@ -114,6 +121,8 @@ def values_of(first: object, given: Sequence[str] | None) -> tuple[Sequence[str]
     """
     if isinstance(first, Mapping):
         names = list(first) if given is None else given
+        if not names:
+            raise TypeError("a dictionary without keys names no columns to fill")
         return names, _of_mapping(names, exact=given is None)
     if is_dataclass(first):
         names = [field.name for field in fields(first)] if given is None else given

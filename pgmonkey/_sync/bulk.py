@@ -17,6 +17,7 @@ from .._driver.copying import (
     RowEncoder,
     TableName,
     Values,
+    columns_of,
     copy_in,
     copy_out,
     identifier,
@@ -166,7 +167,7 @@ def copy_rows(connection: AnyConnection, table: TableName, rows: Rows, columns: 
 def _columns_of(connection: AnyConnection, table: TableName) -> dict[str, int]:
     cursor = own_cursor(connection)
     cursor.execute(COLUMNS, [identifier(table).as_string(connection)])
-    return dict(cursor.fetchall())
+    return columns_of(cursor.fetchall())
 
 
 def copy_to(connection: AnyConnection, query: Statement, file: CopyFile, params: Params, options: Layout) -> int:

@@ -14,7 +14,7 @@ from typing import IO, Any
 import psycopg
 from psycopg.rows import tuple_row
 
-from .._driver.copying import COLUMNS, Layout, copy_in, identifier, place_of, said
+from .._driver.copying import COLUMNS, Layout, columns_of, copy_in, identifier, place_of, said
 from .._driver.files import header_of
 from ..errors import PgmonkeyError
 from ..manager import PGConnectionManager
@@ -111,7 +111,7 @@ def _columns(options: argparse.Namespace, connection: Connection, first: bytes, 
     """Return the columns that the fields of the file are for; raise `PgmonkeyError` where one is not the table's."""
     cursor = connection.cursor(row_factory=tuple_row)
     cursor.execute(COLUMNS, [identifier(options.table).as_string(connection)])
-    known = [name for name, _ in cursor.fetchall()]
+    known = [*columns_of(cursor.fetchall())]
     mapped = _mapped(options.map)
     if options.columns is not None:
         names: Sequence[str] = next(csv.reader([options.columns]))

@@ -251,6 +251,20 @@ async def test_values_are_stored_as_psycopg_stores_them(database: AsyncDatabase,
     await database.close()
 
 
+async def test_a_database_without_an_encoding(config: dict[str, Any], observer: Observer) -> None:
+    """In which psycopg returns text as bytes, the names of columns as well."""
+    name = f"{config['connection_settings']['dbname']}_ascii"
+    observer.execute(f"CREATE DATABASE {name} ENCODING 'SQL_ASCII' TEMPLATE template0 LOCALE 'C'".encode())
+    config["connection_settings"]["dbname"] = name
+    database = AsyncDatabase(pools(config))
+    await database.execute("CREATE TABLE t (a int, b timestamptz)")
+    assert await database.copy_rows("t", [(1, NOW), (2, None)]) == 2
+    assert await database.copy_rows("t", [{"a": 3}]) == 1
+    assert await database.fetch_all("SELECT a, b FROM t ORDER BY a") == [(1, NOW), (2, None), (3, None)]
+    await database.close()
+    observer.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
 async def test_what_does_not_fit_is_never_cut_off(database: AsyncDatabase, observer: Observer) -> None:
     observer.execute("CREATE TABLE u (a int, b timestamptz)")
     for value in (2**31, -(2**40), 1e300, "x", 1.5):
@@ -319,6 +333,8 @@ async def test_what_is_no_fault_of_a_row_is_raised_as_it_is(database: AsyncDatab
     for row in (5, "text", object()):
         with pytest.raises(TypeError, match="a row is a tuple, a list, a dictionary or a dataclass"):
             await database.copy_rows("t", [row])
+    with pytest.raises(TypeError, match="a dictionary without keys names no columns"):
+        await database.copy_rows("t", [{}])
     assert stored(observer) == []
     await database.close()
 

@@ -253,6 +253,20 @@ def test_values_are_stored_as_psycopg_stores_them(database: Database, observer: 
     database.close()
 
 
+def test_a_database_without_an_encoding(config: dict[str, Any], observer: Observer) -> None:
+    """In which psycopg returns text as bytes, the names of columns as well."""
+    name = f"{config['connection_settings']['dbname']}_ascii"
+    observer.execute(f"CREATE DATABASE {name} ENCODING 'SQL_ASCII' TEMPLATE template0 LOCALE 'C'".encode())
+    config["connection_settings"]["dbname"] = name
+    database = Database(pools(config))
+    database.execute("CREATE TABLE t (a int, b timestamptz)")
+    assert database.copy_rows("t", [(1, NOW), (2, None)]) == 2
+    assert database.copy_rows("t", [{"a": 3}]) == 1
+    assert database.fetch_all("SELECT a, b FROM t ORDER BY a") == [(1, NOW), (2, None), (3, None)]
+    database.close()
+    observer.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
 def test_what_does_not_fit_is_never_cut_off(database: Database, observer: Observer) -> None:
     observer.execute("CREATE TABLE u (a int, b timestamptz)")
     for value in (2**31, -(2**40), 1e300, "x", 1.5):
@@ -321,6 +335,8 @@ def test_what_is_no_fault_of_a_row_is_raised_as_it_is(database: Database, observ
     for row in (5, "text", object()):
         with pytest.raises(TypeError, match="a row is a tuple, a list, a dictionary or a dataclass"):
             database.copy_rows("t", [row])
+    with pytest.raises(TypeError, match="a dictionary without keys names no columns"):
+        database.copy_rows("t", [{}])
     assert stored(observer) == []
     database.close()
 
