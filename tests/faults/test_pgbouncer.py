@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -175,3 +176,108 @@ def test_pipelines_have_the_settings_too(bounced: dict[str, Any]) -> None:
     with database.connection() as connection, connection.pipeline():
         cursor = connection.execute("SHOW statement_timeout")
         assert cursor.fetchone() == ("7s",)
+
+
+# -- the query methods that need more than a statement -----------------------------------------------------------------
+
+NUMBERS = [1, 2**20, 2, 2**40, None, 3]
+
+
+def use(database: Database[Any], first: int) -> None:
+    """Store 60 rows, from the number *first* on, in each of the ways that need a transaction."""
+    insert = "INSERT INTO numbers VALUES (%s, %s)"
+    rows = [(first + i, NUMBERS[i % 6]) for i in range(60)]
+    assert database.execute_many(insert, rows[:20]) == 20
+    returned = database.execute_many(f"{insert} RETURNING a", rows[20:26], returning=True)
+    assert returned == [(a,) for a, _ in rows[20:26]]
+    assert database.copy_rows("numbers", rows[26:40]) == 14
+    text = "a,b\n" + "".join(f"{a},{'' if b is None else b}\n" for a, b in rows[40:50])
+    assert database.copy_from("numbers", io.BytesIO(text.encode())) == 10
+    with database.lock("numbers"), database.batch() as batch:
+        inserted = [batch.execute(insert, row) for row in rows[50:]]
+        found = batch.fetch_all("SELECT a, b FROM numbers WHERE a BETWEEN %s AND %s ORDER BY a", [first, first + 59])
+    assert [answer.result for answer in inserted] == [1] * 10
+    assert found.result == rows
+    database.notify("numbers", str(first))
+    file = io.BytesIO()
+    query = "SELECT a FROM numbers WHERE a BETWEEN %s AND %s ORDER BY a"
+    assert database.copy_to(query, file, [first, first + 59], header=False) == 60
+    assert file.getvalue() == b"".join(b"%d\n" % (first + i) for i in range(60))
+
+
+async def use_async(database: AsyncDatabase[Any], first: int) -> None:
+    """Do the same in a task."""
+    insert = "INSERT INTO numbers VALUES (%s, %s)"
+    rows = [(first + i, NUMBERS[i % 6]) for i in range(60)]
+    assert await database.execute_many(insert, rows[:20]) == 20
+    returned = await database.execute_many(f"{insert} RETURNING a", rows[20:26], returning=True)
+    assert returned == [(a,) for a, _ in rows[20:26]]
+    assert await database.copy_rows("numbers", rows[26:50]) == 24
+    async with database.lock("numbers"), database.batch() as batch:
+        inserted = [batch.execute(insert, row) for row in rows[50:]]
+        found = batch.fetch_all("SELECT a, b FROM numbers WHERE a BETWEEN %s AND %s ORDER BY a", [first, first + 59])
+    assert [answer.result for answer in inserted] == [1] * 10
+    assert found.result == rows
+    await database.notify("numbers", str(first))
+
+
+async def test_bulk_locks_batches_and_notifications(
+    bounced: dict[str, Any], config: dict[str, Any], observer: psycopg.Connection[Any], figure: Figure
+) -> None:
+    observer.execute("CREATE TABLE numbers (a int PRIMARY KEY, b bigint)")
+    heard: list[str] = []
+    observer.add_notify_handler(lambda note: heard.append(note.payload))
+    observer.execute("LISTEN numbers")
+    database, async_database = Database(bounced), AsyncDatabase(bounced)
+    with ThreadPoolExecutor(8) as threads:
+        working = [threads.submit(use, database, 60 * number) for number in range(80)]
+        await asyncio.gather(*(use_async(async_database, 60 * (80 + number)) for number in range(40)))
+        for each in working:
+            await asyncio.wrap_future(each)
+    observer.execute("SELECT 1")
+    assert sorted(map(int, heard)) == [60 * number for number in range(120)]
+    count = "SELECT count(*) FROM numbers WHERE b IS NOT DISTINCT FROM (%s::bigint[])[a %% 6 + 1]"
+    assert observer.execute(count, [NUMBERS]).fetchone() == (7200,)
+    await _refuse_what_needs_a_session(database, async_database)
+    locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
+    assert observer.execute(locks).fetchone() == (0,)
+    figure(ROW, "8 threads, 40 tasks: execute_many, COPY, locks, batches and NOTIFY: 7200 of 7200 rows right")
+    database.close()
+    await async_database.close()
+
+
+async def _refuse_what_needs_a_session(database: Database[Any], async_database: AsyncDatabase[Any]) -> None:
+    for _ in range(2):
+        with pytest.raises(psycopg.NotSupportedError, match="LISTEN needs a session of its own"):
+            next(iter(database.listen("numbers")))
+        with pytest.raises(psycopg.NotSupportedError, match="LISTEN needs a session of its own"):
+            await async_database.listen("numbers").__anext__()
+        with pytest.raises(psycopg.NotSupportedError, match="a lock of a session needs a session of its own"):
+            with database.lock("numbers", session=True):
+                raise AssertionError
+        with pytest.raises(psycopg.NotSupportedError, match="a lock of a session needs a session of its own"):
+            async with async_database.lock("numbers", session=True):
+                raise AssertionError
+
+
+@pytest.mark.parametrize("mode", ["transaction", "session"])
+async def test_they_are_right_or_refused_where_the_key_was_forgotten(
+    mode: str, forgotten: dict[str, Any], observer: psycopg.Connection[Any]
+) -> None:
+    observer.execute("CREATE TABLE numbers (a int PRIMARY KEY, b bigint)")
+    database, async_database = Database(forgotten), AsyncDatabase(forgotten)
+    for number in range(4):
+        use(database, 120 * number)
+        await use_async(async_database, 120 * number + 60)
+    assert observer.execute("SELECT count(*) FROM numbers").fetchone() == (480,)
+    if mode == "transaction":
+        await _refuse_what_needs_a_session(database, async_database)
+    else:
+        with database.lock("numbers", session=True), database.listen("numbers") as notes:
+            async with async_database.listen("numbers") as async_notes:
+                database.notify("numbers", "7")
+                note = next(iter(notes))
+                assert isinstance(note, psycopg.Notify)
+                assert (note.payload, await async_notes.__anext__()) == ("7", note)
+    database.close()
+    await async_database.close()
