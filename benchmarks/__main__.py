@@ -25,7 +25,7 @@ import uvloop
 
 from pgmonkey.embedded import Server
 
-from . import async_candidates, cases, costs, http, network, picture, predecessor, sync_candidates
+from . import async_candidates, bulk, cases, costs, http, network, picture, predecessor, sync_candidates
 from .verdict import of_columns
 from .workloads import SCHEMA, WORKLOADS, Workload
 
@@ -146,6 +146,7 @@ def main() -> None:
         columns = {w.name: asyncio.run(measure_tasks(dsn, w, 50, calls, rounds)) for w in WORKLOADS}
         lines += table("Tasks, under asyncio's own loop: 50", columns, "asyncpg's pool", async_candidates.BOUNDS)
         lines += cases.table(cases.measure(dsn, rounds))
+        lines += bulk.table(dsn, rounds)
         lines += network.table(network.measure(dsn, arguments.calls // 10))
         lines += predecessor.table(dsn)
         lines += costs.table(dsn)

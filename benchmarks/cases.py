@@ -36,7 +36,6 @@ _SPELLINGS: dict[str, Any] = {
 _WIDE: Any = f"SELECT {', '.join(f'id + {number}, name' for number in range(25))} FROM things WHERE id = %s"  # noqa: S608
 _MANY = "SELECT id, name, made FROM things WHERE id <= 5000"
 _COPY = "COPY log FROM STDIN"
-_MANY_INSERTS = "INSERT INTO log VALUES (%s, %s)"
 
 
 class Case(NamedTuple):
@@ -95,8 +94,6 @@ def _cases(dsn: str) -> Iterator[dict[str, Case]]:
             {"connection_settings": {"conninfo": dsn}, "pool_settings": {"min_size": 1, "max_size": 2}}, "pool"
         )
 
-        many_rows, copied_rows = ([(number, "one") for number in range(count)] for count in (10_000, 100_000))
-
         def method(query: Any = _QUERY, on: Database[Any] = plain) -> Callable[[], object]:
             return lambda: on.fetch_one(query, (next(keys),))
 
@@ -152,19 +149,6 @@ def _cases(dsn: str) -> Iterator[dict[str, Case]]:
             with peer.connection() as connection:
                 copied(connection)
 
-        def many_by_peer() -> None:
-            with peer.connection() as connection, connection.cursor() as cursor:
-                cursor.executemany(_MANY_INSERTS, many_rows)
-
-        def copied_in_full(connection: Any) -> None:
-            with connection.cursor().copy(_COPY) as copy:
-                for row in copied_rows:
-                    copy.write_row(row)
-
-        def copied_in_full_by_peer() -> None:
-            with peer.connection() as connection:
-                copied_in_full(connection)
-
         def rotation(number: int, on: Database[Any], other: ConnectionPool[Any], *, zipf: bool = False) -> Case:
             queries: list[Any] = [_QUERY.replace("id,", f"{index},", 1) for index in range(number)]
             weights = [1 / index for index in range(1, number + 1)] if zipf else None
@@ -184,12 +168,6 @@ def _cases(dsn: str) -> Iterator[dict[str, Case]]:
             "50 columns": Case(method(_WIDE), idiom(_WIDE), 100),
             "stream of 5000 rows": Case(streamed, streamed_by_peer),
             "COPY of 1000 rows": Case(copied_by_ours, copied_by_peer),
-            "`execute_many` of 10,000 rows": Case(
-                lambda: plain.execute_many(_MANY_INSERTS, many_rows), many_by_peer, 1
-            ),
-            "`copy_rows` of 100,000 tuples": Case(
-                lambda: plain.copy_rows("log", copied_rows), copied_in_full_by_peer, 1
-            ),
             "50 statements in turn": rotation(50, plain, peer),
             "51 statements in turn": rotation(51, plain, peer),
             "200 statements in turn": rotation(200, plain, peer),
