@@ -216,7 +216,7 @@ def test_the_document_on_queries(folder: Path, environ: dict[str, str]) -> None:
     ]
 
 
-def tested(folder: Path, text: str, plugin: str) -> str:
+def run_pytest(folder: Path, text: str, plugin: str) -> str:
     """Write the files that a page names, and run its tests with one more *plugin*; return what pytest prints."""
     for name, code in re.findall(r"^`([\w./]+)`:\n\n```\w+\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -234,7 +234,7 @@ def tested(folder: Path, text: str, plugin: str) -> str:
 def test_the_testing_document(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "testing.md").read_text(encoding="utf-8")
     before, django, behind = re.split(r"^## (?:Django|Anything else)\n", text, flags=re.MULTILINE)
-    assert "7 passed" in tested(tmp_path, before + behind, "pytest_asyncio.plugin")
+    assert "7 passed" in run_pytest(tmp_path, before + behind, "pytest_asyncio.plugin")
     # What the schema is made from is typed as it stands, too.
     (schema,) = blocks(text.partition("## The schema")[2].partition("\n## ")[0], "python")
     compile(schema, "conftest.py", "exec")
@@ -242,7 +242,7 @@ def test_the_testing_document(tmp_path: Path) -> None:
     for folder in re.findall(r"`(visits[\w/]*)/__init__.py`", django):
         (project / folder).mkdir(parents=True, exist_ok=True)
         (project / folder / "__init__.py").touch()
-    assert "3 passed" in tested(project, django, "pytest_django.plugin")
+    assert "3 passed" in run_pytest(project, django, "pytest_django.plugin")
     # The other fixture for a live server is in a block of its own.
     compile(blocks(django, "python")[-1], "conftest.py", "exec")
 
