@@ -120,6 +120,6 @@ def test_ten_restarts_are_ten_gaps(
     assert runs[-1][-1] == sent[-1]
     heard = sum(map(len, runs))
     figure(
-        "a server is restarted while notifications come",
-        f"{kind}: {restarts} restarts, {restarts} gaps, {heard} of {len(sent)} heard",
+        "The server restarted under 100 notifications a second",
+        f"{kind}: {restarts} restarts, {restarts} gaps, {heard} of {len(sent)} heard, each once",
     )
