@@ -83,8 +83,9 @@ async def test_a_request_has_its_route_too(database: AsyncDatabase[Any]) -> None
 
 @pytest.mark.parametrize("end", ["-- a note", "/* a note */", ";", "-- ends\n", ""])
 async def test_no_ending_hides_it_or_changes_with_it(end: str, database: AsyncDatabase[Any]) -> None:
+    query: Any = f"SELECT '-- /*' || current_query() {end}"
     for _ in range(4):
-        text = await database.fetch_value(f"SELECT '-- /*' || current_query() {end}")
+        text = await database.fetch_value(query)
         assert text.startswith("-- /*SELECT '-- /*' || current_query()")
         assert text.endswith(ALONE)
         # The last line has "--" in it, unless it is a new one.

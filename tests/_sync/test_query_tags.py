@@ -85,8 +85,9 @@ def test_a_request_has_its_route_too(database: Database[Any]) -> None:
 
 @pytest.mark.parametrize("end", ["-- a note", "/* a note */", ";", "-- ends\n", ""])
 def test_no_ending_hides_it_or_changes_with_it(end: str, database: Database[Any]) -> None:
+    query: Any = f"SELECT '-- /*' || current_query() {end}"
     for _ in range(4):
-        text = database.fetch_value(f"SELECT '-- /*' || current_query() {end}")
+        text = database.fetch_value(query)
         assert text.startswith("-- /*SELECT '-- /*' || current_query()")
         assert text.endswith(ALONE)
         # The last line has "--" in it, unless it is a new one.
