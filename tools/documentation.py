@@ -83,6 +83,7 @@ def links_to_files(text: str, page: Path) -> str:
     def shown(match: re.Match[str]) -> str:
         target = (page.parent / match[2]).resolve()
         is_page = target.suffix in (".md", ".svg") and target.is_file()
+        is_page = is_page or target.parent == ROOT / "docs" / "prometheus"  # to be loaded from the site
         return match[0] if is_page or "://" in match[2] or not target.exists() else match[1]
 
     return re.sub(r"\[([^\]]+)\]\(([^)#]+)\)", shown, text)
