@@ -92,9 +92,9 @@ def test_it_is_one_transaction(pgmonkey_database: TestDatabase) -> None:
         for _ in range(2):
             with sandbox(pgmonkey_database.dsn) as opened:
                 one, other = (psycopg.connect(opened.dsn, autocommit=True) for _ in range(2))
-                begins = one.execute("SELECT now(), clock_timestamp()").fetchone() or ()
+                (begins,) = one.execute("SELECT now(), clock_timestamp()").fetchall()
                 time.sleep(0.01)
-                goes_on = other.execute("SELECT now(), clock_timestamp()").fetchone() or ()
+                (goes_on,) = other.execute("SELECT now(), clock_timestamp()").fetchall()
                 assert begins[0] == goes_on[0]
                 assert begins[1] < goes_on[1]
                 numbers.append(other.execute("SELECT nextval('s')").fetchone())

@@ -16,6 +16,8 @@ from pgmonkey import AsyncDatabase, Database
 from pgmonkey.testing import sandbox
 
 if TYPE_CHECKING:
+    from typing_extensions import LiteralString
+
     from pgmonkey.testing import TestDatabase
 
 DB: TypeAlias = "Database[Any]"
@@ -250,14 +252,15 @@ def rows_of_other_kinds(db: DB) -> Any:
 
 def errors(db: DB) -> Any:
     found = []
-    for query, params in (
+    tried: list[tuple[LiteralString, Any]] = [
         ("SELECT nothing", None),
         ("SELECT * FROM nowhere WHERE a = %s", [1]),
         ("SELECT 'ä', %s::int", ["x"]),
         ("INSERT INTO t VALUES (1), (1)", None),
         ("SELECT pg_sleep(60)", None),
         ("", None),
-    ):
+    ]
+    for query, params in tried:
         try:
             with db.transaction() if "sleep" not in query else contextlib.nullcontext():
                 db.fetch_all(query, params, timeout=0.2 if "sleep" in query else None)
