@@ -386,7 +386,7 @@ def both_ways(database: TestDatabase, play: Callable[[], Any]) -> None:
         outside = outcome()
     finally:
         with database.connect() as connection:
-            connection.execute("TRUNCATE t, late")
+            connection.execute("TRUNCATE t, late; DROP TABLE IF EXISTS short_lived")
     with sandbox(database.dsn, patience=60):
         assert outcome() == outside
     with database.connect() as connection:
