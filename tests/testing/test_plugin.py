@@ -99,14 +99,14 @@ def test_a_project_is_tested(tmp_path: Path, server: Server) -> None:
     # The plugin is found by itself, but for an old editable install, which has no entry points.
     found = any(point.value == PLUGIN[1] for point in entry_points(group="pytest11"))
     assert "5 passed" in run_pytest(tmp_path, *(() if found else PLUGIN))
-    (made,) = (name for name in databases(server) if name.startswith("pgmonkey_template_") and name not in before)
     with psycopg.connect(server.dsn(), autocommit=True) as connection:
-        # It is kept for the next run, and is not made again.
-        number = "SELECT oid FROM pg_database WHERE datname = %s"
-        first = connection.execute(number, [made]).fetchone()
+        # It is kept for the next run, and is not made again.  Others may make theirs at the same time.
+        numbers = dict(connection.execute("SELECT datname, oid FROM pg_database").fetchall())
         with TestServer(server.dsn()) as again:
-            assert template(again, sql_files(tmp_path / "schema.sql")).name == made
-        assert connection.execute(number, [made]).fetchone() == first
+            made = template(again, sql_files(tmp_path / "schema.sql")).name
+        row = connection.execute("SELECT oid FROM pg_database WHERE datname = %s", [made]).fetchone()
+        assert made not in before
+        assert row == (numbers[made],)
         for statement in ("ALTER DATABASE {} IS_TEMPLATE false", "DROP DATABASE {}"):
             connection.execute(sql.SQL(statement).format(sql.Identifier(made)))
 
