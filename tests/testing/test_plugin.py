@@ -101,7 +101,9 @@ def test_a_project_is_tested(tmp_path: Path, server: Server) -> None:
     assert "5 passed" in run_pytest(tmp_path, *(() if found else PLUGIN))
     with psycopg.connect(server.dsn(), autocommit=True) as connection:
         # It is kept for the next run, and is not made again.  Others may make theirs at the same time.
-        numbers = dict(connection.execute("SELECT datname, oid FROM pg_database").fetchall())
+        numbers: dict[str, int] = {
+            name: oid for name, oid in connection.execute("SELECT datname, oid FROM pg_database")
+        }
         with TestServer(server.dsn()) as again:
             made = template(again, sql_files(tmp_path / "schema.sql")).name
         row = connection.execute("SELECT oid FROM pg_database WHERE datname = %s", [made]).fetchone()
