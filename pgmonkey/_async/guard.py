@@ -324,7 +324,7 @@ class AsyncGuard(_Base):
         self, name: str | None = None, force_rollback: bool = False
     ) -> AbstractAsyncContextManager[AsyncTransaction]:
         """Return psycopg's block, for `begin_savepoint`."""
-        if self.pgconn.pipeline_status != PipelineStatus.OFF:
+        if self.in_pipeline():
             return super().transaction(name, force_rollback)
         # What that does outside a pipeline, but not as a generator, which could not be forgotten half-way.
         return AsyncTransaction(self, name, force_rollback)

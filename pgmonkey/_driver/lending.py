@@ -117,6 +117,13 @@ class LendableConnection(_Base):
         """Tell whether a function of the borrower is called for notices or notifications."""
         return bool(self._notice_handlers or self._notify_handlers)
 
+    def in_pipeline(self) -> bool:
+        """Tell whether a ``pipeline()`` of the borrower is open.
+
+        What libpq says may be the message of another thread, in which BEGIN travels with the first statement.
+        """
+        return self._pipeline is not None if FAST_PATH else self.pgconn.pipeline_status != PipelineStatus.OFF
+
     def set_idle_autocommit(self, value: bool) -> bool:
         """Set autocommit where that needs no statement; tell whether it did not."""
         if not FAST_PATH or self.pgconn.transaction_status != _IDLE or self._pipeline is not None:

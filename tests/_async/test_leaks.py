@@ -12,6 +12,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.pq import PipelineStatus
 
 from pgmonkey import AsyncDatabase, PGConnectionManager
 from pgmonkey._async.handle import AsyncConnectionHandle
@@ -86,6 +87,21 @@ async def test_a_block_that_was_refused_and_forgotten_refuses_nothing_more(
     finally:
         gc.enable()
     assert observer.execute("SELECT a FROM t").fetchall() == [(2,)]
+    await database.close()
+
+
+async def test_a_block_that_is_made_beside_the_first_statement_can_be_forgotten(config: dict[str, Any]) -> None:
+    database = AsyncDatabase(pools(config))
+    with pytest.raises(psycopg.ProgrammingError, match="savepoints must nest"):
+        async with database.transaction() as connection:
+            first = Beside(lambda: database.fetch_value("SELECT pg_sleep(0.5) IS NULL"))
+            while connection.pgconn.pipeline_status == PipelineStatus.OFF:
+                await sleep(0.001)
+            block = connection.transaction()
+            assert await first.end() is False
+            await block.__aenter__()
+    del block
+    gc.collect()  # psycopg's generator would miss its connection, and say so on stderr
     await database.close()
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.pq import PipelineStatus
 
 from pgmonkey import Database, PGConnectionManager
 from pgmonkey._sync.handle import ConnectionHandle
@@ -86,6 +87,21 @@ def test_a_block_that_was_refused_and_forgotten_refuses_nothing_more(
     finally:
         gc.enable()
     assert observer.execute("SELECT a FROM t").fetchall() == [(2,)]
+    database.close()
+
+
+def test_a_block_that_is_made_beside_the_first_statement_can_be_forgotten(config: dict[str, Any]) -> None:
+    database = Database(pools(config))
+    with pytest.raises(psycopg.ProgrammingError, match="savepoints must nest"):
+        with database.transaction() as connection:
+            first = Beside(lambda: database.fetch_value("SELECT pg_sleep(0.5) IS NULL"))
+            while connection.pgconn.pipeline_status == PipelineStatus.OFF:
+                sleep(0.001)
+            block = connection.transaction()
+            assert first.end() is False
+            block.__enter__()
+    del block
+    gc.collect()  # psycopg's generator would miss its connection, and say so on stderr
     database.close()
 
 
