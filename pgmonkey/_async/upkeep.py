@@ -124,7 +124,8 @@ class AsyncUpkeep:
         try:
             # One at a time: a server that is coming back is not stormed.
             while await pool.grow() or await pool.renew():
-                pass
+                if self._ticker.paused:
+                    return 0.0
         except Exception as error:
             return None if pool.close_reason else await self._failed(pool, error)
         self._schedule.succeeded()

@@ -411,6 +411,9 @@ class Ticker:
     A timer rather than a task between the calls, so that nothing is pending when a loop is closed.
     """
 
+    paused = False
+    """It is never: a task does not run while its process forks."""
+
     def __init__(self, method: Callable[[], Awaitable[float | None]]) -> None:
         self._method = weakref.WeakMethod(method)
         self._loop = asyncio.get_running_loop()

@@ -126,7 +126,8 @@ class Upkeep:
         try:
             # One at a time: a server that is coming back is not stormed.
             while pool.grow() or pool.renew():
-                pass
+                if self._ticker.paused:
+                    return 0.0
         except Exception as error:
             return None if pool.close_reason else self._failed(pool, error)
         self._schedule.succeeded()

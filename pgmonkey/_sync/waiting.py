@@ -214,7 +214,9 @@ class Ticker:
 
     def __init__(self, method: Callable[[], float | None]) -> None:
         self._method = weakref.WeakMethod(method)
-        self._stopped = self._paused = False
+        self._stopped = False
+        self.paused = False
+        """Whether the process forks: what is at work is to stop as soon as it can."""
         self._due = 0.0
         # As in `Waiter`, not an event.
         self._wakes: SimpleQueue[object] = SimpleQueue()
@@ -227,7 +229,7 @@ class Ticker:
 
     def _work(self) -> None:
         # Asked again when the turn is free: `resume` may have come before that.
-        while not (self._paused or self._stopped):
+        while not (self.paused or self._stopped):
             try:
                 self._turn.pop()
             except IndexError:
@@ -246,7 +248,7 @@ class Ticker:
                 while True:  # one look serves all
                     self._wakes.get_nowait()
             method = self._method()
-            if self._paused:
+            if self.paused:
                 return  # with the method still due
             try:
                 delay = None if method is None or self._stopped else method()
@@ -262,7 +264,8 @@ class Ticker:
         """Call now what is due later; raise RuntimeError when no thread can be started."""
         self._due = 0.0
         self._wakes.put(None)
-        self.resume()
+        if not self.paused:
+            self._begin()
 
     def stop(self) -> None:
         """Stop for good."""
@@ -270,21 +273,25 @@ class Ticker:
         self._wakes.put(None)
 
     def pause(self) -> None:
-        """End the thread until `resume` is called; where it is at work, it may go on for a moment."""
-        self._paused = True
+        """End the thread until `resume` is called; where it is at work, it ends with the next thing that it does."""
+        self.paused = True
         self._wakes.put(None)
         if self._thread not in (None, threading.current_thread()):
             self._thread.join(_PAUSE)
 
     def resume(self) -> None:
         """Go on after `pause`; raise RuntimeError when no thread can be started."""
-        self._paused = False
+        self.paused = False
+        self._begin()
+
+    def _begin(self) -> None:
         if self._turn and not self._stopped:
             threading.Thread(target=self._work, name="pgmonkey-upkeep", daemon=True).start()
 
 
-# Seconds that a fork waits for a thread that is at work.
-_PAUSE = 0.05
+# Seconds that a fork waits for a thread that is at work.  It may be inside OpenSSL, and hold a lock that nobody would
+# release in the child, where each new connection would wait for it.
+_PAUSE = 2.0
 # Seconds until upkeep goes on that the program's own function has told to exit.
 _AFTER_EXIT = 0.25
 _tickers: weakref.WeakSet[Ticker] = weakref.WeakSet()

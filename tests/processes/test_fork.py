@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from ..configs import proxied
+from ..faults.proxy import FaultProxy
 from .interpreters import run
 
 # By Python's function, which tells pgmonkey, and as uWSGI does, which tells nobody.
@@ -51,6 +53,32 @@ def test_a_forked_child_has_connections_of_its_own(leave: str, way: str, config:
     # Python 3.12 warns of fork() in a process with threads, such as the one that may be connecting at this moment.
     flags = ("-W", "ignore::DeprecationWarning")
     assert run(FORK.replace("LEAVE", leave).replace("FORK_NOW", WAYS[way]), config, flags=flags) == "ok\n"
+
+
+WHILE_CONNECTING = """
+import os, threading, time
+names = []
+# Before pgmonkey's own, and so called after it.
+os.register_at_fork(before=lambda: names.extend(thread.name for thread in threading.enumerate()))
+from pgmonkey import Database
+CONFIG["pool_settings"] = {"min_size": 5, "max_size": 5}
+database = Database(CONFIG)
+assert database.fetch_value("SELECT 1") == 1
+while "pgmonkey-upkeep" not in [thread.name for thread in threading.enumerate()]:
+    time.sleep(0.001)
+child = os.fork()
+if child == 0:
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+print(*names)
+"""
+
+
+def test_a_fork_waits_for_what_connects_in_the_background(config: dict[str, Any]) -> None:
+    connect = config["connection_settings"]
+    with FaultProxy(connect["host"], int(connect["port"])) as proxy:
+        proxy.latency = 0.03
+        assert run(WHILE_CONNECTING, proxied(config, proxy)) == "MainThread\n"
 
 
 THREADS = """
