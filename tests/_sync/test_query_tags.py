@@ -114,7 +114,7 @@ def test_plans_stay_and_are_bounded(config: dict[str, Any]) -> None:
         connection.prepared_max = most
 
     def plans() -> int:
-        return sum(isinstance(thing, Plan) for thing in gc.get_objects())
+        return sum(type(thing) is Plan for thing in gc.get_objects())
 
     with FaultProxy(connect["host"], int(connect["port"])) as proxy:
         settings = tagged(proxied(config, proxy))

@@ -193,11 +193,14 @@ class Account:
 # -- what programs write to -------------------------------------------------------------------------------------------
 
 
+_numbers = itertools.count(1)
+
+
 class TwoDatabases:
     """Two databases, the configurations that name them, and an observer of each."""
 
     def __init__(self, server: Server, name: str) -> None:
-        names = [f"grid_{name}_{number}_{os.getpid()}" for number in ("one", "two")]
+        names = [f"grid_{name}_{next(_numbers)}_{os.getpid()}" for _ in range(2)]
         for each in names:
             server.create_database(each)
         pool = {"min_size": 1, "max_size": 4, "timeout": 10}
