@@ -91,7 +91,7 @@ async def test_a_block_that_was_refused_and_forgotten_refuses_nothing_more(
 
 
 async def test_a_block_that_is_made_beside_the_first_statement_can_be_forgotten(config: dict[str, Any]) -> None:
-    database = AsyncDatabase(pools(config))
+    database, block = AsyncDatabase(pools(config)), None
     with pytest.raises(psycopg.ProgrammingError, match="savepoints must nest"):
         async with database.transaction() as connection:
             first = Beside(lambda: database.fetch_value("SELECT pg_sleep(0.5) IS NULL"))
