@@ -156,6 +156,8 @@ class Server:
         self._settings = dict(settings or {})
         self._temporary: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._pid = 0
+        """The process that has started it."""
         self._bin = Path()
 
     def __enter__(self) -> Self:
@@ -195,6 +197,7 @@ class Server:
         Raises `EmbeddedError` when there are no binaries, a file or folder cannot be made, or the server does not start
         within 60 seconds.
         """
+        self._pid = os.getpid()
         try:
             self._temporary = _make_temporary()
             self._bin = _reachable(find_binaries(), self._temporary)
@@ -224,8 +227,11 @@ class Server:
     def stop(self) -> None:
         """Stop the server and remove a temporary cluster; a stopped server may be stopped again.
 
-        A server that has not shut down after 30 seconds is killed.
+        A server that has not shut down after 30 seconds is killed.  In a forked child nothing is done: the server is
+        its parent's.
         """
+        if self._pid != os.getpid():
+            return
         process, self._process = self._process, None
         if process is not None:
             process.send_signal(signal.SIGINT)  # "fast" shutdown: ends the sessions and rolls back

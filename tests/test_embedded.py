@@ -48,6 +48,20 @@ def test_a_temporary_server_leaves_nothing_behind() -> None:
     server.stop()
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of Python 3.12, where other tests have left threads
+def test_a_forked_child_that_leaves_the_block_stops_nothing() -> None:
+    with Server() as server:
+        child = os.fork()
+        if child == 0:
+            try:
+                server.stop()
+            finally:
+                os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        with psycopg.connect(server.dsn()) as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+
+
 def test_a_restart_keeps_the_port_and_the_data() -> None:
     with Server() as server:
         port = server.port
