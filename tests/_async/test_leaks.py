@@ -144,6 +144,21 @@ async def borrow_idle(handle: AsyncConnectionHandle) -> tuple[Any, list[object]]
     return lease.connection, [lease]
 
 
+async def test_what_was_lost_in_an_old_cycle_comes_back_before_a_borrower_gives_up(config: dict[str, Any]) -> None:
+    get: Any = PGConnectionManager().get_database_connection_from_dict
+    handle = await get(pools(config, max_size=1, timeout=1), POOL_KIND)
+    gc.disable()
+    try:
+        _, cycle = await borrow_idle(handle)
+        cycle.append(cycle)
+        gc.collect()  # the cycle is old from now on
+        del cycle
+        async with handle as connection:
+            await connection.execute("SELECT 1")
+    finally:
+        gc.enable()
+
+
 def in_another_thread(function: Callable[[], object]) -> None:
     thread = threading.Thread(target=function)
     thread.start()

@@ -45,8 +45,8 @@ class Tracer:
         """Where it has raised."""
 
     def __call__(self, frame: FrameType, event: str, argument: object) -> Any:
-        # A finalizer's exceptions reach nobody.
-        if not frame.f_code.co_filename.startswith(OURS) or frame.f_code.co_name == "__del__":
+        # The exceptions of a finalizer, or of a generator that is closed because nobody wants more of it, reach nobody.
+        if not frame.f_code.co_filename.startswith(OURS) or frame.f_code.co_name in ("__del__", "<genexpr>"):
             return None
         frame.f_trace, frame.f_trace_lines, frame.f_trace_opcodes = self.count, False, True
         return self.count
