@@ -239,6 +239,7 @@ class Ticker:
                 self._run()
             finally:
                 self._turn.append(None)
+                _ended.append(threading.get_native_id())
 
     def _run(self) -> None:
         while not self._stopped:
@@ -292,14 +293,25 @@ class Ticker:
 # Seconds that a fork waits for a thread that is at work.  It may be inside OpenSSL, and hold a lock that nobody would
 # release in the child, where each new connection would wait for it.
 _PAUSE = 2.0
+# Seconds between two looks at a thread that ends, which takes less than a millisecond.
+_GRAIN = 0.0002
 # Seconds until upkeep goes on that the program's own function has told to exit.
 _AFTER_EXIT = 0.25
 _tickers: weakref.WeakSet[Ticker] = weakref.WeakSet()
+# The latest threads that have ended, as the system numbers them.
+_ended: deque[int] = deque(maxlen=100)
 
 
 def _before_fork() -> None:
     for ticker in list(_tickers):
         ticker.pause()
+    # After the last line of Python, a thread frees what OpenSSL has for it, with such a lock.  Where there is no /proc
+    # nothing tells when it has.
+    deadline = time.monotonic() + _PAUSE
+    while _ended:
+        task = f"/proc/self/task/{_ended.pop()}"
+        while os.path.exists(task) and time.monotonic() < deadline:
+            time.sleep(_GRAIN)
 
 
 def _after_fork_in_parent() -> None:
