@@ -269,12 +269,13 @@ class Ledger(ABC, Generic[P, W]):
             for pooled in self._connected():
                 pooled.settle_place()
             gc.collect(1)
-            # Unless it has survived a collection: all objects are looked at before a borrower waits in vain for it.
+            # Unless it has survived a collection: all objects are looked at before a borrower waits in vain for it, and
+            # early enough to connect, as what was lost in use is closed.
             waiter = next(iter(self._waiters), None)
             if (
                 waiter is not None
                 and now - self._collected_at >= _COLLECT_EVERY
-                and waiter.deadline - now < _TO_CONNECT + _LOOK_EVERY
+                and waiter.deadline - now < max(_TO_CONNECT + _LOOK_EVERY, self._settings.timeout / 2)
             ):
                 self._collected_at = now
                 gc.collect()

@@ -146,7 +146,7 @@ async def borrow_idle(handle: AsyncConnectionHandle) -> tuple[Any, list[object]]
 
 async def test_what_was_lost_in_an_old_cycle_comes_back_before_a_borrower_gives_up(config: dict[str, Any]) -> None:
     get: Any = PGConnectionManager().get_database_connection_from_dict
-    handle = await get(pools(config, max_size=1, timeout=1), POOL_KIND)
+    handle = await get(pools(config, max_size=1, timeout=10), POOL_KIND)
     gc.disable()
     try:
         _, cycle = await borrow_idle(handle)
