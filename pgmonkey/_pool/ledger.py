@@ -50,8 +50,9 @@ _IDLE, _NO_PIPELINE = int(pq.TransactionStatus.IDLE), int(pq.PipelineStatus.OFF)
 _ACTIVE = int(pq.TransactionStatus.ACTIVE)
 # Seconds between two looks at what may have been left undone, however many wait.
 _LOOK_EVERY = 0.2
-# Minimum of seconds between two looks at all objects of the program for connections that were lost among them.
-_COLLECT_EVERY = 5.0
+# To look at all objects of the program, for connections that were lost among them, may take one part in so many of the
+# time.
+_COLLECT_SHARE = 20
 # Minimum of seconds between two looks at connections that are lent and should be replaced.
 _RENEWAL_GRAIN = 0.02
 LISTEN_EVERY = 1.0
@@ -125,7 +126,7 @@ class Ledger(ABC, Generic[P, W]):
         self._counters: dict[str, float] = dict.fromkeys(_COUNTS, 0)
         self._last_error: str | None = None
         self._looked_at = 0.0
-        self._collected_at = 0.0
+        self._collect_at = 0.0
         self._listen_at = 0.0
         # What tracers replace.
         self._methods = connections.__dict__
@@ -274,11 +275,11 @@ class Ledger(ABC, Generic[P, W]):
             waiter = next(iter(self._waiters), None)
             if (
                 waiter is not None
-                and now - self._collected_at >= _COLLECT_EVERY
+                and now >= self._collect_at
                 and waiter.deadline - now < max(_TO_CONNECT + _LOOK_EVERY, self._settings.timeout / 2)
             ):
-                self._collected_at = now
                 gc.collect()
+                self._collect_at = now + _COLLECT_SHARE * (monotonic() - now)
         self.serve()
 
     def _hand_on(self, pooled: P | None) -> bool:

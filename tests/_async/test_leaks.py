@@ -219,7 +219,7 @@ async def test_closing_under_a_statement_waits_until_it_has_noticed(config: dict
 
 async def test_a_connection_that_is_referred_to_is_not_taken_back(config: dict[str, Any]) -> None:
     get: Any = PGConnectionManager().get_database_connection_from_dict
-    handle = await get(pools(config, max_size=1, timeout=0.2), POOL_KIND)
+    handle = await get(pools(config, max_size=1), POOL_KIND)
     kept = []
 
     async def keep() -> None:
@@ -227,5 +227,5 @@ async def test_a_connection_that_is_referred_to_is_not_taken_back(config: dict[s
 
     await elsewhere(keep)
     with pytest.raises(psycopg.OperationalError, match="no connection came free"):
-        await handle.borrow()
+        await handle.borrow(timeout=0.2)
     await kept[0].execute("SELECT 1")

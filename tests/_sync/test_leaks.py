@@ -217,7 +217,7 @@ def test_closing_under_a_statement_waits_until_it_has_noticed(config: dict[str, 
 
 def test_a_connection_that_is_referred_to_is_not_taken_back(config: dict[str, Any]) -> None:
     get: Any = PGConnectionManager().get_database_connection_from_dict
-    handle = get(pools(config, max_size=1, timeout=0.2), POOL_KIND)
+    handle = get(pools(config, max_size=1), POOL_KIND)
     kept = []
 
     def keep() -> None:
@@ -225,5 +225,5 @@ def test_a_connection_that_is_referred_to_is_not_taken_back(config: dict[str, An
 
     elsewhere(keep)
     with pytest.raises(psycopg.OperationalError, match="no connection came free"):
-        handle.borrow()
+        handle.borrow(timeout=0.2)
     kept[0].execute("SELECT 1")
