@@ -20,6 +20,7 @@ from psycopg.pq import Format
 
 from ..errors import BadRowError
 from .sql import Statement
+from .templates import Template
 
 AnyCopy: TypeAlias = "Copy | AsyncCopy"
 TableName: TypeAlias = "str | sql.Identifier"
@@ -97,16 +98,19 @@ def copy_in(table: TableName, columns: Sequence[str] | None, options: Layout) ->
     return sql.SQL("COPY {}{} FROM STDIN{}").format(identifier(table), names, how)
 
 
-def copy_out(query: Statement, options: Layout) -> sql.Composed:
+def copy_out(query: Statement, options: Layout) -> Any:
     """Return the COPY that returns the rows of *query*."""
     # The line breaks: it may end with a comment.
+    if isinstance(query, Template):
+        how = options.composed().as_string(None)
+        return Template("COPY (\n") + query + Template(f"\n) TO STDOUT WITH ({how})")
     if isinstance(query, sql.Composable):
         what = sql.SQL("(\n{}\n)").format(query)
     elif isinstance(query, (str, bytes)):
         text: Any = query if isinstance(query, str) else query.decode()
         what = sql.SQL("(\n{}\n)").format(sql.SQL(text))
     else:
-        raise TypeError(f"copy_to() takes text, bytes or psycopg.sql, not {type(query).__name__!r}")
+        raise TypeError(f"copy_to() takes text, bytes, psycopg.sql or a template string, not {type(query).__name__!r}")
     return sql.SQL("COPY {} TO STDOUT WITH ({})").format(what, options.composed())
 
 

@@ -11,9 +11,12 @@ import psycopg
 from psycopg import sql
 from psycopg.errors import InFailedSqlTransaction
 
+from .templates import Template, composed
+
 Refusal: TypeAlias = Callable[[], psycopg.Error]
 """Makes the error that says why nothing more is done; one that is kept would keep the frames that it was raised in."""
 
+_VALUE = sql.Literal(None)
 # In characters.
 _LONGEST = 120
 # What the server also raises in a transaction that has failed already.  None: the client, which does not ask it.
@@ -49,21 +52,21 @@ class Failure:
 
 def text_of(query: object) -> str:
     """Return the text of *query* in one line, without values; "a statement" where there is none."""
-    line = " ".join(_text(query).split())
+    line = " ".join(written(query).split())
     return (line if len(line) <= _LONGEST else line[: _LONGEST - 3] + "...") or "a statement"
 
 
-def _text(query: object) -> str:
+def written(query: object) -> str:
+    """Return the text of *query* as the program has written it, with ... in the place of values inside it."""
     if isinstance(query, str):
         return query
     if isinstance(query, bytes):
         return query.decode(errors="replace")
     if isinstance(query, sql.Composed):
-        return "".join(map(_text, query))
+        return "".join(map(written, query))
     if isinstance(query, sql.Composable):
-        return "..." if isinstance(query, sql.Literal) else query.as_string()
-    strings: tuple[str, ...] = getattr(query, "strings", ())  # of a template
-    return "...".join(strings)
+        return "..." if isinstance(query, sql.Literal) else query.as_string(None)
+    return written(composed(query, _VALUE)) if isinstance(query, Template) else ""
 
 
 def _reason(error: psycopg.Error) -> str:

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias, Union
 
 from psycopg import abc
 from psycopg.pq.abc import PGconn
-from psycopg.sql import SQL, Composable, Composed
+from psycopg.sql import SQL, Composable, Composed, Placeholder
 
 from .lexer import tokens
+from .templates import composed
 
 if TYPE_CHECKING:
     from typing_extensions import LiteralString
@@ -137,6 +138,7 @@ class _Look(NamedTuple):
     """The command in it that ends a transaction, or else `TO_SAVEPOINT`, if there is one."""
 
 
+_PARAMETER = Placeholder()
 _PLACEHOLDER = re.compile(r"%[sbt(]")
 _UNREAD = _Look(Effect.LASTING, one=False, rows=False, merges=False)
 
@@ -169,8 +171,8 @@ def text_of(query: Statement) -> str:
     if isinstance(query, bytes):
         return query.decode(errors="replace")
     try:
-        # What is neither is a template string, the values of which are parameters.
-        return query.as_string(None) if isinstance(query, Composable) else "%s".join(query.strings)
+        # What is neither is a template string.
+        return (query if isinstance(query, Composable) else composed(query, _PARAMETER)).as_string(None)
     except Exception:
         return ""
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
+from itertools import zip_longest
 from typing import Any
 
-from psycopg.sql import Composable
-
-from .sql import Params, Statement
+from psycopg import abc
+from psycopg.sql import SQL, Composable, Composed, Identifier
 
 if sys.version_info >= (3, 14):
     from string import templatelib
@@ -21,7 +21,7 @@ else:
 _PLACEHOLDERS = {"": "%s", "s": "%s", "t": "%t", "b": "%b"}
 
 
-def spelled(template: Any, params: Params) -> tuple[Statement, Params]:
+def spelled(template: Any, params: abc.Params | None) -> tuple[abc.Query, abc.Params | None]:
     """Return *template* as a text with placeholders, and its values; as it is where it holds more than plain values.
 
     psycopg makes the same statement of both.
@@ -36,3 +36,20 @@ def spelled(template: Any, params: Params) -> tuple[Statement, Params]:
         text[number] += placeholder
     spelling: Any = "".join(text)
     return spelling, [item.value for item in template.interpolations]
+
+
+def composed(template: Any, value: Composable) -> Composed:
+    """Return *template* with *value* in the place of each of its values: to be looked at or shown, not executed."""
+    parts: list[Composable] = []
+    for string, item in zip_longest(template.strings, template.interpolations):
+        parts.append(SQL(string))
+        if item is None:
+            break
+        if isinstance(item.value, Template):
+            parts.append(composed(item.value, value))
+        elif isinstance(item.value, Composable):
+            parts.append(item.value)
+        else:
+            named = item.format_spec == "i" and isinstance(item.value, str)
+            parts.append(Identifier(item.value) if named else value)
+    return Composed(parts)

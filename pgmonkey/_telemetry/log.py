@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from .._driver.failure import written
 from .events import Borrow, Ending, Execution, Listener, Loan, Return, reason_of
-from .statements import shown, written
+from .statements import shown
 
 logger = logging.getLogger("pgmonkey.sql")
 pool_logger = logging.getLogger("pgmonkey.pool")

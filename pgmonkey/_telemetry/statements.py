@@ -6,8 +6,7 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from psycopg import sql
-
+from .._driver.failure import written
 from .._driver.lexer import tokens
 
 # In characters: longer texts are cut, and longer ones than the second are not read.
@@ -29,20 +28,6 @@ class Shown(NamedTuple):
     """The command, in capitals; empty where that cannot be told."""
     summary: str
     """The commands and the tables in it, in their order."""
-
-
-def written(query: object) -> str:
-    """Return the text of *query* as the program has written it, with ... in the place of values in ``psycopg.sql``."""
-    if isinstance(query, str):
-        return query
-    if isinstance(query, bytes):
-        return query.decode(errors="replace")
-    if isinstance(query, sql.Composed):
-        return "".join(map(written, query))
-    if isinstance(query, sql.Composable):
-        return "..." if isinstance(query, sql.Literal) else query.as_string(None)
-    strings: tuple[str, ...] = getattr(query, "strings", ())  # of a template
-    return "...".join(strings)
 
 
 def shown(query: object) -> Shown:

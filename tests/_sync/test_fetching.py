@@ -78,18 +78,9 @@ def test_what_cannot_run_in_a_transaction(config: dict[str, Any], observer: Obse
     database.close()
 
 
-class Template:
-    """What psycopg takes a template string for: it has the parts of the text that stand between the parameters."""
+def test_a_statement_of_no_kind_has_no_text() -> None:
+    from pgmonkey._driver.sql import text_of
 
-    strings = ("SELECT ", "")
-
-
-def test_a_template_string_is_looked_at_by_its_parts() -> None:
-    from pgmonkey._driver.sql import returns_rows, text_of
-
-    template: Any = Template()
-    assert text_of(template) == "SELECT %s"
-    assert returns_rows(text_of(template))
     broken: Any = object()
     assert text_of(broken) == ""
 
