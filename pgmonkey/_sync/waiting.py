@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future, wait
 from contextlib import suppress
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from functools import partial
 from itertools import islice
 from operator import methodcaller
@@ -287,7 +287,9 @@ class Ticker:
 
     def _begin(self) -> None:
         if self._turn and not self._stopped:
-            threading.Thread(target=self._work, name="pgmonkey-upkeep", daemon=True).start()
+            thread = threading.Thread(target=self._work, name="pgmonkey-upkeep", daemon=True)
+            # Where threads inherit the context of who starts them, this one would keep that of a borrower.
+            Context().run(thread.start)
 
 
 # Seconds that a fork waits for a thread that is at work.  It may be inside OpenSSL, and hold a lock that nobody would

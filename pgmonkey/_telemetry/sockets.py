@@ -16,6 +16,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from contextvars import Context
 from time import monotonic
 from typing import Any
 
@@ -83,7 +84,8 @@ class Server:
             listening.listen(8)
             # By its name it is asked, and removed where nobody listens.
             os.rename(f"{name}.new", name + _SUFFIX)
-            threading.Thread(target=self._serve, args=(listening,), name="pgmonkey live view", daemon=True).start()
+            thread = threading.Thread(target=self._serve, args=(listening,), name="pgmonkey live view", daemon=True)
+            Context().run(thread.start)  # as that of upkeep
         except BaseException:
             listening.close()
             for suffix in (".new", _SUFFIX):
