@@ -60,7 +60,8 @@ def held_by_caller(lock: Lock) -> bool:
     Those that hold the lock of a connection have.
     """
     frame = sys._getframe(2) if lock.locked() else None
-    while frame is not None and frame.f_locals.get("lock") is not lock:
+    # Only the variables of those that have one so named: up to Python 3.12, a frame keeps all that were looked at.
+    while frame is not None and not ("lock" in frame.f_code.co_varnames and frame.f_locals.get("lock") is lock):
         frame = frame.f_back
     return frame is not None
 
@@ -277,8 +278,11 @@ class Ticker:
         """End the thread until `resume` is called; where it is at work, it ends with the next thing that it does."""
         self.paused = True
         self._wakes.put(None)
+
+    def join(self, deadline: float) -> None:
+        """Wait until the thread has ended, which `pause` has told to, at the latest until the *deadline*."""
         if self._thread not in (None, threading.current_thread()):
-            self._thread.join(_PAUSE)
+            self._thread.join(max(0.0, deadline - time.monotonic()))
 
     def resume(self) -> None:
         """Go on after `pause`; raise RuntimeError when no thread can be started."""
@@ -292,7 +296,7 @@ class Ticker:
             Context().run(thread.start)
 
 
-# Seconds that a fork waits for a thread that is at work.  It may be inside OpenSSL, and hold a lock that nobody would
+# Seconds that a fork waits for threads that are at work.  One may be inside OpenSSL, and hold a lock that nobody would
 # release in the child, where each new connection would wait for it.
 _PAUSE = 2.0
 # Seconds between two looks at a thread that ends, which takes less than a millisecond.
@@ -305,8 +309,12 @@ _ended: deque[int] = deque(maxlen=100)
 
 
 def _before_fork() -> None:
-    for ticker in list(_tickers):
+    tickers = list(_tickers)
+    for ticker in tickers:
         ticker.pause()
+    deadline = time.monotonic() + _PAUSE  # of them all: a server that answers nothing holds up each
+    for ticker in tickers:
+        ticker.join(deadline)
     # After the last line of Python, a thread frees what OpenSSL has for it, with such a lock.  Where there is no /proc
     # nothing tells when it has.
     deadline = time.monotonic() + _PAUSE

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
+import weakref
 from collections.abc import Iterator
 from contextvars import copy_context
 from typing import Any
@@ -168,6 +170,30 @@ def test_a_notice_handler_never_waits_for_its_own_statement(way: str, does: str,
             assert database.fetch_value("SELECT %s::int", [warm]) == warm
     # Outside of a transaction that is executing, it has a connection of its own.
     assert heard == ([5] if way == "connection" else ["this transaction"]) * 4
+    database.close()
+
+
+def test_to_wait_for_another_thread_keeps_nothing_that_the_program_forgets(config: dict[str, Any]) -> None:
+    database = Database(pools(config))
+
+    class Thing:
+        """Something of the program's."""
+
+    things = [Thing()]
+    reference = weakref.ref(things[0])
+    with database.transaction() as connection:
+        for number in range(5):
+            database.fetch_value("SELECT %s::int", [number])
+        thing = things.pop()
+        beside = threading.Thread(target=connection.execute, args=("SELECT pg_sleep(0.5)",))
+        beside.start()
+        while beside.is_alive() and not connection.lock.locked():
+            time.sleep(0.001)
+        assert database.fetch_value("SELECT %s::int", [7]) == 7  # waits for that, and looks who calls it
+        beside.join()
+    assert reference() is thing
+    del thing
+    assert reference() is None
     database.close()
 
 

@@ -384,3 +384,29 @@ print("ok")
 def test_a_child_uses_nothing_of_what_its_parent_holds(way: str, config: dict[str, Any]) -> None:
     flags = ("-W", "ignore::DeprecationWarning")
     assert run(HELD.replace("FORK_NOW", WAYS[way]), config, flags=flags) == "ok\n"
+
+
+WHILE_NOTHING_ANSWERS = """
+import os, threading, time
+from pgmonkey._sync.waiting import Ticker
+begun = threading.Semaphore(0)
+class Pool:
+    def upkeep(self):
+        begun.release()
+        time.sleep(300)
+pools = [Pool() for _ in range(20)]
+tickers = [Ticker(pool.upkeep) for pool in pools]
+for ticker in tickers:
+    ticker.hurry()
+    begun.acquire()
+started = time.monotonic()
+child = os.fork()
+if child == 0:
+    os._exit(0)
+print(time.monotonic() - started)
+"""
+
+
+def test_a_fork_waits_for_all_pools_together() -> None:
+    seconds = float(run(WHILE_NOTHING_ANSWERS, flags=("-W", "ignore::DeprecationWarning")))
+    assert seconds < 20  # where it waited for one after the other, it took 40
