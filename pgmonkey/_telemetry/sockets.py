@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from contextvars import Context
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 logger = logging.getLogger("pgmonkey")
@@ -27,6 +27,8 @@ FOLDER = "PGMONKEY_LIVE_DIR"
 _SUFFIX = ".sock"
 # Seconds for all answers together, and for sending one.
 _PATIENCE = 2.0
+# Seconds until it is tried again to hear who asks.
+_PAUSE = 0.2
 # Bytes of an answer.
 _LONGEST = 8 * 2**20
 
@@ -78,6 +80,7 @@ class Server:
         _check(path)
         name = os.path.join(path, f"{os.getpid()}-{secrets.token_hex(4)}")
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listening.settimeout(None)  # whatever the program's default is
         try:
             listening.bind(f"{name}.new")
             os.chmod(f"{name}.new", 0o600)
@@ -99,8 +102,11 @@ class Server:
         while True:
             try:
                 asking, _ = listening.accept()
-            except OSError:  # it is closed
-                return
+            except OSError:
+                if listening.fileno() < 0:  # it is closed
+                    return
+                sleep(_PAUSE)  # the process has no descriptor left
+                continue
             with asking:
                 try:
                     asking.settimeout(_PATIENCE)

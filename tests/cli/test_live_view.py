@@ -338,6 +338,35 @@ def test_who_does_not_answer_is_left_out(folder: Path) -> None:
     assert not (folder / "2-dead.sock").exists()
 
 
+WITHOUT_DESCRIPTORS = """
+import os, resource, socket, time
+from pgmonkey._telemetry.sockets import Server, ask_all, folder
+socket.setdefaulttimeout(SECONDS)
+server = Server(lambda: {"pid": 3, "pools": []})
+assert server.start()
+time.sleep(0.5)
+(name,) = os.listdir(folder())
+asking = socket.socket(socket.AF_UNIX)
+asking.settimeout(None)
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+asking.connect(os.path.join(folder(), name))  # for which it has a descriptor already
+time.sleep(0.5)
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+for _ in range(60):
+    if found := ask_all():
+        break
+print(found)
+"""
+
+
+@pytest.mark.parametrize("seconds", ["0.2", "None"])
+def test_it_answers_after_a_default_timeout_and_a_lack_of_descriptors(seconds: str, folder: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_DESCRIPTORS.replace("SECONDS", seconds)]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert finished.stdout == "[{'pid': 3, 'pools': []}]\n", finished.stderr
+
+
 FORKED = """
 import os, sys, time
 from pgmonkey._telemetry.sockets import Server
