@@ -52,6 +52,15 @@ def test_stats(app: Flask, allowed: int) -> None:
     assert "reports:" in output
 
 
+def test_stats_where_the_folder_of_the_live_view_is_somebody_elses(
+    app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.chmod(0o755)
+    monkeypatch.setenv("PGMONKEY_LIVE_DIR", str(tmp_path))
+    code, output = run(app, "stats")
+    assert (code, output.count("pool_max")) == (0, 2)
+
+
 def test_check(app: Flask, allowed: int) -> None:
     assert run(app, "check") == (
         0,
