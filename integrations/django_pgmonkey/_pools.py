@@ -78,7 +78,7 @@ class Pools:
         except (PoolTimeoutError, ConnectionTimeout) as error:
             if deadline is None or deadline.left:
                 raise
-            raise deadline.exceeded("no connection was to be had") from error
+            raise deadline.exceeded("no connection became free") from error
         self._handles[alias] = (config, handle)
         return handle
 

@@ -291,5 +291,5 @@ async def _live() -> JSONResponse:
 def _request() -> RequestState:
     request = current_request.get()
     if request is None:
-        raise RuntimeError("there is no request: rollback_request() and keep_request() are for what serves one")
+        raise RuntimeError("there is no request: rollback_request() and keep_request() work only during one")
     return request

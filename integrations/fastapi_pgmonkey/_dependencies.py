@@ -96,8 +96,8 @@ def _refuse_websockets(request: HTTPConnection) -> None:
 def _refuse_plain_endpoints(request: HTTPConnection, dependency: object, cure: str) -> None:
     if gives_to_plain_endpoint(request.scope, dependency):
         raise RuntimeError(
-            f"{request.scope['endpoint'].__qualname__}() is a def endpoint and cannot await what this dependency gives:"
-            f" use {cure} there, or make it async def"
+            f"{request.scope['endpoint'].__qualname__}() is a def endpoint and cannot await what this dependency "
+            f"provides: use {cure} there, or make it async def"
         )
 
 

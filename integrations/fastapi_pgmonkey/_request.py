@@ -163,7 +163,7 @@ class RequestState:
         if isinstance(error, Exception):
             # The error follows from the cancellation, and there is no client left to answer.
             if self._watch is not None and self._watch.client_gone:
-                logger.info("a client disconnected before it was answered; its request was rolled back: %s", error)
+                logger.info("client disconnected before the response; its request was rolled back: %s", error)
                 return
             if not started and (response := self._answer_overload(error)) is not None:
                 await response(self.scope, receive, send)

@@ -63,7 +63,7 @@ def check() -> None:
             largest = database.stats()["pool_max"]
             if largest > allowed:
                 raise PgmonkeyError(f"max_size is {largest}, but the server allows {allowed} connections")
-            click.echo(f"{name}: fine; at most {largest} connections a process, the server allows {allowed}")
+            click.echo(f"{name}: OK; at most {largest} connections per process, the server allows {allowed}")
 
 
 def _databases() -> Iterator[tuple[str, Database[object]]]:

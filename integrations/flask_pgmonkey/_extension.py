@@ -130,7 +130,7 @@ class PGMonkey(BoundDatabase[Row]):
     def _decide(self, keep: bool) -> None:
         units = current_units()
         if units is None:
-            raise RuntimeError("rollback_request() and keep_request() decide the end of a request, and this is none")
+            raise RuntimeError("rollback_request() and keep_request() work only during a request")
         units.decide(keep)
 
     def _database(self, app: Flask, key: str | None, settings: Settings) -> Database[Row]:

@@ -171,7 +171,7 @@ class TransactionMiddleware:
                 propagate = app.config["PROPAGATE_EXCEPTIONS"]
                 if propagate or (propagate is None and (app.testing or app.debug)):
                     raise  # to whoever develops it, as Flask does
-                app.logger.exception("%s is committed and answered, but a teardown function failed", units)
+                app.logger.exception("%s was committed and answered, but a teardown function raised", units)
 
         return call
 

@@ -83,7 +83,7 @@ def _check_names(app: Flask) -> None:
             if close:
                 raise ConfigError(f"{app.name}: {name}: unknown setting; did you mean {_PREFIX}{close[0]}?")
             known = ", ".join(_PREFIX + each for each in _NAMES)
-            logger.warning("%s: %s: unknown setting ignored; there are %s", app.name, name, known)
+            logger.warning("%s: %s: unknown setting ignored; use one of %s", app.name, name, known)
 
 
 def check_scope(where: str, scope: object) -> Scope:
@@ -98,7 +98,7 @@ def check_scope(where: str, scope: object) -> Scope:
 def _settings(app: Flask, where: str, own: Mapping[str, object], common: Mapping[str, object]) -> Settings:
     unknown = [key for key in own if key not in _KEYS]
     if unknown:
-        raise ConfigError(f"{app.name}: {where}: unknown key {unknown[0]!r}; there are {', '.join(_KEYS)}")
+        raise ConfigError(f"{app.name}: {where}: unknown key {unknown[0]!r}; use one of {', '.join(_KEYS)}")
     config: Any = own["config"]
     if isinstance(config, (str, os.PathLike)):
         if "://" not in str(config):

@@ -36,7 +36,7 @@ class RequestUnits:
         self.handles_exception = False
         """Whether Flask is answering an exception that no handler of its own class took."""
         self.unavailable: Exception | None = None
-        """Why no connection was to be had, until Flask answers that."""
+        """Why there is no connection, until Flask answers that."""
         self.committed = False
         """Whether anything was, so that the server must not answer an error any more."""
         self.deadline: Deadline | None = None

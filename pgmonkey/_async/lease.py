@@ -324,9 +324,7 @@ class AsyncLease:
         deadline = monotonic() + _CANCEL_TIMEOUT
         while not await acquire(lock, _CANCEL_AGAIN):
             if monotonic() >= deadline:
-                logger.warning(
-                    "a statement could not be cancelled, its connection was shut down: the server did not answer"
-                )
+                logger.warning("could not cancel a statement, so its connection was closed: the server did not answer")
                 hang_up(pgconn)
                 return
             if pgconn.transaction_status == TransactionStatus.ACTIVE:

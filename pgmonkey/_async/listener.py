@@ -199,7 +199,7 @@ class AsyncListener:
         reason = self._arriving.last_words or " ".join(str(error).split())
         if self._lost is None:
             self._lost = monotonic(), reason
-            logger.warning("%s: the connection that listens was lost, connecting again: %s", self._name, reason)
+            logger.warning("%s: lost the connection that listens, reconnecting: %s", self._name, reason)
         self._disconnect()
 
     async def _rest(self, seconds: float, mailbox: Mailbox) -> None:

@@ -93,7 +93,7 @@ class AsyncUpkeep:
                 self._ticker.hurry()
         except RuntimeError as error:  # no thread can be started: too many run, or the process ends
             level = logging.DEBUG if "shutdown" in str(error) else logging.WARNING
-            logger.log(level, "%s: no upkeep for now: %s", pool.name, error)
+            logger.log(level, "%s: pool maintenance is paused: %s", pool.name, error)
 
     def stop(self) -> None:
         """Stop for good."""
@@ -108,7 +108,7 @@ class AsyncUpkeep:
         except Exception as error:
             # Of the program's own functions, such as a label or a log handler.
             with suppress(Exception):
-                logger.error("upkeep failed, trying again: %r", error, exc_info=True)
+                logger.error("pool maintenance failed, will try again: %r", error, exc_info=True)
             self._schedule.failed()
             return self._schedule.retry_after()
 

@@ -134,7 +134,7 @@ class _Resolver:
         if value is None:
             raise self._error(path, f"environment variable {name} is not set; {cure}")
         if not value and _says_where(path, before):
-            raise self._error(path, f"environment variable {name} is set to nothing; {cure}")
+            raise self._error(path, f"environment variable {name} is empty; {cure}")
         return value
 
     def _reference(self, value: Mapping[object, object], path: str) -> str:
@@ -156,7 +156,7 @@ class _Resolver:
         if found is None:
             raise self._error(path, f"environment variable {target} is not set (from_env); set it")
         if not found and _says_where(path, ""):
-            raise self._error(path, f"environment variable {target} is set to nothing (from_env); set it")
+            raise self._error(path, f"environment variable {target} is empty (from_env); set it")
         return found
 
     def _file(self, name: str, path: str) -> str:

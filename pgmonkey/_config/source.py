@@ -50,7 +50,7 @@ def written(
         inner = values[_LEGACY_WRAPPER]
         if not isinstance(inner, Mapping) or not values.keys().isdisjoint((*SECTIONS, PROFILES)):
             raise ConfigError(
-                f"{document.where(_LEGACY_WRAPPER)}: the old wrapper holds all sections or is absent; "
+                f"{document.where(_LEGACY_WRAPPER)}: the deprecated wrapper has to hold all sections, or be absent; "
                 "remove it and move its sections to the top level"
             )
         warnings.warn(

@@ -19,7 +19,7 @@ class AdvisoryLock:
             self._pair = len(numbers) == 2
             key = "%s::int, %s::int" if self._pair else "%s::bigint"
         else:
-            raise TypeError(f"a lock is named by a text, a number, or two numbers in a tuple, not by {name!r}")
+            raise TypeError(f"the name of a lock is a string, a number or a tuple of two numbers, not {name!r}")
         self.name = repr(name)
         self.params: tuple[str | int, ...] = numbers
         kind = ("lock" if session else "xact_lock") + ("_shared" if shared else "")

@@ -52,7 +52,7 @@ def request_cancel(pgconn: PGconn) -> Future[None]:
     except RuntimeError:  # no thread can be started: too many run, or the process ends
         _send(partial(_cancel_here, [pgconn], monotonic() + _EXIT), done)
     except psycopg.Error as error:  # the connection is lost
-        logger.debug("a statement could not be cancelled: %s", error)
+        logger.debug("could not cancel a statement: %s", error)
         done.set_result(None)
     return done
 
@@ -112,7 +112,7 @@ def _cancel_here(pgconns: Iterable[PGconn], deadline: float, *, acted: bool = Tr
                 request.start()
                 _watch(request, selector, acted=acted)
             except psycopg.Error as error:
-                logger.debug("a statement could not be cancelled: %s", error)
+                logger.debug("could not cancel a statement: %s", error)
         while selector.get_map() and (left := deadline - monotonic()) > 0:
             for key, _ in selector.select(left):
                 selector.unregister(key.fileobj)
@@ -148,7 +148,7 @@ def _send(send: Callable[[], None], done: Future[None]) -> None:
     try:
         send()
     except Exception as error:
-        logger.debug("a statement could not be cancelled: %s", error)
+        logger.debug("could not cancel a statement: %s", error)
     finally:
         done.set_result(None)
 

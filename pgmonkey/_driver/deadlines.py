@@ -154,7 +154,7 @@ def limit_in(state: Mapping[str, Any]) -> float | None:
 def check_wait(error: psycopg.Error, deadline: Deadline | None) -> None:
     """Raise `DeadlineExceededError` if a wait for a connection ended with *error* because the *deadline* has passed."""
     if deadline is not None and deadline.left < PRECISION:
-        raise deadline.exceeded("no connection was to be had") from error
+        raise deadline.exceeded("no connection became free") from error
 
 
 connecting_until: ContextVar[Deadline | None] = ContextVar("pgmonkey_connecting_until", default=None)

@@ -257,5 +257,7 @@ def prepare_to_lend(connection: AnyConnection) -> bytes:
     if not connection.autocommit or lend(connection, autocommit=False).autocommit:
         begin = b""
     if not begin:
-        raise PgmonkeyError(f"psycopg {psycopg.__version__} does not begin transactions as pgmonkey knows it")
+        raise PgmonkeyError(
+            f"psycopg {psycopg.__version__} begins transactions in a way that this pgmonkey does not know"
+        )
     return begin

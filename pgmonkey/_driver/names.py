@@ -48,7 +48,7 @@ def look_up(connect: Mapping[str, object]) -> Found | None:
 
 
 def _search(key: tuple[int, str, str], found: Found) -> None:
-    result: dict[str, str] | psycopg.OperationalError = psycopg.OperationalError("the search for addresses has failed")
+    result: dict[str, str] | psycopg.OperationalError = psycopg.OperationalError("the host name lookup failed")
     try:
         result = _resolve(key[1].split(","), key[2].split(","))
     finally:

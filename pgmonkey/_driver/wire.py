@@ -80,7 +80,7 @@ def check_commit(results: list[PGresult], connection: AnyConnection) -> None:
         check_answered(error)
         raise error
     if answer is None or answer.command_status not in (b"COMMIT", b"ROLLBACK"):
-        stray = psycopg.OperationalError("something else came in its place")
+        stray = psycopg.OperationalError("another answer came in its place")
         raise CommitUnknownError(stray) from stray
 
 

@@ -247,7 +247,9 @@ class Ledger(ABC, Generic[P, W]):
         self._counters["requests_errors"] += 1
         if self.close_reason:
             return self._closed_error()
-        return PoolTimeoutError(f"{self.name}: no connection came free within {timeout:g} s (timeout); {self._load()}")
+        return PoolTimeoutError(
+            f"{self.name}: no connection became free within {timeout:g} s (timeout); {self._load()}"
+        )
 
     def serve(self) -> None:
         """Give the waiters, in their order, what is idle and what there is room for; tell them when it is closed."""
@@ -473,7 +475,7 @@ class Ledger(ABC, Generic[P, W]):
         self._evict()
         # What upkeep has in hand was borrowed nowhere.
         for pooled in [pooled for pooled in self.lent if pooled.place is not None]:
-            logger.warning("%s: closed while a connection is still lent: %s", self.name, str(pooled))
+            logger.warning("%s: closed while a connection is still checked out: %s", self.name, str(pooled))
 
     def leave(self) -> None:
         """Close what is idle, at the end of the process.

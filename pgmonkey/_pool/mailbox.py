@@ -37,9 +37,9 @@ class Mailbox:
         """The names, without repetitions."""
         for name in self.channels:
             if not 0 < len(name.encode()) <= _LONGEST:
-                raise ValueError(f"{name!r} is no channel: a name has 1 to {_LONGEST} bytes")
+                raise ValueError(f"{name!r} is not a channel name, which has 1 to {_LONGEST} bytes")
         if not self.channels:
-            raise ValueError("no channel to listen to; name one, as listen('orders')")
+            raise ValueError("no channel to listen to; name one, as in listen('orders')")
         self.notes: deque[Note] = deque()
         self.heard = False
         """Whether the server was told to send what comes on all of the channels."""

@@ -170,7 +170,7 @@ def ask(source: Source) -> tuple[dict[str, str | None], bool]:
             items = values.items()
         except AttributeError:
             found = type(values).__name__
-            raise TypeError(f"session_values is a function that returns a mapping, and this one a {found}") from None
+            raise TypeError(f"session_values has to return a mapping, not {found}") from None
         return {name: None if value is None else str(value) for name, value in items}, not asking.others
     finally:
         inside.reset(before)
@@ -254,4 +254,6 @@ def _current_task() -> asyncio.Task[Any] | None:
 
 def used_before(method: str) -> RuntimeError:
     """Return the error for a block that is entered a second time."""
-    return RuntimeError(f"this block was entered before, and each is good for one use; call {method} again")
+    return RuntimeError(
+        f"this block has been entered before, and a block can be entered only once; call {method} again"
+    )

@@ -276,7 +276,7 @@ def _addresses(arguments: Mapping[str, Any], deadline: Deadline | None) -> dict[
         return {}
     wait_for(search, None if deadline is None else deadline.left)
     if not search.done() and deadline is not None:
-        raise deadline.late(f"the name server did not tell the address of {arguments.get('host')!r}")
+        raise deadline.late(f"the host name {arguments.get('host')!r} was not resolved")
     found = search.result()
     if isinstance(found, psycopg.Error):
         raise psycopg.OperationalError(str(found))

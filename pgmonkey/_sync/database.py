@@ -841,7 +841,7 @@ class Database(Generic[Row]):
                 # At random, so that those that collided do not meet again.
                 wait = uniform(0, pause)
                 if deadline is not None and deadline.left <= wait:
-                    raise deadline.exceeded("the transaction met others each time it was tried") from error
+                    raise deadline.exceeded("the transaction conflicted with others at every attempt") from error
                 sleep(wait)
                 pause = min(2 * pause, longest)
         with block():

@@ -203,9 +203,7 @@ class ConnectionHandle:
         """Take back what was entered by hand in a thread or task that has ended, when nothing refers to it any more."""
         for lease in self._open_blocks.remove_forgotten(_is_unused):
             if isinstance(lease, Lease):
-                logger.warning(
-                    "%s: taking back a connection that was never given back: %s", self._pool.name, str(lease)
-                )
+                logger.warning("%s: reclaiming a connection that was never given back: %s", self._pool.name, str(lease))
                 lease.abandon()
 
     def close(self) -> None:

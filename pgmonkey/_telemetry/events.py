@@ -143,7 +143,7 @@ def _complain(listener: Listener, error: Exception) -> None:
     if type(listener) not in _failed:
         _failed.add(type(listener))
         with suppress(Exception):  # of a log handler
-            logger.warning("%s failed, which is logged once: %r", type(listener).__name__, error)
+            logger.warning("%s failed (logged only once): %r", type(listener).__name__, error)
 
 
 class Execution:

@@ -26,7 +26,7 @@ from ._given import existing
 from ._terminal import documentation, paint
 
 # What is wrong with a reference in this environment, and may be right in another.
-_HERE = re.compile("is not set|is set to nothing|is not UTF-8 text|cannot read the secret file")
+_HERE = re.compile(r"is not set|variable \S+ is empty|is not UTF-8 text|cannot read the secret file")
 _WEAK = ("disable", "allow", "prefer")
 _MILLISECONDS = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "transaction_timeout")
 

@@ -19,7 +19,7 @@ from .._config.schema import KINDS, Config, Kind
 from ..errors import ConfigError, PgmonkeyError, ServerUnavailableError
 from ..manager import AsyncKind, PGConnectionManager, SyncKind
 from ._check import examine
-from ._given import existing, flags, load
+from ._given import existing, flags
 from ._terminal import documentation, paint
 
 _TLS = "SELECT version FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
@@ -95,13 +95,14 @@ def run(options: argparse.Namespace) -> int:
     if unknown:
         more = f" (and {len(unknown) - 1} more: pgmonkey pgconfig check)" if len(unknown) > 1 else ""
         raise ConfigError(unknown[0] + more)
-    config = load(options)
+    manager = PGConnectionManager()  # one, so that the file is read once, and what it logs is said once
+    config = manager.load(existing(options), **flags(options))
     asked: str | None = options.connection_type
     kinds: list[Kind] = [kind for kind in KINDS if asked == "all" or kind == (asked or config.kind)]
     results: list[Result] = []
     try:
         for kind in kinds:
-            results.append(_patiently(options, kind))
+            results.append(_patiently(manager, options, kind))
             if not options.json:
                 _print(config, results[-1])
     except (psycopg.Error, PgmonkeyError, OSError) as error:
@@ -137,15 +138,15 @@ def _next_step(text: str) -> tuple[bool, str]:
     return next(((final, step) for pattern, final, step in _NEXT if re.search(pattern, text)), (False, ""))
 
 
-def _patiently(options: argparse.Namespace, kind: Kind) -> Result:
+def _patiently(manager: PGConnectionManager, options: argparse.Namespace, kind: Kind) -> Result:
     """Connect; where the server is not there, try for as long as ``--wait`` says."""
     give_up = monotonic() + options.wait
     waiting = False
     while True:
         try:
             if kind == "async" or kind == "async_pool":
-                return asyncio.run(_connect_async(options, kind))
-            return _connect(options, kind)
+                return asyncio.run(_connect_async(manager, options, kind))
+            return _connect(manager, options, kind)
         except psycopg.OperationalError as error:
             text = " ".join(redact_text(str(error)).split())
             if monotonic() >= give_up or _next_step(text)[0]:
@@ -153,6 +154,7 @@ def _patiently(options: argparse.Namespace, kind: Kind) -> Result:
             if not waiting:
                 print(f"waiting for at most {options.wait:g} s: {text}", file=sys.stderr)
             waiting = True
+            manager.clear_cache()
             sleep(min(0.5, max(give_up - monotonic(), 0)))
 
 
@@ -175,8 +177,7 @@ def _result(
     )
 
 
-def _connect(options: argparse.Namespace, kind: SyncKind) -> Result:
-    manager = PGConnectionManager()
+def _connect(manager: PGConnectionManager, options: argparse.Namespace, kind: SyncKind) -> Result:
     times = [perf_counter()]
     handle = manager.get_database_connection(existing(options), kind, **flags(options))
     with ExitStack() as stack:
@@ -195,8 +196,7 @@ def _connect(options: argparse.Namespace, kind: SyncKind) -> Result:
     return result
 
 
-async def _connect_async(options: argparse.Namespace, kind: AsyncKind) -> Result:
-    manager = PGConnectionManager()
+async def _connect_async(manager: PGConnectionManager, options: argparse.Namespace, kind: AsyncKind) -> Result:
     times = [perf_counter()]
     handle = await manager.get_database_connection(existing(options), kind, **flags(options))
     async with AsyncExitStack() as stack:

@@ -83,7 +83,9 @@ def _short(options: argparse.Namespace) -> str:
         for key, variable in _VARIABLES.items():
             default = "" if key == "password" else getattr(options, key) or _QUESTIONS[key][1]
             if re.search(r"[{}\s]", default):  # these end a reference, or begin another
-                raise ConfigError(f"--{key}: write {default!r} into the file; a default holds no blanks and braces")
+                raise ConfigError(
+                    f"--{key}: write {default!r} into the file; a default cannot contain blanks or braces"
+                )
             if is_like_url(default):
                 raise ConfigError(f"--{key}: a URL or connection string was given; write --url, and set DATABASE_URL")
             if key == "port" and not is_written(PORTS, default):

@@ -161,7 +161,7 @@ def _zstd(name: str) -> Any:
             found = importlib.import_module(module)
             _zstd_errors.append(found.ZstdError)
             return found
-    raise PgmonkeyError(f"{name}: nothing here reads and writes zstd: pip install zstandard, or use .gz")
+    raise PgmonkeyError(f"{name}: zstd needs a package: pip install zstandard, or use .gz")
 
 
 def delimiter_of(given: str | None, name: str, line: str = "") -> str:

@@ -187,7 +187,7 @@ def _records(chunks: Iterator[bytes], name: str) -> Iterator[tuple[int, bytes]]:
             yield start, b"".join(parts)
             parts, start, size = [], number + 1, 0
         elif size > _LONGEST:
-            raise PgmonkeyError(f"{name}:{start}: a quote begins here that does not end; nothing was stored")
+            raise PgmonkeyError(f"{name}:{start}: a quoted field begins here and never ends; nothing was stored")
     if parts:
         yield start, b"".join(parts)
 

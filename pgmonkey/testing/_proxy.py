@@ -180,13 +180,13 @@ class Proxy:
         stream.write(message(b"R", struct.pack("!I", 3)))  # the password as it is
         kind, password = stream.read()
         if kind != b"p" or not secrets.compare_digest(password.rstrip(b"\0"), self.secret.encode()):
-            raise RefusedError("28P01", "this is not the password of the sandbox", "")
+            raise RefusedError("28P01", "wrong password for the sandbox", "")
         stream.write(message(b"R", struct.pack("!I", 0)))
         return parameters
 
     def _enter(self, parameters: dict[str, str]) -> Transactions:
         if parameters.get("replication"):
-            raise RefusedError("0A000", "a sandbox cannot have replication", "")
+            raise RefusedError("0A000", "replication does not work in a sandbox", "")
         dsn = self._databases.get(parameters.get("database", ""), self._dsn)
         base = {name.lower(): value for name, value in parameters.items() if name not in _NOT_SETTINGS}
         base |= _settings_in(parameters.get("options", ""))

@@ -106,7 +106,7 @@ def current() -> Redirection | None:
     opened = list(_open)
     if len(opened) > 1:
         raise SandboxError(
-            f"{len(opened)} sandboxes are open, and this thread or task does not tell which one it belongs to: start it"
+            f"{len(opened)} sandboxes are open, and nothing says which of them this thread or task is for: start it"
             " with contextvars.copy_context().run(...), or send the headers of its sandbox"
         )
     return opened[0] if opened else None

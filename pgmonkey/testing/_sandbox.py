@@ -133,6 +133,6 @@ def statements() -> Iterator[Statements]:
     if found is None:
         raise SandboxError("there is no sandbox to count in: use the fixture pgmonkey_sandbox")
     if not isinstance(found, Sandbox):
-        raise SandboxError("the tests of another process count what is done in their sandbox")
+        raise SandboxError("only the test's own process can count statements in a sandbox")
     with found.statements() as counted:
         yield counted

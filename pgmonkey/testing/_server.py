@@ -114,7 +114,7 @@ def test_server(project: Path) -> Iterator[TestServer]:
     folder = Path(tempfile.gettempdir()) / f"pgmonkey-testing-{digest}"
     folder.mkdir(mode=0o711, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
-        raise EmbeddedError(f"{folder} belongs to somebody else; remove it, or name a server in {VARIABLE}")
+        raise EmbeddedError(f"{folder} belongs to another user; remove it, or name a server in {VARIABLE}")
     with open(folder / "users", "a") as users:
         fcntl.flock(users, fcntl.LOCK_SH)
         with TestServer(_started(folder)) as server:

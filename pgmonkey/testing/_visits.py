@@ -40,7 +40,7 @@ def visit(told: str | None) -> None:
         port, secret, ours = (*told.split("."), "", "")[:3]
         expected = os.environ.get(VARIABLE, "")
         if not expected or not port.isdecimal() or not secrets.compare_digest(ours.encode(), expected.encode()):
-            raise SandboxError("the sandbox in the header is none of the tests that this application was started for")
+            raise SandboxError("the header names a sandbox that this application was not started for")
         with _lock:
             sandbox = _visited.get(told)
             if sandbox is None:

@@ -123,7 +123,7 @@ async def test_a_gap_tells_of_each_interruption(
             assert await take(two, 2) == ["gap", f"after {interruption}"]
     messages = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(messages) == 6
-    assert "the connection that listens was lost, connecting again: terminating connection" in messages[0]
+    assert "lost the connection that listens, reconnecting: terminating connection" in messages[0]
     await database.close()
 
 

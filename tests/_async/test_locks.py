@@ -195,7 +195,7 @@ async def test_a_lock_of_a_session_is_refused_behind_pgbouncer(config: dict[str,
 @pytest.mark.parametrize("name", [None, True, 1.5, (1,) * 3, (), ("a", "b"), b"a"], ids=repr)
 async def test_what_names_no_lock(name: Any, config: dict[str, Any]) -> None:
     database = AsyncDatabase(pools(config))
-    with pytest.raises(TypeError, match="a lock is named by a text, a number, or two numbers in a tuple"):
+    with pytest.raises(TypeError, match="the name of a lock is a string, a number or a tuple of two numbers"):
         async with database.lock(name):
             raise AssertionError
     assert database.stats() == {}

@@ -248,9 +248,9 @@ async def test_an_error_of_theirs_leaves_nothing(config: dict[str, Any], observe
 @pytest.mark.parametrize("found", [5, [("app.tenant", "1")]])
 async def test_what_is_no_mapping_is_an_error_that_says_so(found: Any, config: dict[str, Any]) -> None:
     database = AsyncDatabase(pools(config, max_size=1, timeout=2), session_values=lambda: found)
-    with pytest.raises(TypeError, match=f"returns a mapping, and this one a {type(found).__name__}"):
+    with pytest.raises(TypeError, match=f"has to return a mapping, not {type(found).__name__}"):
         await database.fetch_value("SELECT 1")
-    with pytest.raises(TypeError, match="returns a mapping"):
+    with pytest.raises(TypeError, match="has to return a mapping"):
         async with database.transaction():
             pass
     await database.close()

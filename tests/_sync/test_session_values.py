@@ -242,9 +242,9 @@ def test_an_error_of_theirs_leaves_nothing(config: dict[str, Any], observer: Obs
 @pytest.mark.parametrize("found", [5, [("app.tenant", "1")]])
 def test_what_is_no_mapping_is_an_error_that_says_so(found: Any, config: dict[str, Any]) -> None:
     database = Database(pools(config, max_size=1, timeout=2), session_values=lambda: found)
-    with pytest.raises(TypeError, match=f"returns a mapping, and this one a {type(found).__name__}"):
+    with pytest.raises(TypeError, match=f"has to return a mapping, not {type(found).__name__}"):
         database.fetch_value("SELECT 1")
-    with pytest.raises(TypeError, match="returns a mapping"):
+    with pytest.raises(TypeError, match="has to return a mapping"):
         with database.transaction():
             pass
     database.close()

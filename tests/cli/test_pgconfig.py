@@ -114,6 +114,7 @@ def test_references_are_resolved_only_when_asked(config: dict[str, Any], config_
     unresolved = pgmonkey(*command)
     assert unresolved.returncode == 1
     assert "--resolve-env" in unresolved.stderr
+    assert unresolved.stderr.count("is taken literally") == 1
     failed(pgmonkey(*command, "--resolve-env"), "sensitive", "--allow-sensitive-defaults")
     assert pgmonkey(*command, "--resolve-env", "--allow-sensitive-defaults").returncode == 0
     failed(pgmonkey(*command, "--resolve-env", env={"PGM_PASSWORD": password}), "--allow-sensitive-defaults")

@@ -359,14 +359,14 @@ KEYS: list[Row] = [
         GOOD + "postgresql: {}\n",
         4,
         "postgresql",
-        "the old wrapper holds all sections or is absent",
+        "the deprecated wrapper has to hold all sections, or be absent",
         "remove it and move its sections to the top level",
     ),
     (
         "postgresql: x\n",
         1,
         "postgresql",
-        "the old wrapper holds all sections or is absent",
+        "the deprecated wrapper has to hold all sections, or be absent",
         "remove it and move its sections to the top level",
     ),
     (

@@ -46,9 +46,7 @@ def test_a_variable_that_is_set_to_nothing_names_no_database(
     settings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PGM_EMPTY", "")
-    with pytest.raises(
-        EnvInterpolationError, match=r":1: connection_settings\..*PGM_EMPTY is set to nothing.*; set it"
-    ):
+    with pytest.raises(EnvInterpolationError, match=r":1: connection_settings\..*PGM_EMPTY is empty.*; set it"):
         load(tmp_path, f"connection_settings: {settings}")
 
 

@@ -856,7 +856,7 @@ print(time.monotonic() - started < 30)
         file.write_text(yaml.safe_dump(config))
         finished = run(project, code=code)
     assert ok(finished).splitlines() == ["504 The request took too long."] * 3 + ["True"]
-    assert finished.stderr.count("no connection was to be had within 0.4 s (PGMONKEY_DEADLINE)") == 3
+    assert finished.stderr.count("no connection became free within 0.4 s (PGMONKEY_DEADLINE)") == 3
 
 
 def test_a_deadline_holds_for_its_own_request(project: Path) -> None:

@@ -511,8 +511,8 @@ def test_only_a_request_has_an_end_to_decide(app: Flask, db: PGMonkey) -> None:
 
     for app_context in (app.app_context(), app.test_request_context("/")):
         with app_context:
-            assert "and this is none" in str(decide())
-    assert "and this is none" in app.test_client().get("/stream").text
+            assert "work only during a request" in str(decide())
+    assert "work only during a request" in app.test_client().get("/stream").text
     assert "no transaction of this request" in app.test_client().get("/statement").text
 
 

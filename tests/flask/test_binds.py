@@ -130,7 +130,7 @@ def test_a_setting_that_is_like_none_is_left_alone(config: dict[str, Any], caplo
     PGMonkey(app)
     (record,) = caplog.records
     assert record.getMessage().startswith(
-        "shop: PGMONKEY_DASHBOARD: unknown setting ignored; there are PGMONKEY_CONFIG,"
+        "shop: PGMONKEY_DASHBOARD: unknown setting ignored; use one of PGMONKEY_CONFIG,"
     )
 
 

@@ -64,8 +64,8 @@ def test_stats_where_the_folder_of_the_live_view_is_somebody_elses(
 def test_check(app: Flask, allowed: int) -> None:
     assert run(app, "check") == (
         0,
-        f"default: fine; at most 4 connections a process, the server allows {allowed}\n"
-        f"reports: fine; at most 4 connections a process, the server allows {allowed}\n",
+        f"default: OK; at most 4 connections per process, the server allows {allowed}\n"
+        f"reports: OK; at most 4 connections per process, the server allows {allowed}\n",
     )
 
 

@@ -363,7 +363,7 @@ def test_a_client_that_leaves_in_the_middle_leaves_nothing(where: str, box: Sand
 
 
 def test_only_who_knows_the_secret_comes_in(box: Sandbox) -> None:
-    with pytest.raises(psycopg.OperationalError, match="not the password of the sandbox"):
+    with pytest.raises(psycopg.OperationalError, match="wrong password for the sandbox"):
         psycopg.connect(box.dsn, password="guessed")
 
 
