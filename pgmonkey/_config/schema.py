@@ -439,7 +439,7 @@ class _Checker:
             text.encode()
         except UnicodeEncodeError:  # bytes in the environment that are not UTF-8, or half of a surrogate pair
             shown = self._shown(path, key, text)
-            raise self._error(path, f"{shown} contains bytes that are not UTF-8; encode it as UTF-8") from None
+            raise self._error(path, f"{shown} holds bytes that are not UTF-8; encode it as UTF-8") from None
 
     def _settings(self, name: str) -> dict[str, str]:
         settings: dict[str, str] = {}

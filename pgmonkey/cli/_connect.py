@@ -28,7 +28,7 @@ _ROUND_TRIPS = 5
 _NEXT = (
     (r"\$\{", True, "resolve the references in the file with --resolve-env"),
     (
-        r"failed to resolve host|could not translate host name",
+        r"failed to resolve host|could not translate host name|was not resolved",
         False,
         "check the spelling of host, and that this machine can resolve it",
     ),
