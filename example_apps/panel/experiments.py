@@ -193,7 +193,9 @@ def restart(bench: Bench) -> None:
     known = all(answer.status in (200, 500) or "Retry-After" in answer.headers for answer in answers)
     bench.see(known, f"PostgreSQL was away for {away:.1f} s. A client that opened pages meanwhile got {counted}.")
     if known:
-        bench.see(True, "Each 503 came with Retry-After. A 500 is the page that was being made when the server ended.")
+        interrupted = any(answer.status == 500 for answer in answers)
+        about = " A 500 is a page that was being rendered when the server stopped." if interrupted else ""
+        bench.see(True, f"Each 503 came with Retry-After.{about}")
     first: list[Answer] = []
     seconds = wait(lambda: first.append(bench.get()) or first[-1].status == 200)
     bench.see(first[-1].status == 200, f"The next page after that: {first[-1]}, within {seconds:.2f} s.")
