@@ -50,9 +50,6 @@ _IDLE, _NO_PIPELINE = int(pq.TransactionStatus.IDLE), int(pq.PipelineStatus.OFF)
 _ACTIVE = int(pq.TransactionStatus.ACTIVE)
 # Seconds between two looks at what may have been left undone, however many wait.
 _LOOK_EVERY = 0.2
-# To look at all objects of the program, for connections that were lost among them, may take one part in so many of the
-# time.
-_COLLECT_SHARE = 20
 # Minimum of seconds between two looks at connections that are lent and should be replaced.
 _RENEWAL_GRAIN = 0.02
 LISTEN_EVERY = 1.0
@@ -126,7 +123,6 @@ class Ledger(ABC, Generic[P, W]):
         self._counters: dict[str, float] = dict.fromkeys(_COUNTS, 0)
         self._last_error: str | None = None
         self._looked_at = 0.0
-        self._collect_at = 0.0
         self._listen_at = 0.0
         # What tracers replace.
         self._methods = connections.__dict__
@@ -272,16 +268,6 @@ class Ledger(ABC, Generic[P, W]):
             for pooled in self._connected():
                 pooled.settle_place()
             gc.collect(1)
-            # Unless it has survived a collection: all objects are looked at before a borrower waits in vain for it, and
-            # early enough to connect, as what was lost in use is closed.
-            waiter = next(iter(self._waiters), None)
-            if (
-                waiter is not None
-                and now >= self._collect_at
-                and waiter.deadline - now < max(_TO_CONNECT + _LOOK_EVERY, self._settings.timeout / 2)
-            ):
-                gc.collect()
-                self._collect_at = now + _COLLECT_SHARE * (monotonic() - now)
         self.serve()
 
     def _hand_on(self, pooled: P | None) -> bool:

@@ -94,7 +94,7 @@ def test_a_block_that_is_made_beside_the_first_statement_can_be_forgotten(config
     database, block = Database(pools(config)), None
     with pytest.raises(psycopg.ProgrammingError, match="savepoints must nest"):
         with database.transaction() as connection:
-            first = Beside(lambda: database.fetch_value("SELECT pg_sleep(0.5) IS NULL"))
+            first = Beside(lambda: database.fetch_value("SELECT pg_sleep(2) IS NULL"))
             while connection.pgconn.pipeline_status == PipelineStatus.OFF:
                 sleep(0.001)
             block = connection.transaction()
@@ -140,21 +140,6 @@ def borrow_idle(handle: ConnectionHandle) -> tuple[Any, list[object]]:
     lease.connection.execute("SELECT 1")
     lease.connection.commit()
     return lease.connection, [lease]
-
-
-def test_what_was_lost_in_an_old_cycle_comes_back_before_a_borrower_gives_up(config: dict[str, Any]) -> None:
-    get: Any = PGConnectionManager().get_database_connection_from_dict
-    handle = get(pools(config, max_size=1, timeout=10), POOL_KIND)
-    gc.disable()
-    try:
-        _, cycle = borrow_idle(handle)
-        cycle.append(cycle)
-        gc.collect()  # the cycle is old from now on
-        del cycle
-        with handle as connection:
-            connection.execute("SELECT 1")
-    finally:
-        gc.enable()
 
 
 def in_another_thread(function: Callable[[], object]) -> None:

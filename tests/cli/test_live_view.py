@@ -138,7 +138,7 @@ def test_four_workers_of_gunicorn(
     backends = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
     def seen() -> telemetry.PoolView:
-        (view,) = telemetry.look({"pool 'shop'"})
+        (view,) = until(lambda: telemetry.look({"pool 'shop'"}))  # a busy worker answers too late
         return view
 
     def agreed() -> telemetry.PoolView | None:

@@ -207,7 +207,7 @@ def test_a_teardown_function_that_raises_makes_no_error_of_what_is_stored(
     http = app.test_client()
     assert http.post("/200").status_code == 200
     (logged,) = [record for record in caplog.records if record.name == app.name]
-    assert logged.message.startswith("POST /<int:status> is committed")
+    assert logged.message.startswith("POST /<int:status> was committed")
     assert logged.exc_info is not None
     assert logged.exc_info[0] is ZeroDivisionError
     app.config["PROPAGATE_EXCEPTIONS"] = True
