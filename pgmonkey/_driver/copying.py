@@ -103,7 +103,8 @@ def copy_out(query: Statement, options: Layout) -> Any:
     # The line breaks: it may end with a comment.
     if isinstance(query, Template):
         how = options.composed().as_string(None)
-        return Template("COPY (\n") + query + Template(f"\n) TO STDOUT WITH ({how})")
+        begin: Any = Template("COPY (\n")  # which only Python 3.14 has
+        return begin + query + Template(f"\n) TO STDOUT WITH ({how})")
     if isinstance(query, sql.Composable):
         what = sql.SQL("(\n{}\n)").format(query)
     elif isinstance(query, (str, bytes)):
