@@ -156,8 +156,8 @@ class Server:
         self._settings = dict(settings or {})
         self._temporary: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._pid = 0
-        """The process that has started it."""
+        self._pid = os.getpid()
+        """The process that it belongs to: the one that has started it."""
         self._bin = Path()
 
     def __enter__(self) -> Self:
