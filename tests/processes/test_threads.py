@@ -40,7 +40,7 @@ database.close()
 """
 
 
-@pytest.mark.skipif(sys.version_info < (3, 14), reason="there, no thread inherits a context")
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="before Python 3.14 no thread inherits a context")
 def test_a_pools_threads_have_not_the_context_of_a_borrower(config: dict[str, Any]) -> None:
     flags = ("-W", "error", "-X", "thread_inherit_context=1")
     threads = run(PROGRAM, pools(config, min_size=2, max_size=2), flags=flags)
